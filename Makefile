@@ -1,0 +1,45 @@
+# flock: everything a person or CI runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED = 0
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X flock.fritzlab.net/flock/pkg/version.Version=$(VERSION)
+TOOL     := go tool -modfile=tools/go.mod
+PROGRAMS := $(notdir $(wildcard cmd/*))
+
+.PHONY: help
+help: ## Say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: $(addprefix bin/,$(PROGRAMS)) ## Build flock's programs into bin/
+
+.PHONY: $(addprefix bin/,$(PROGRAMS))
+$(addprefix bin/,$(PROGRAMS)): bin/%:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+.PHONY: generate
+generate: ## Make the deepcopy code and the CRDs from the API types
+	$(TOOL) controller-gen object crd:crdVersions=v1 paths=./pkg/api/... output:crd:dir=deploy/crds
+
+.PHONY: check-generated
+check-generated: generate ## Fail if what is generated is not what is committed
+	@git diff --exit-code --stat -- pkg/api deploy/crds || { echo "generated files are out of date: run 'make generate' and commit the result" >&2; exit 1; }
+
+.PHONY: lint
+lint: ## Run gofmt, go vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:" $$unformatted >&2; exit 1; }
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+.PHONY: test-unit
+test-unit: ## Run the pure tests and those in network namespaces (root)
+	go test ./...
+
+.PHONY: check
+check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
+
+.PHONY: test
+test: check ## Run all tests

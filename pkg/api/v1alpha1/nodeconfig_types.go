@@ -1,0 +1,137 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// NodeConfig is the network configuration of the node of the same name: which
+// addresses its pods get and to which routers it announces them.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,shortName=nc
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="IPv6",type=string,JSONPath=`.spec.podCIDRs.ipv6`
+// +kubebuilder:printcolumn:name="IPv4",type=string,JSONPath=`.spec.podCIDRs.ipv4`
+// +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.bgp.localAS`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type NodeConfig struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec NodeConfigSpec `json:"spec"`
+	// +optional
+	Status NodeConfigStatus `json:"status,omitempty"`
+}
+
+// NodeConfigList is a list of NodeConfigs.
+//
+// +kubebuilder:object:root=true
+type NodeConfigList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []NodeConfig `json:"items"`
+}
+
+// CIDR is a prefix in CIDR notation (RFC 4632, RFC 4291 section 2.3) without
+// host bits: 2001:db8:1::/64, not 2001:db8:1::7/64.
+//
+// +kubebuilder:validation:MaxLength=43
+// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="not a CIDR: want an address, a slash and a prefix length, as in 2001:db8:1::/64 or 10.1.0.0/24"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).masked() == cidr(self)",message="has bits set behind the prefix length: want the network's own address, as in 2001:db8:1::/64 or 10.1.0.0/24"
+type CIDR string
+
+// NodeConfigSpec is what the operator wants of the node.
+type NodeConfigSpec struct {
+	// PodCIDRs are the prefixes that the node's pods get their addresses from.
+	// Each is announced as one summary.
+	PodCIDRs PodCIDRs `json:"podCIDRs"`
+
+	// Defaults hold for pods that do not say otherwise by annotation.
+	// +optional
+	Defaults Defaults `json:"defaults,omitempty"`
+
+	// MTU of the pods' links, in bytes. 0 or absent: the smallest MTU of the
+	// interfaces that carry the node's default routes.
+	// +kubebuilder:validation:XValidation:rule="self == 0 || (self >= 1280 && self <= 65535)",message="must be 0 (take the uplink's) or between 1280, the least that IPv6 works with (RFC 8200 section 5), and 65535"
+	// +optional
+	MTU int32 `json:"mtu,omitempty"`
+
+	// BGP announces the node's prefixes to its routers. Absent: no routing
+	// daemon is configured; something else must route the prefixes here.
+	// +optional
+	BGP *BGP `json:"bgp,omitempty"`
+}
+
+// PodCIDRs are a node's pod prefixes by family. A prefix must not overlap another
+// of the same node.
+//
+// +kubebuilder:validation:XValidation:rule="size(self.ipv6) + size(self.ipv4) > 0",message="name at least one CIDR under ipv6 or ipv4"
+type PodCIDRs struct {
+	// IPv6 prefixes, /48 to /120.
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 6)",message="holds an IPv4 CIDR: put it under podCIDRs.ipv4"
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 6 || (cidr(c).prefixLength() >= 48 && cidr(c).prefixLength() <= 120))",message="an IPv6 prefix length must be between /48 and /120"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
+	// +listType=atomic
+	// +optional
+	// +kubebuilder:default={}
+	IPv6 []CIDR `json:"ipv6"`
+
+	// IPv4 prefixes, /8 to /30.
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 4)",message="holds an IPv6 CIDR: put it under podCIDRs.ipv6"
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 4 || (cidr(c).prefixLength() >= 8 && cidr(c).prefixLength() <= 30))",message="an IPv4 prefix length must be between /8 and /30"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
+	// +listType=atomic
+	// +optional
+	// +kubebuilder:default={}
+	IPv4 []CIDR `json:"ipv4"`
+
+	// Exclude lists ranges, or single addresses as /128 or /32, that no pod
+	// is given: addresses that something else on the network holds.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	Exclude []CIDR `json:"exclude,omitempty"`
+
+	// QuarantineSeconds is how long an IPv4 address rests after its pod has
+	// gone, so that what is still on its way to the old pod does not reach a
+	// new one. Default 60.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=86400
+	// +optional
+	QuarantineSeconds *int32 `json:"quarantineSeconds,omitempty"`
+}
+
+// Defaults are the answers to what a pod's annotations leave open.
+type Defaults struct {
+	// IPv6 tells whether pods get an IPv6 address. Default true.
+	// +optional
+	IPv6 *bool `json:"ipv6,omitempty"`
+	// IPv4 tells whether pods get an IPv4 address. Default false.
+	// +optional
+	IPv4 *bool `json:"ipv4,omitempty"`
+	// IPAlgo is how the interface identifier of a pod's IPv6 address is made:
+	// an ordered list of namespace, app and image. Empty: random.
+	// +kubebuilder:validation:MaxItems=3
+	// +listType=set
+	// +optional
+	IPAlgo []IPAlgo `json:"ipAlgo,omitempty"`
+}
+
+// IPAlgo names a field of the pod whose hash goes into its interface identifier.
+//
+// +kubebuilder:validation:Enum=namespace;app;image
+type IPAlgo string
+
+// NodeConfigStatus is what the agent of the node saw last.
+type NodeConfigStatus struct {
+	// Conditions: Ready (pods are served, with the reason why not).
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// ObservedGeneration is the metadata.generation that the agent acted on last.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+}

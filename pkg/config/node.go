@@ -1,0 +1,137 @@
+// Package config turns the API's objects into types that cannot hold a bad
+// value. It is pure: strings are parsed here once, and everything behind it
+// works on netip values. What the API server's validation lets through wrongly,
+// or what was written past it, is refused here with the field's name.
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// DefaultQuarantine is how long a released IPv4 address rests when
+// spec.podCIDRs.quarantineSeconds is absent.
+const DefaultQuarantine = 60 * time.Second
+
+// Node is what a valid NodeConfig says.
+type Node struct {
+	// IPv6 and IPv4 are the pod CIDRs, masked, in the order given.
+	IPv6, IPv4 []netip.Prefix
+	// Exclude are the ranges in which no address is handed out.
+	Exclude []netip.Prefix
+	// Quarantine is how long an IPv4 address rests after its release.
+	Quarantine time.Duration
+	// Defaults answer what a pod's annotations leave open.
+	Defaults Defaults
+	// MTU of the pods' links in bytes; 0: the uplink's.
+	MTU int
+	// BGP is nil where the node announces nothing by BGP.
+	BGP *BGP
+}
+
+// Defaults are the node's answers for pods without annotations.
+type Defaults struct {
+	IPv6, IPv4 bool
+	// IPAlgo lists what goes into the interface identifier; empty: random.
+	IPAlgo []v1alpha1.IPAlgo
+}
+
+// Summaries are the prefixes that the node announces, IPv6 first.
+func (n Node) Summaries() []netip.Prefix {
+	return slices.Concat(n.IPv6, n.IPv4)
+}
+
+// ParseNode checks nc and returns it typed. The error joins everything that is
+// wrong, each with the field, its value and what is wanted.
+func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
+	spec := field.NewPath("spec")
+	n := Node{
+		Quarantine: DefaultQuarantine,
+		Defaults:   Defaults{IPv6: true, IPAlgo: slices.Clone(nc.Spec.Defaults.IPAlgo)},
+		MTU:        int(nc.Spec.MTU),
+	}
+	var errs field.ErrorList
+
+	cidrs := spec.Child("podCIDRs")
+	n.IPv6 = parseCIDRs(cidrs.Child("ipv6"), nc.Spec.PodCIDRs.IPv6, &errs)
+	n.IPv4 = parseCIDRs(cidrs.Child("ipv4"), nc.Spec.PodCIDRs.IPv4, &errs)
+	n.Exclude = parseCIDRs(cidrs.Child("exclude"), nc.Spec.PodCIDRs.Exclude, &errs)
+	if len(nc.Spec.PodCIDRs.IPv6)+len(nc.Spec.PodCIDRs.IPv4) == 0 {
+		errs = append(errs, field.Required(cidrs, "name at least one CIDR under ipv6 or ipv4"))
+	}
+	checkFamily(cidrs.Child("ipv6"), n.IPv6, netip.Addr.Is6, 48, 120, &errs)
+	checkFamily(cidrs.Child("ipv4"), n.IPv4, netip.Addr.Is4, 8, 30, &errs)
+	checkOverlap(cidrs.Child("ipv6"), n.IPv6, &errs)
+	checkOverlap(cidrs.Child("ipv4"), n.IPv4, &errs)
+	if q := nc.Spec.PodCIDRs.QuarantineSeconds; q != nil {
+		if *q < 0 || *q > 86400 {
+			errs = append(errs, field.Invalid(cidrs.Child("quarantineSeconds"), *q, "must be between 0 and 86400 seconds"))
+		}
+		n.Quarantine = time.Duration(*q) * time.Second
+	}
+
+	if v := nc.Spec.Defaults.IPv6; v != nil {
+		n.Defaults.IPv6 = *v
+	}
+	if v := nc.Spec.Defaults.IPv4; v != nil {
+		n.Defaults.IPv4 = *v
+	}
+	if !n.Defaults.IPv6 && !n.Defaults.IPv4 {
+		errs = append(errs, field.Invalid(spec.Child("defaults"), "ipv6: false, ipv4: false", "leave at least one family on, or no pod without annotations can start"))
+	}
+	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
+		errs = append(errs, field.Invalid(spec.Child("mtu"), n.MTU, "must be 0 (take the uplink's) or between 1280 and 65535"))
+	}
+	if nc.Spec.BGP != nil {
+		n.BGP = parseBGP(spec.Child("bgp"), nc.Spec.BGP, &errs)
+	}
+	if err := errs.ToAggregate(); err != nil {
+		return Node{}, fmt.Errorf("nodeconfig %s: %w", nc.Name, err)
+	}
+	return n, nil
+}
+
+func parseCIDRs(path *field.Path, cidrs []v1alpha1.CIDR, errs *field.ErrorList) []netip.Prefix {
+	var ps []netip.Prefix
+	for i, c := range cidrs {
+		p, err := netip.ParsePrefix(string(c))
+		switch {
+		case err != nil || p.Addr().Is4In6():
+			*errs = append(*errs, field.Invalid(path.Index(i), c, "not a CIDR: want an address, a slash and a prefix length, as in 2001:db8:1::/64 or 10.1.0.0/24"))
+		case p != p.Masked():
+			*errs = append(*errs, field.Invalid(path.Index(i), c, fmt.Sprintf("has bits set behind the prefix length: want %s", p.Masked())))
+		default:
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+func checkFamily(path *field.Path, ps []netip.Prefix, is func(netip.Addr) bool, minBits, maxBits int, errs *field.ErrorList) {
+	for _, p := range ps {
+		switch {
+		case !is(p.Addr()):
+			*errs = append(*errs, field.Invalid(path, p.String(), "is of the other family: list IPv6 CIDRs under ipv6 and IPv4 CIDRs under ipv4"))
+		case p.Bits() < minBits || p.Bits() > maxBits:
+			*errs = append(*errs, field.Invalid(path, p.String(), fmt.Sprintf("the prefix length must be between /%d and /%d", minBits, maxBits)))
+		case !p.Addr().IsGlobalUnicast():
+			*errs = append(*errs, field.Invalid(path, p.String(), "must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"))
+		}
+	}
+}
+
+func checkOverlap(path *field.Path, ps []netip.Prefix, errs *field.ErrorList) {
+	for i, p := range ps {
+		for _, q := range ps[:i] {
+			if p.Overlaps(q) {
+				*errs = append(*errs, field.Invalid(path, p.String(), fmt.Sprintf("overlaps %s: each prefix may be listed once and must not contain another", q)))
+			}
+		}
+	}
+}
