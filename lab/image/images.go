@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"io/fs"
 	"path/filepath"
 )
 
@@ -49,7 +50,10 @@ func Echo(bin string) Spec {
 		Entrypoint: []string{"/echo"},
 		Env:        []string{"PATH=/"},
 		User:       "65532:65532",
-		Entries:    []Entry{File("/echo", filepath.Join(bin, "echo"))},
+		Entries: []Entry{
+			File("/echo", filepath.Join(bin, "echo")),
+			{Path: "/state", Mode: fs.ModeDir | 0o755, UID: 65532, GID: 65532},
+		},
 	}
 }
 
