@@ -1,0 +1,329 @@
+package cni
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"flock.fritzlab.net/flock/pkg/cni/wire"
+)
+
+// The commands of the CNI spec that reach the agent; VERSION is the plugin's.
+const (
+	CommandAdd    = "ADD"
+	CommandDel    = "DEL"
+	CommandCheck  = "CHECK"
+	CommandGC     = "GC"
+	CommandStatus = "STATUS"
+)
+
+// SupportedVersions are the spec versions flock speaks, oldest first.
+var SupportedVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+
+// latestVersion is used to talk to a runtime that did not say what it speaks.
+const latestVersion = "1.1.0"
+
+// Call is one call of a runtime, checked: the fields that the spec requires for
+// its command are there and well formed.
+type Call struct {
+	Command     string
+	ContainerID string // empty for GC and STATUS
+	IfName      string // the interface's name in the pod; empty for GC and STATUS
+	NetNSPath   string // as the runtime named it, in the runtime's mount namespace
+	Pod         PodRef // zero if the runtime is not Kubernetes'
+	Config      Config
+
+	// NetNS is the pod's network namespace, checked to be one and not the
+	// node's own. It is never nil for ADD and CHECK; for DEL it is nil if the
+	// namespace is gone. It is closed when the Backend's method returns.
+	NetNS *os.File
+}
+
+// AttachmentID names an attachment as the CNI spec does: one interface of one
+// container in the network.
+type AttachmentID struct {
+	ContainerID string
+	IfName      string
+}
+
+// Attachment returns which attachment the call is about.
+func (c *Call) Attachment() AttachmentID {
+	return AttachmentID{ContainerID: c.ContainerID, IfName: c.IfName}
+}
+
+// PodRef says which pod a sandbox is for, from CNI_ARGS.
+type PodRef struct {
+	Namespace string
+	Name      string
+	UID       string // may be empty: old runtimes don't give it
+}
+
+// String returns namespace/name, as kubectl users write it.
+func (p PodRef) String() string { return p.Namespace + "/" + p.Name }
+
+// Config is what flock reads of its network configuration.
+type Config struct {
+	CNIVersion string
+	Name       string // the network's
+	// MTU is the pod's in bytes: runtimeConfig.mtu, else mtu, else 0 for
+	// "not said".
+	MTU int
+	// PrevResult is what the plugins before this one returned for ADD, and what
+	// the whole list returned for CHECK and DEL; nil if the runtime gave none.
+	PrevResult *types100.Result
+	// Raw is the whole configuration as the runtime gave it.
+	Raw json.RawMessage
+
+	valid []AttachmentID // GC: what must stay
+}
+
+// parseCall reads what the plugin sent. The version it returns is the one to
+// answer in, and is right as far as it could be known when err is not nil.
+func parseCall(r wire.Request) (c *Call, cniVersion string, err error) {
+	env := environment(r.Env)
+	c = &Call{
+		Command:     env["CNI_COMMAND"],
+		ContainerID: env["CNI_CONTAINERID"],
+		IfName:      env["CNI_IFNAME"],
+		NetNSPath:   env["CNI_NETNS"],
+	}
+	cniVersion = latestVersion
+	c.Config, err = parseConfig(r.Stdin)
+	if isVersion(c.Config.CNIVersion) {
+		cniVersion = c.Config.CNIVersion
+	}
+	if err != nil {
+		return nil, cniVersion, err
+	}
+	if err := checkCommand(c.Command, c.Config.CNIVersion); err != nil {
+		return nil, cniVersion, err
+	}
+	switch c.Command {
+	case CommandAdd, CommandDel, CommandCheck:
+		err = c.checkAttachment(env["CNI_ARGS"])
+	case CommandGC:
+		c.Config.valid, err = parseValid(r.Stdin)
+	}
+	if err != nil {
+		return nil, cniVersion, err
+	}
+	return c, cniVersion, nil
+}
+
+func environment(kvs []string) map[string]string {
+	env := make(map[string]string, len(kvs))
+	for _, kv := range kvs {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	return env
+}
+
+func isVersion(s string) bool {
+	_, _, _, err := version.ParseVersion(s)
+	return s != "" && err == nil
+}
+
+// parseConfig reads the configuration. On an error the version is filled in if
+// it could be read.
+func parseConfig(stdin []byte) (Config, error) {
+	var raw struct {
+		CNIVersion    string          `json:"cniVersion"`
+		Name          string          `json:"name"`
+		MTU           *int            `json:"mtu"`
+		PrevResult    json.RawMessage `json:"prevResult"`
+		RuntimeConfig struct {
+			MTU *int `json:"mtu"`
+		} `json:"runtimeConfig"`
+	}
+	if err := json.Unmarshal(stdin, &raw); err != nil {
+		var wrongType *json.UnmarshalTypeError
+		if errors.As(err, &wrongType) && wrongType.Field != "" {
+			return Config{CNIVersion: raw.CNIVersion}, InvalidConfig("network configuration: %s: is a JSON %s, want %s", wrongType.Field, wrongType.Value, wrongType.Type)
+		}
+		return Config{}, newError(CodeDecode, "network configuration on standard input is not a JSON object: %w", err)
+	}
+	c := Config{CNIVersion: raw.CNIVersion, Name: raw.Name, Raw: slices.Clone(stdin)}
+	if !slices.Contains(SupportedVersions, c.CNIVersion) {
+		return c, newError(CodeIncompatibleVersion, "network configuration: cniVersion=%q: flock speaks %s", c.CNIVersion, strings.Join(SupportedVersions, ", "))
+	}
+	if !validName(c.Name) {
+		return c, InvalidConfig("network configuration: name=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", c.Name)
+	}
+	// Below 1,280 bytes there is no IPv6 (RFC 8200 section 5).
+	for _, m := range []struct {
+		field string
+		mtu   *int
+	}{{"mtu", raw.MTU}, {"runtimeConfig.mtu", raw.RuntimeConfig.MTU}} {
+		if m.mtu == nil {
+			continue
+		}
+		if *m.mtu != 0 && (*m.mtu < 1280 || *m.mtu > 65535) {
+			return c, InvalidConfig("network configuration: %s=%d: want 1280 to 65535, or 0 to leave it to the agent", m.field, *m.mtu)
+		}
+		c.MTU = *m.mtu
+	}
+	if len(raw.PrevResult) > 0 && string(raw.PrevResult) != "null" {
+		prev, err := parsePrevResult(c.CNIVersion, raw.PrevResult)
+		if err != nil {
+			return c, newError(CodeDecode, "network configuration: prevResult: %w", err)
+		}
+		c.PrevResult = prev
+	}
+	return c, nil
+}
+
+// parsePrevResult reads a result in whichever version it says it is, as plugins
+// of other versions may stand in the same list, or in the list's if it says none.
+func parsePrevResult(cniVersion string, raw []byte) (*types100.Result, error) {
+	var said struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.Unmarshal(raw, &said); err != nil {
+		return nil, err
+	}
+	if said.CNIVersion == "" {
+		var fields map[string]any
+		if err := json.Unmarshal(raw, &fields); err != nil {
+			return nil, err
+		}
+		fields["cniVersion"] = cniVersion
+		withVersion, err := json.Marshal(fields)
+		if err != nil {
+			return nil, err
+		}
+		said.CNIVersion, raw = cniVersion, withVersion
+	}
+	result, err := version.NewResult(said.CNIVersion, raw)
+	if err != nil {
+		return nil, err
+	}
+	return types100.NewResultFromResult(result)
+}
+
+// checkCommand says whether command is one, and one that cniVersion has.
+func checkCommand(command, cniVersion string) error {
+	since := map[string]string{
+		CommandAdd:    "0.3.1",
+		CommandDel:    "0.3.1",
+		CommandCheck:  "0.4.0",
+		CommandGC:     "1.1.0",
+		CommandStatus: "1.1.0",
+	}
+	first, known := since[command]
+	if !known {
+		return InvalidEnvironment("CNI_COMMAND=%q: want ADD, DEL, CHECK, GC, STATUS or VERSION", command)
+	}
+	// The supported versions are in order, and cniVersion is one of them.
+	if slices.Index(SupportedVersions, cniVersion) < slices.Index(SupportedVersions, first) {
+		return newError(CodeIncompatibleVersion, "CNI_COMMAND=%s needs cniVersion %s or later in the network configuration, which says %s", command, first, cniVersion)
+	}
+	return nil
+}
+
+// checkAttachment checks what ADD, DEL and CHECK need, and reads CNI_ARGS.
+func (c *Call) checkAttachment(args string) error {
+	if !validName(c.ContainerID) {
+		return InvalidEnvironment("CNI_CONTAINERID=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", c.ContainerID)
+	}
+	if !validIfName(c.IfName) {
+		return InvalidEnvironment("CNI_IFNAME=%q: want 1 to 15 characters, not '.' or '..', with no '/', ':' or space", c.IfName)
+	}
+	if c.NetNSPath == "" && c.Command != CommandDel {
+		return InvalidEnvironment("CNI_NETNS is not set: %s needs the pod's network namespace", c.Command)
+	}
+	if c.Command == CommandAdd && c.Config.PrevResult != nil {
+		return InvalidConfig("network configuration: a plugin stands before flock in the list of network %q: flock makes the pod's interface, so it must be the first", c.Config.Name)
+	}
+	if c.Command == CommandCheck && c.Config.PrevResult == nil {
+		return InvalidConfig("network configuration: prevResult is missing: CHECK needs what ADD returned")
+	}
+	pod, err := parsePodRef(args)
+	if err != nil {
+		return err
+	}
+	c.Pod = pod
+	return nil
+}
+
+// parsePodRef reads CNI_ARGS, "K=V;K=V", passing over keys that are not ours
+// (as containerd's IgnoreUnknown=1 asks).
+func parsePodRef(args string) (PodRef, error) {
+	var p PodRef
+	if args == "" {
+		return p, nil
+	}
+	for pair := range strings.SplitSeq(args, ";") {
+		if pair == "" {
+			continue
+		}
+		k, v, found := strings.Cut(pair, "=")
+		if !found {
+			return PodRef{}, InvalidEnvironment("CNI_ARGS=%q: %q is not KEY=VALUE", args, pair)
+		}
+		switch k {
+		case "K8S_POD_NAMESPACE":
+			p.Namespace = v
+		case "K8S_POD_NAME":
+			p.Name = v
+		case "K8S_POD_UID":
+			p.UID = v
+		}
+	}
+	if (p.Namespace == "") != (p.Name == "") {
+		return PodRef{}, InvalidEnvironment("CNI_ARGS=%q: want both K8S_POD_NAMESPACE and K8S_POD_NAME, or neither", args)
+	}
+	return p, nil
+}
+
+// parseValid reads GC's list. A list that is not there must not be taken for an
+// empty one: everything would be deleted. libcni writes an empty one as null.
+func parseValid(stdin []byte) ([]AttachmentID, error) {
+	const key = "cni.dev/valid-attachments"
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(stdin, &fields); err != nil {
+		return nil, newError(CodeDecode, "network configuration: %w", err)
+	}
+	raw, there := fields[key]
+	if !there {
+		return nil, InvalidConfig("network configuration: %s is missing: GC needs the attachments to keep", key)
+	}
+	var listed []types.GCAttachment
+	if err := json.Unmarshal(raw, &listed); err != nil {
+		return nil, InvalidConfig("network configuration: %s: %w", key, err)
+	}
+	valid := make([]AttachmentID, 0, len(listed))
+	for _, a := range listed {
+		if !validName(a.ContainerID) || !validIfName(a.IfName) {
+			return nil, InvalidConfig("network configuration: %s: containerID=%q ifname=%q: not an attachment", key, a.ContainerID, a.IfName)
+		}
+		valid = append(valid, AttachmentID{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	return valid, nil
+}
+
+// nameShape is the spec's for container IDs and network names ("Parameters").
+var nameShape = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+func validName(s string) bool { return nameShape.MatchString(s) }
+
+// validIfName is what the kernel accepts as a name (dev_valid_name).
+func validIfName(s string) bool {
+	if s == "" || len(s) > 15 || s == "." || s == ".." {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c == '/', c == ':', c == ' ', c == 0xa0, c == 0, '\t' <= c && c <= '\r':
+			return false
+		}
+	}
+	return true
+}
