@@ -1,0 +1,224 @@
+// Package ledger keeps the promises of a node: which attachment holds which
+// addresses. It moves the allocator and the store together.
+//
+// Its invariants: an address is recorded before anybody can use it, and is free
+// only after the record says that nobody does; whatever the process was doing
+// when it was killed, opening the ledger again holds every address that a pod
+// may have. It never touches the network.
+package ledger
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/ipam"
+	"flock.fritzlab.net/flock/pkg/store"
+)
+
+// ErrReleasing says that an attachment was given up and is not gone yet.
+var ErrReleasing = errors.New("the attachment was released and its link is still being deleted")
+
+// Ledger is safe for concurrent use.
+type Ledger struct {
+	now        func() time.Time
+	quarantine time.Duration
+
+	mu      sync.Mutex // guards all below, and each write to the store
+	store   *store.Store
+	alloc   *ipam.Allocator
+	records map[store.ID]store.Record
+	resting []store.Record // by RestsSince
+}
+
+// Open reads the ledger in dir, or begins one. Until Configure it gives out
+// nothing. now is time.Now but for tests.
+func Open(dir string, now func() time.Time) (*Ledger, error) {
+	s, records, err := store.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Ledger{
+		now:     now,
+		store:   s,
+		alloc:   ipam.New(ipam.Config{}, rand.Reader),
+		records: map[store.ID]store.Record{},
+	}
+	// In the order of their rest, so that the allocator sees it too; and before
+	// what is in use, because an address may be in both.
+	slices.SortStableFunc(records, func(a, b store.Record) int { return a.RestsSince.Compare(b.RestsSince) })
+	for _, r := range records {
+		if r.State == store.Resting {
+			l.hold(r)
+			l.rest(r)
+		}
+	}
+	for _, r := range records {
+		if r.State != store.Resting {
+			if err := l.hold(r); err != nil {
+				return nil, fmt.Errorf("attachment %s: %w", r.ID, err)
+			}
+			l.records[r.ID] = r
+		}
+	}
+	return l, nil
+}
+
+// Configure sets what addresses are handed out of from now on. Promises stay.
+func (l *Ledger) Configure(c ipam.Config) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.quarantine = c.Quarantine
+	l.alloc.Configure(c)
+}
+
+// Promise takes an address for each request and records them, with what r says
+// of the attachment, as pending. Asked again for an attachment that it has
+// promised, it returns that promise: created is false then.
+func (l *Ledger) Promise(r store.Record, requests []ipam.Request) (promised store.Record, created bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if known, ok := l.records[r.ID]; ok {
+		if known.State == store.Released {
+			return store.Record{}, false, ErrReleasing
+		}
+		return known, false, nil
+	}
+	now := l.now()
+	l.expire(now)
+	r.State, r.Addrs, r.RestsSince = store.Pending, nil, time.Time{}
+	undo := func() {
+		for _, a := range r.Addrs {
+			l.alloc.Release(a.Addr, time.Time{}) // never used: no rest
+		}
+	}
+	for _, want := range requests {
+		lease, err := l.alloc.Allocate(want, now)
+		if err != nil {
+			undo()
+			return store.Record{}, false, err
+		}
+		r.Addrs = append(r.Addrs, store.Address(lease))
+	}
+	if err := l.store.Put(r); err != nil {
+		undo()
+		return store.Record{}, false, err
+	}
+	l.records[r.ID] = r
+	return r, true, nil
+}
+
+// Commit records that the attachment is wired.
+func (l *Ledger) Commit(id store.ID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.move(id, store.Committed)
+}
+
+// Release records that the attachment is given up. Its addresses stay held until
+// Free. False: there is no such attachment.
+func (l *Ledger) Release(id store.ID) (store.Record, bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.move(id, store.Released); err != nil {
+		return store.Record{}, false, err
+	}
+	r, ok := l.records[id]
+	return r, ok, nil
+}
+
+// Free records that the attachment's link is gone; its addresses rest from now.
+func (l *Ledger) Free(id store.ID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.records[id]
+	if !ok {
+		return nil
+	}
+	r.State, r.RestsSince = store.Resting, l.now()
+	if err := l.store.Put(r); err != nil {
+		return err
+	}
+	delete(l.records, id)
+	l.rest(r)
+	l.expire(r.RestsSince)
+	return nil
+}
+
+// Records returns the attachments that are not gone, by ID.
+func (l *Ledger) Records() []store.Record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]store.Record, 0, len(l.records))
+	for _, r := range l.records {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b store.Record) int {
+		return cmp.Or(strings.Compare(a.ContainerID, b.ContainerID), strings.Compare(a.IfName, b.IfName))
+	})
+	return out
+}
+
+// Lookup returns the record of id, unless it is gone.
+func (l *Ledger) Lookup(id store.ID) (store.Record, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.records[id]
+	return r, ok
+}
+
+// Retired returns the CIDRs that are no longer configured but in which an
+// attachment still holds an address.
+func (l *Ledger) Retired() []netip.Prefix {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.alloc.Retired()
+}
+
+// move writes first: what the record says is what is remembered.
+func (l *Ledger) move(id store.ID, to store.State) error {
+	r, ok := l.records[id]
+	if !ok || r.State == to {
+		return nil
+	}
+	r.State = to
+	if err := l.store.Put(r); err != nil {
+		return err
+	}
+	l.records[id] = r
+	return nil
+}
+
+func (l *Ledger) hold(r store.Record) error {
+	for _, a := range r.Addrs {
+		if err := l.alloc.Reserve(ipam.Lease(a)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Ledger) rest(r store.Record) {
+	for _, a := range r.Addrs {
+		l.alloc.Release(a.Addr, r.RestsSince)
+	}
+	l.resting = append(l.resting, r)
+}
+
+// expire forgets those that have rested. What cannot be deleted is tried again
+// when the ledger is opened next: it holds up nobody.
+func (l *Ledger) expire(now time.Time) {
+	for len(l.resting) > 0 && !now.Before(l.resting[0].RestsSince.Add(l.quarantine)) {
+		id := l.resting[0].ID
+		if _, again := l.records[id]; !again {
+			l.store.Delete(id)
+		}
+		l.resting = l.resting[1:]
+	}
+}

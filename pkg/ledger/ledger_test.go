@@ -1,0 +1,225 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/ipam"
+	"flock.fritzlab.net/flock/pkg/store"
+)
+
+var (
+	epoch   = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	dual    = []ipam.Request{{Family: ipam.IPv6}, {Family: ipam.IPv4}}
+	v4only  = []ipam.Request{{Family: ipam.IPv4}}
+	cidr6   = netip.MustParsePrefix("2001:db8:1::/64")
+	cidr4   = netip.MustParsePrefix("10.0.0.0/29") // six addresses
+	nodeCfg = ipam.Config{Node: "node1", IPv6: []netip.Prefix{cidr6}, IPv4: []netip.Prefix{cidr4}, Quarantine: time.Minute}
+)
+
+// clock is a time that only the test moves.
+type clock struct{ t time.Time }
+
+func (c *clock) now() time.Time { return c.t }
+
+func open(t *testing.T, dir string, c *clock) *Ledger {
+	t.Helper()
+	l, err := Open(dir, c.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Configure(nodeCfg)
+	return l
+}
+
+func attachment(name string) store.Record {
+	return store.Record{ID: store.ID{ContainerID: name, IfName: "eth0"}, PodNamespace: "shop", PodName: name, HostIf: "flock-" + name}
+}
+
+func promise(t *testing.T, l *Ledger, name string, requests []ipam.Request) store.Record {
+	t.Helper()
+	r, _, err := l.Promise(attachment(name), requests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPromiseIsKeptOverRestarts(t *testing.T) {
+	dir, c := t.TempDir(), &clock{epoch}
+	l := open(t, dir, c)
+	a := promise(t, l, "a", dual)
+	if len(a.Addrs) != 2 || !cidr6.Contains(a.Addrs[0].Addr) || !cidr4.Contains(a.Addrs[1].Addr) || a.State != store.Pending {
+		t.Fatalf("promised %+v", a)
+	}
+	again, created, err := l.Promise(attachment("a"), dual)
+	if err != nil || created || !reflect.DeepEqual(again, a) {
+		t.Errorf("asked again: %+v, created %t, %v; want the same promise", again, created, err)
+	}
+	must(t, l.Commit(a.ID))
+
+	l = open(t, dir, c)
+	got, ok := l.Lookup(a.ID)
+	if !ok || got.State != store.Committed || !reflect.DeepEqual(got.Addrs, a.Addrs) {
+		t.Errorf("after a restart: %+v, %t", got, ok)
+	}
+	b := promise(t, l, "b", dual)
+	if b.Addrs[0] == a.Addrs[0] || b.Addrs[1] == a.Addrs[1] {
+		t.Errorf("b has an address of a: %v and %v", b.Addrs, a.Addrs)
+	}
+}
+
+// An address is free neither between Release and Free nor in quarantine, and a
+// restart at any of these points changes nothing about it.
+func TestReleasedAddressRests(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart=%t", restart), func(t *testing.T) {
+			dir, c := t.TempDir(), &clock{epoch}
+			l := open(t, dir, c)
+			reopen := func() {
+				if restart {
+					l = open(t, dir, c)
+				}
+			}
+			a := promise(t, l, "a", v4only)
+			for i := range 5 {
+				promise(t, l, fmt.Sprint("other", i), v4only)
+			}
+			refused := func(when string) {
+				t.Helper()
+				reopen()
+				var full *ipam.ExhaustedError
+				if _, _, err := l.Promise(attachment("late"), v4only); !errors.As(err, &full) {
+					t.Fatalf("%s: %v, want the CIDR to be exhausted", when, err)
+				}
+			}
+			refused("all held")
+			if _, ok, err := l.Release(a.ID); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			refused("released, link not gone")
+			if _, _, err := l.Promise(attachment("a"), v4only); !errors.Is(err, ErrReleasing) {
+				t.Errorf("asked for the released attachment: %v, want %v", err, ErrReleasing)
+			}
+			must(t, l.Free(a.ID))
+			must(t, l.Free(a.ID)) // told twice
+			c.t = c.t.Add(59 * time.Second)
+			refused("in quarantine")
+			c.t = c.t.Add(time.Second)
+			reopen()
+			if late := promise(t, l, "late", v4only); late.Addrs[0].Addr != a.Addrs[0].Addr {
+				t.Errorf("after the quarantine got %v, want %v", late.Addrs[0], a.Addrs[0])
+			}
+		})
+	}
+}
+
+func TestFailedPromiseHoldsNothing(t *testing.T) {
+	l := open(t, t.TempDir(), &clock{epoch})
+	for i := range 6 {
+		promise(t, l, fmt.Sprint(i), v4only)
+	}
+	if _, _, err := l.Promise(attachment("a"), dual); err == nil || !strings.Contains(err.Error(), "10.0.0.0/29") {
+		t.Errorf("%v, want an error that names the full CIDR", err)
+	}
+	if n := len(l.alloc.Leases()); n != 6 {
+		t.Errorf("%d addresses are held, want the 6 of the pods", n)
+	}
+}
+
+func TestReleaseOfTheUnknown(t *testing.T) {
+	l := open(t, t.TempDir(), &clock{epoch})
+	if _, ok, err := l.Release(attachment("a").ID); ok || err != nil {
+		t.Errorf("%t, %v; want nothing and no error", ok, err)
+	}
+	must(t, l.Commit(attachment("a").ID))
+	must(t, l.Free(attachment("a").ID))
+}
+
+func TestRetiredCIDRLastsUntilItsLastPod(t *testing.T) {
+	dir, c := t.TempDir(), &clock{epoch}
+	l := open(t, dir, c)
+	a := promise(t, l, "a", dual)
+	without := nodeCfg
+	without.IPv4 = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}
+	reopened, err := Open(dir, c.now)
+	must(t, err)
+	for name, l := range map[string]*Ledger{"running": l, "restarted": reopened} {
+		l.Configure(without)
+		if got := l.Retired(); !reflect.DeepEqual(got, []netip.Prefix{cidr4}) {
+			t.Errorf("%s: retired %v, want %v", name, got, cidr4)
+		}
+	}
+	l.Release(a.ID)
+	if got := l.Retired(); len(got) != 1 {
+		t.Errorf("retired %v while the link is there", got)
+	}
+	must(t, l.Free(a.ID))
+	if got := l.Retired(); len(got) != 0 {
+		t.Errorf("retired %v after the last pod", got)
+	}
+}
+
+// TestModel drives a ledger through a random life, with restarts at any point,
+// beside a plain map of who holds what.
+func TestModel(t *testing.T) {
+	for seed := range uint64(20) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		dir, c := t.TempDir(), &clock{epoch}
+		l := open(t, dir, c)
+		held := map[store.ID][]store.Address{}
+		for step := range 300 {
+			c.t = c.t.Add(time.Duration(rnd.IntN(5000)) * time.Millisecond)
+			r := attachment(fmt.Sprint("c", rnd.IntN(8)))
+			switch rnd.IntN(6) {
+			case 0, 1:
+				got, _, err := l.Promise(r, dual)
+				if err != nil {
+					break // exhausted, or being released
+				}
+				if was, ok := held[r.ID]; ok && !reflect.DeepEqual(was, got.Addrs) {
+					t.Fatalf("seed %d step %d: %s had %v, now %v", seed, step, r.ID, was, got.Addrs)
+				}
+				held[r.ID] = got.Addrs
+			case 2:
+				must(t, l.Commit(r.ID))
+			case 3:
+				_, ok, err := l.Release(r.ID)
+				must(t, err)
+				if _, known := held[r.ID]; known != ok {
+					t.Fatalf("seed %d step %d: released %t, held %t", seed, step, ok, known)
+				}
+			case 4:
+				must(t, l.Free(r.ID))
+				delete(held, r.ID)
+			case 5:
+				l = open(t, dir, c)
+			}
+			owner := map[netip.Addr]store.ID{}
+			for id, addrs := range held {
+				for _, a := range addrs {
+					if other, twice := owner[a.Addr]; twice {
+						t.Fatalf("seed %d step %d: %v is held by %s and %s", seed, step, a, id, other)
+					}
+					owner[a.Addr] = id
+				}
+			}
+			if got := len(l.alloc.Leases()); got != len(owner) || len(l.Records()) != len(held) {
+				t.Fatalf("seed %d step %d: %d leases and %d records, want %d and %d", seed, step, got, len(l.Records()), len(owner), len(held))
+			}
+		}
+	}
+}
