@@ -1,0 +1,145 @@
+// Package plan says who is in a lab and which addresses and AS numbers each has.
+// It is pure: the same flags make the same plan, and as every lab lives in
+// network namespaces of its own, two labs on one machine share it.
+//
+//	LAN of the top-of-rack router   2001:db8:0:1::/64   192.0.2.0/24
+//	  tor, control plane            ::1, ::2            .1, .2
+//	  nodeN                         ::(10+N)            .(10+N)
+//	link to the outside host        2001:db8:0:2::/64   198.51.100.0/24
+//	pods of nodeN                   2001:db8:100:N::/64 10.244.N.0/24
+//	Services, IPv6 first            2001:db8:0:5::/112  10.96.0.0/16
+//	AS: tor 64512, nodeN 64600+N
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Names of the members that every lab has, as `lab exec` takes them.
+const (
+	ControlPlane = "cp"
+	Tor          = "tor"
+	Outside      = "outside"
+)
+
+// MaxNodes keeps node addresses below .100 of the LAN.
+const MaxNodes = 64
+
+// TorAS is the router's autonomous system number.
+const TorAS = 64512
+
+// Prefixes of the lab, those of documentation (RFC 3849, RFC 5737) where no pod
+// or Service has them.
+var (
+	LAN4      = netip.MustParsePrefix("192.0.2.0/24")
+	LAN6      = netip.MustParsePrefix("2001:db8:0:1::/64")
+	Outside4  = netip.MustParsePrefix("198.51.100.0/24")
+	Outside6  = netip.MustParsePrefix("2001:db8:0:2::/64")
+	Service4  = netip.MustParsePrefix("10.96.0.0/16")
+	Service6  = netip.MustParsePrefix("2001:db8:0:5::/112")
+	podBlock4 = netip.MustParsePrefix("10.244.0.0/16")
+	podBlock6 = netip.MustParsePrefix("2001:db8:100::/48")
+)
+
+// Addresses of one member on one link.
+type Addresses struct{ IPv6, IPv4 netip.Prefix }
+
+// All lists them, IPv6 first.
+func (a Addresses) All() []netip.Prefix { return []netip.Prefix{a.IPv6, a.IPv4} }
+
+// Addresses of the members that are not nodes.
+var (
+	TorLAN          = Addresses{host(LAN6, 1), host(LAN4, 1)}
+	TorOutside      = Addresses{host(Outside6, 1), host(Outside4, 1)}
+	OutsideHost     = Addresses{host(Outside6, 2), host(Outside4, 2)}
+	ControlPlaneLAN = Addresses{host(LAN6, 2), host(LAN4, 2)}
+)
+
+// Node is a node of the cluster.
+type Node struct {
+	Number int // from 1
+}
+
+// Nodes are the first n nodes.
+func Nodes(n int) []Node {
+	nodes := make([]Node, n)
+	for i := range nodes {
+		nodes[i].Number = i + 1
+	}
+	return nodes
+}
+
+// Name of the node in the cluster and on the command line: node1, node2, …
+func (n Node) Name() string { return "node" + strconv.Itoa(n.Number) }
+
+// AS is the node's autonomous system number.
+func (n Node) AS() int { return 64600 + n.Number }
+
+// LAN holds the node's own addresses. The last part reads like the number of the
+// IPv4 address: node1 is ::11 and .11.
+func (n Node) LAN() Addresses {
+	decimal, _ := strconv.ParseUint(strconv.Itoa(10+n.Number), 16, 16)
+	return Addresses{host(LAN6, int(decimal)), host(LAN4, 10+n.Number)}
+}
+
+// Pods are the prefixes of the node's pods.
+func (n Node) Pods() Addresses {
+	six := podBlock6.Addr().As16()
+	hextet, _ := strconv.ParseUint(strconv.Itoa(n.Number), 16, 16)
+	six[6], six[7] = byte(hextet>>8), byte(hextet)
+	four := podBlock4.Addr().As4()
+	four[2] = byte(n.Number)
+	return Addresses{
+		netip.PrefixFrom(netip.AddrFrom16(six), 64),
+		netip.PrefixFrom(netip.AddrFrom4(four), 24),
+	}
+}
+
+// Members of a lab with these nodes, in the order in which they are made.
+func Members(nodes []Node) []string {
+	names := []string{Tor, Outside, ControlPlane}
+	for _, n := range nodes {
+		names = append(names, n.Name())
+	}
+	return names
+}
+
+// IsNode tells whether the member is a node of the cluster.
+func IsNode(member string) bool {
+	digits, ok := strings.CutPrefix(member, "node")
+	n, err := strconv.Atoi(digits)
+	return ok && err == nil && n >= 1 && strconv.Itoa(n) == digits
+}
+
+// Hosts is an /etc/hosts with every member's name.
+func Hosts(nodes []Node) string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
+	line := func(name string, a Addresses) {
+		for _, p := range a.All() {
+			fmt.Fprintf(&b, "%s %s\n", p.Addr(), name)
+		}
+	}
+	line(Tor, TorLAN)
+	line(ControlPlane, ControlPlaneLAN)
+	line(Outside, OutsideHost)
+	for _, n := range nodes {
+		line(n.Name(), n.LAN())
+	}
+	return b.String()
+}
+
+// First is the first address of a Service prefix: the one of the API server.
+func First(p netip.Prefix) netip.Addr { return p.Addr().Next() }
+
+// host is the address with that number in the prefix, with the prefix's length.
+func host(p netip.Prefix, n int) netip.Prefix {
+	b := p.Addr().AsSlice()
+	b[len(b)-1] = byte(n)
+	b[len(b)-2] |= byte(n >> 8)
+	addr, _ := netip.AddrFromSlice(b)
+	return netip.PrefixFrom(addr, p.Bits())
+}
