@@ -11,7 +11,7 @@ PROGRAMS := $(notdir $(wildcard cmd/*))
 
 .PHONY: help
 help: ## Say what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z/-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: $(addprefix bin/,$(PROGRAMS)) ## Build flock's programs into bin/
@@ -19,6 +19,10 @@ build: $(addprefix bin/,$(PROGRAMS)) ## Build flock's programs into bin/
 .PHONY: $(addprefix bin/,$(PROGRAMS))
 $(addprefix bin/,$(PROGRAMS)): bin/%:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+.PHONY: bin/lab
+bin/lab: ## Build the lab, a cluster on this machine: bin/lab --help
+	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ ./cmd/lab
 
 .PHONY: generate
 generate: ## Make the deepcopy code and the CRDs from the API types
@@ -33,10 +37,13 @@ lint: ## Run gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:" $$unformatted >&2; exit 1; }
 	go vet ./...
 	$(TOOL) staticcheck ./...
+	cd lab && go vet ./...
+	cd lab && go tool -modfile=../tools/go.mod staticcheck ./...
 
 .PHONY: test-unit
 test-unit: ## Run the pure tests and those in network namespaces (root)
 	go test ./...
+	cd lab && go test ./...
 
 .PHONY: check
 check: lint check-generated test-unit ## What takes a minute: all but the cluster tests

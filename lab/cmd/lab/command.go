@@ -1,0 +1,253 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/components"
+	"flock.fritzlab.net/flock/lab/plan"
+	"flock.fritzlab.net/flock/lab/state"
+)
+
+// command is the command line of lab.
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lab",
+		Short: "A Kubernetes cluster with its routers on one machine",
+		Long: `A Kubernetes cluster with its routers on one machine, for trying and testing flock.
+
+Each node is a set of Linux namespaces with a containerd, a kubelet and a
+kube-proxy of its own, and so are the control plane and the fabric:
+
+  node1, node2, …   the nodes                                 AS 64601, 64602, …
+  cp                etcd, API server, controllers, scheduler
+  tor               the nodes' top-of-rack router, BIRD       AS 64512
+  outside           a host behind tor, no part of the cluster
+
+All of it lives in namespaces that the lab makes and removes: nothing is added to
+the machine's own network, and nothing listens where others could reach it.`,
+		Example: `  lab up                               bring it up, or repair what died
+  lab kubectl get pods -A -o wide
+  lab exec tor -- birdc show protocols
+  lab exec tor -- ip -6 route
+  lab exec outside -- ping 2001:db8:100:1::1
+  lab exec node1 -- bash
+  lab down                             leave nothing behind`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if os.Geteuid() != 0 {
+				return errors.New("the lab makes namespaces and mounts: run it as root")
+			}
+			return nil
+		},
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	name := root.PersistentFlags().String("name", "lab", "`name` of the lab; labs of different names live side by side")
+	dir := func() (state.Dir, error) { return state.For(*name) }
+	root.AddCommand(buildCommand(), upCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
+	return root
+}
+
+func buildCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build",
+		Short: "Get the programs that the lab runs",
+		Long: `Installs missing Debian packages and builds Kubernetes, containerd and the
+reference CNI plugins into a cache that all labs share. lab up does it too.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			checkout, err := findCheckout()
+			if err != nil {
+				return err
+			}
+			if err := components.Install(cmd.Context(), os.Stdout); err != nil {
+				return err
+			}
+			cache, err := components.Build(cmd.Context(), filepath.Join(checkout, "lab"), os.Stdout)
+			if err == nil {
+				fmt.Println(cache)
+			}
+			return err
+		},
+	}
+}
+
+func upCommand(dir func() (state.Dir, error)) *cobra.Command {
+	var want cluster.Settings
+	var cni string
+	var patience time.Duration
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring the lab up as asked, from whatever state it is in",
+		Long: `Brings the lab up as asked, from whatever state it is in: what is missing or died
+is started, what changed is replaced (flock's image is built from the checkout),
+what is right is left alone.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := dir()
+			if err != nil {
+				return err
+			}
+			if want.CNI, err = cluster.ParseCNI(cni); err != nil {
+				return err
+			}
+			if want.Nodes < 1 || want.Nodes > plan.MaxNodes {
+				return fmt.Errorf("--nodes %d: want 1 to %d", want.Nodes, plan.MaxNodes)
+			}
+			if want.MTU < 1280 || want.MTU > 65535 {
+				return fmt.Errorf("--mtu %d: want 1280, the least that IPv6 works with, to 65535", want.MTU)
+			}
+			if want.Checkout, err = findCheckout(); err != nil {
+				return err
+			}
+			_, err = cluster.Up(cmd.Context(), d, want, patience, os.Stdout)
+			return err
+		},
+	}
+	cmd.Flags().IntVar(&want.Nodes, "nodes", 3, "number of nodes")
+	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
+	cmd.Flags().StringVar(&cni, "cni", string(cluster.PTP), "network plugin: flock, or ptp, the reference plugin with static routes")
+	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
+	return cmd
+}
+
+func downCommand(dir func() (state.Dir, error)) *cobra.Command {
+	return &cobra.Command{
+		Use:   "down",
+		Short: "End the lab and leave nothing behind",
+		Long: `Ends every process of the lab, pods included, and removes its namespaces, links,
+mounts, cgroups and files, however little is left of it. The built programs stay
+in the cache.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			d, err := dir()
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			if err := cluster.Down(d); err != nil {
+				return err
+			}
+			fmt.Printf("%5.1f s  lab %s is down\n", time.Since(began).Seconds(), d.Lab())
+			return nil
+		},
+	}
+}
+
+func statusCommand(dir func() (state.Dir, error)) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the lab's processes with their logs, nodes and router",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := dir()
+			if err != nil {
+				return err
+			}
+			l, err := cluster.Load(d)
+			if err != nil {
+				return err
+			}
+			return l.Status(cmd.Context(), os.Stdout)
+		},
+	}
+}
+
+func execCommand(dir func() (state.Dir, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "exec MEMBER -- COMMAND [ARG…]",
+		Short: "Run a command on a node, the router or another member",
+		Example: `  lab exec node1 -- ip route
+  lab exec node1 -- ctr -n k8s.io tasks ls
+  lab exec cp -- bash`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error {
+			d, err := dir()
+			if err != nil {
+				return err
+			}
+			l, err := cluster.Load(d)
+			if err != nil {
+				return err
+			}
+			argv := args[1:]
+			if argv[0] == "--" && len(argv) > 1 {
+				argv = argv[1:]
+			}
+			c, err := l.Command(args[0], argv...)
+			if err != nil {
+				return err
+			}
+			return run(c)
+		},
+	}
+	// Flags behind the member belong to the command.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func kubectlCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kubectl [ARG…]",
+		Short: "Run kubectl as the cluster's administrator",
+		Example: `  lab kubectl get nodes -o wide
+  lab --name test kubectl get pods`,
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			// --name before "kubectl" lands here too, as the first.
+			if len(args) > 0 && strings.HasPrefix(args[0], "--name=") {
+				*name, args = strings.TrimPrefix(args[0], "--name="), args[1:]
+			} else if len(args) > 1 && args[0] == "--name" {
+				*name, args = args[1], args[2:]
+			}
+			d, err := state.For(*name)
+			if err != nil {
+				return err
+			}
+			l, err := cluster.Load(d)
+			if err != nil {
+				return err
+			}
+			return run(l.KubectlCommand(args...))
+		},
+	}
+}
+
+// run gives the command this program's terminal.
+func run(c *exec.Cmd) error {
+	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return c.Run()
+}
+
+// findCheckout looks for flock's source tree above the working directory, then
+// above this program, which is built to bin/.
+func findCheckout() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	for _, start := range []string{wd, filepath.Dir(self)} {
+		for dir := start; ; dir = filepath.Dir(dir) {
+			if _, err := os.Stat(filepath.Join(dir, "lab", "go.mod")); err == nil {
+				return dir, nil
+			}
+			if dir == filepath.Dir(dir) {
+				break
+			}
+		}
+	}
+	return "", fmt.Errorf("neither %s nor %s is in a checkout of flock: the lab builds its images from one, run it there", wd, self)
+}

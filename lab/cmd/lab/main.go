@@ -1,0 +1,32 @@
+// Command lab runs a whole Kubernetes cluster, its routers included, on one
+// Linux machine: see lab --help.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"flock.fritzlab.net/flock/lab/member"
+)
+
+func main() {
+	member.RunHelper()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := command().ExecuteContext(ctx)
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+	case errors.As(err, &exit) && exit.ExitCode() > 0:
+		// What ran in a member has said what was wrong.
+		os.Exit(exit.ExitCode())
+	default:
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
