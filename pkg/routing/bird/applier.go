@@ -1,0 +1,348 @@
+package bird
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/routing/birdc"
+)
+
+const (
+	confName     = "bird.conf"
+	newName      = "bird.conf.new"
+	rejectedName = "bird.conf.rejected"
+
+	// undoAfter is when BIRD goes back to what it had, if nobody could reach it
+	// after it loaded a configuration.
+	undoAfter = 30 * time.Second
+	// loadWithin bounds the wait for BIRD to have loaded what it accepted.
+	loadWithin = 10 * time.Second
+
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 5 * time.Second
+)
+
+// RefusedError: BIRD did not accept a configuration. The one before it stays in
+// force and on disk.
+type RefusedError struct {
+	File    string // where the refused configuration is kept
+	Message string // BIRD's own, with file, line and column
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("bird refuses the node's new configuration, the one before stays in force: %s (kept as %s)", e.Message, e.File)
+}
+
+// State is what an Applier has come to.
+type State struct {
+	// Loaded: BIRD runs the configuration that was set last.
+	Loaded bool
+	// Err tells why not: a *RefusedError, birdc.ErrAbsent, os.ErrDeadlineExceeded …
+	Err error
+	// Applies counts how often BIRD was told to load a configuration.
+	Applies int
+	// BIRD as last seen; zero before.
+	BIRD birdc.Status
+}
+
+// ApplierConfig is what an Applier needs.
+type ApplierConfig struct {
+	// Dir holds bird.conf and bears the same path where BIRD runs.
+	Dir string
+	// Socket is the path of BIRD's control socket.
+	Socket string
+	// Check judges a file where no BIRD runs that could: CheckFile. It returns
+	// a *birdc.ReplyError or another error with BIRD's message.
+	Check func(ctx context.Context, path string) error
+	// OnChange is called from Run with every new State, one at a time. May be nil.
+	OnChange func(State)
+	Log      *slog.Logger
+}
+
+// Applier keeps the bird.conf of a node and the running BIRD at the
+// configuration that was set last. It acts only on a difference: BIRD says by
+// the flock_config it has loaded whether there is one, so that neither a
+// restart of the agent nor one of BIRD leads to a reconfiguration.
+type Applier struct {
+	ApplierConfig
+	inbox chan []byte
+
+	mu    sync.Mutex // guards state
+	state State
+}
+
+// NewApplier returns an Applier that does nothing until Run.
+func NewApplier(c ApplierConfig) *Applier {
+	return &Applier{ApplierConfig: c, inbox: make(chan []byte, 1)}
+}
+
+// Set replaces the wanted configuration, the output of Render. It does not wait.
+// One goroutine calls it.
+func (a *Applier) Set(conf []byte) {
+	select {
+	case <-a.inbox: // superseded before Run took it
+	default:
+	}
+	a.inbox <- conf
+}
+
+// State returns the last State.
+func (a *Applier) State() State {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state
+}
+
+// Run works until ctx ends. It looks at BIRD when a configuration is set, when
+// BIRD went away or was reconfigured by somebody else, and again with growing
+// delay while the wanted configuration is not loaded.
+func (a *Applier) Run(ctx context.Context) {
+	var (
+		want  []byte
+		delay = firstRetry
+		retry = time.NewTimer(0)
+		look  = make(chan struct{}, 1) // BIRD did something that calls for a look
+		watch = func() {}              // ends the watcher of the BIRD seen last
+	)
+	retry.Stop()
+	defer func() { watch() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case want = <-a.inbox:
+			delay = firstRetry
+		case <-look:
+		case <-retry.C:
+		}
+		if want == nil {
+			continue
+		}
+		watch()
+		conn, err := a.ensure(ctx, want)
+		if ctx.Err() != nil {
+			if conn != nil {
+				conn.Close()
+			}
+			return
+		}
+		a.publish(err)
+		if err != nil {
+			watch = func() {}
+			retry.Reset(delay)
+			delay = min(2*delay, lastRetry)
+			continue
+		}
+		retry.Stop()
+		delay = firstRetry
+		watch = a.watch(ctx, conn, look)
+	}
+}
+
+// watch follows BIRD over conn and asks for a look when it goes away or loads a
+// configuration. The returned function ends it and waits for its end.
+func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look chan<- struct{}) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	ask := func() {
+		select {
+		case look <- struct{}{}:
+		default:
+		}
+	}
+	go func() {
+		defer close(done)
+		err := conn.Watch(ctx, func(line string) {
+			if strings.HasPrefix(line, "Reconfigured") {
+				ask()
+			}
+		})
+		if ctx.Err() == nil {
+			a.Log.Warn("bird went away", "err", err)
+			ask()
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+func (a *Applier) publish(err error) {
+	a.mu.Lock()
+	known := err == nil || a.state.Err != nil && a.state.Err.Error() == err.Error()
+	a.state.Loaded, a.state.Err = err == nil, err
+	s := a.state
+	a.mu.Unlock()
+	if !known {
+		a.Log.Warn("bird does not run the node's configuration", "err", err)
+	}
+	if a.OnChange != nil {
+		a.OnChange(s)
+	}
+}
+
+// ensure brings BIRD to want, and returns the connection over which it was seen
+// to have it.
+func (a *Applier) ensure(ctx context.Context, want []byte) (*birdc.Conn, error) {
+	conn, err := birdc.Dial(ctx, a.Socket)
+	if errors.Is(err, birdc.ErrAbsent) {
+		// BIRD will start from the file, so it must hold what is wanted.
+		if _, ierr := a.install(ctx, want, a.Check); ierr != nil {
+			return nil, ierr
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := a.converge(ctx, conn, want); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (a *Applier) converge(ctx context.Context, conn *birdc.Conn, want []byte) error {
+	if err := a.meet(ctx, conn); err != nil {
+		return err
+	}
+	before, err := a.install(ctx, want, conn.Check)
+	if err != nil {
+		return err
+	}
+	if ok, err := runs(ctx, conn, want); err != nil {
+		return err
+	} else if ok {
+		return confirmLeft(ctx, conn)
+	}
+	a.count()
+	done, err := conn.Configure(ctx, birdc.Options{File: a.path(confName), Undo: undoAfter})
+	if refusal := new(birdc.ReplyError); errors.As(err, &refusal) && refusal.Code >= 8000 {
+		return errors.Join(a.reject(a.path(confName), refusal.Text), a.restore(before))
+	} else if err != nil {
+		return err
+	}
+	if err := awaitLoaded(ctx, conn, want); err != nil {
+		return err
+	}
+	if err := conn.Confirm(ctx); err != nil {
+		return err
+	}
+	a.Log.Info("bird has loaded a new configuration", "digest", digestIn(want), "settled", done)
+	return nil
+}
+
+// meet takes note of which BIRD this is.
+func (a *Applier) meet(ctx context.Context, conn *birdc.Conn) error {
+	s, err := conn.ShowStatus(ctx)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	before := a.state.BIRD
+	a.state.BIRD = s
+	a.mu.Unlock()
+	// Both times are computed from a clock that is read twice.
+	if before.Version != s.Version || s.Boot.Sub(before.Boot).Abs() > time.Second {
+		a.Log.Info("bird is running", "version", s.Version, "since", s.Boot)
+	}
+	return nil
+}
+
+func (a *Applier) count() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.state.Applies++
+}
+
+// install makes want the content of bird.conf, if check accepts it and it is not
+// there yet. It returns what was there.
+func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
+	if before, err = os.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
+		return before, nil
+	}
+	if err := a.write(newName, want); err != nil {
+		return before, err
+	}
+	if check != nil {
+		err := check(ctx, a.path(newName))
+		if refusal := new(birdc.ReplyError); errors.As(err, &refusal) {
+			return before, a.reject(a.path(newName), refusal.Text)
+		} else if err != nil {
+			return before, err
+		}
+	}
+	os.Remove(a.path(rejectedName)) // speaks of what is no longer wanted
+	return before, os.Rename(a.path(newName), a.path(confName))
+}
+
+// restore puts back what install has replaced.
+func (a *Applier) restore(before []byte) error {
+	if before == nil {
+		return nil
+	}
+	if err := a.write(newName, before); err != nil {
+		return err
+	}
+	return os.Rename(a.path(newName), a.path(confName))
+}
+
+// write makes a file that only root reads: it may hold passwords.
+func (a *Applier) write(name string, content []byte) error {
+	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
+		return err
+	}
+	os.Remove(a.path(name)) // WriteFile would keep the mode of one that exists
+	return os.WriteFile(a.path(name), content, 0o600)
+}
+
+func (a *Applier) reject(file, message string) error {
+	if err := os.Rename(file, a.path(rejectedName)); err != nil {
+		return err
+	}
+	return &RefusedError{File: a.path(rejectedName), Message: message}
+}
+
+func (a *Applier) path(name string) string { return filepath.Join(a.Dir, name) }
+
+// runs tells whether BIRD has loaded want. A configuration without a digest is
+// somebody else's.
+func runs(ctx context.Context, conn *birdc.Conn, want []byte) (bool, error) {
+	loaded, err := conn.Eval(ctx, digestSymbol)
+	if refusal := new(birdc.ReplyError); errors.As(err, &refusal) {
+		return false, nil
+	}
+	return err == nil && loaded == digestIn(want), err
+}
+
+// confirmLeft confirms what an agent has left that died before it could.
+func confirmLeft(ctx context.Context, conn *birdc.Conn) error {
+	waits, err := conn.Unconfirmed(ctx)
+	if err != nil || !waits {
+		return err
+	}
+	return conn.Confirm(ctx)
+}
+
+// awaitLoaded waits while BIRD is busy with an earlier reconfiguration.
+func awaitLoaded(ctx context.Context, conn *birdc.Conn, want []byte) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, loadWithin, fmt.Errorf("bird has accepted its configuration but not loaded it for %s", loadWithin))
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := runs(ctx, conn, want); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}

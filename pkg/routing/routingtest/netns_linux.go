@@ -1,0 +1,161 @@
+package routingtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// NS is a network namespace of one test.
+type NS struct {
+	// Name is the one that ip -n takes.
+	Name string
+	// Dir is a directory of the test for daemons in the namespace. Its path is
+	// short enough for unix sockets.
+	Dir string
+
+	t *testing.T
+}
+
+var serial atomic.Int32
+
+// NewNS makes a namespace with its loopback up. It is deleted when t ends.
+func NewNS(t *testing.T, role string) *NS {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "flock-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ns := &NS{Name: fmt.Sprintf("flock-%s-%d-%d", role, os.Getpid(), serial.Add(1)), Dir: dir, t: t}
+	run(t, "ip", "netns", "add", ns.Name)
+	t.Cleanup(func() { exec.Command("ip", "netns", "del", ns.Name).Run() })
+	ns.IP("link set lo up")
+	return ns
+}
+
+// IP runs ip(8) in the namespace with the words of args.
+func (ns *NS) IP(args string) string {
+	ns.t.Helper()
+	return run(ns.t, "ip", append([]string{"-n", ns.Name}, strings.Fields(args)...)...)
+}
+
+// Command prepares a program to run in the namespace, in the test's directory.
+func (ns *NS) Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + ns.Name, name}, args...)...)
+	cmd.Dir = ns.Dir
+	return cmd
+}
+
+// Connect links two namespaces by interfaces of the given names, both up.
+func Connect(a *NS, aName string, b *NS, bName string) {
+	a.t.Helper()
+	a.IP(fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Name))
+	a.IP("link set " + aName + " up")
+	b.IP("link set " + bName + " up")
+}
+
+// Route is a route as "ip -j route" shows it.
+type Route struct {
+	Type     string `json:"type"`
+	Dst      string `json:"dst"`
+	Gateway  string `json:"gateway"`
+	Via      Via    `json:"via"`
+	Dev      string `json:"dev"`
+	Protocol string `json:"protocol"`
+	Metric   int    `json:"metric"`
+	PrefSrc  string `json:"prefsrc"`
+	NextHops []Hop  `json:"nexthops"`
+}
+
+// Via is a gateway of the other family.
+type Via struct {
+	Host string `json:"host"`
+}
+
+// Hop is one path of a route with several.
+type Hop struct {
+	Gateway string `json:"gateway"`
+	Via     Via    `json:"via"`
+	Dev     string `json:"dev"`
+}
+
+// Routes lists the routes of both families that match the words of selector, for
+// example "proto bird".
+func (ns *NS) Routes(selector string) []Route {
+	ns.t.Helper()
+	var all []Route
+	for _, family := range []string{"-6", "-4"} {
+		var rs []Route
+		out := ns.IP("-j " + family + " route show " + selector)
+		if err := json.Unmarshal([]byte(out), &rs); out != "" && err != nil {
+			ns.t.Fatalf("ip -j route: %v in %s", err, out)
+		}
+		all = append(all, rs...)
+	}
+	return all
+}
+
+// Eventually calls check until it returns nil, and fails the test when it has not
+// within the time given.
+func Eventually(t *testing.T, within time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s: %v", within, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Monitor follows what happens to objects of the namespace (route, link …). The
+// function that it returns ends that and gives what was seen, as ip(8) prints it.
+func (ns *NS) Monitor(object string) (seen func() string) {
+	ns.t.Helper()
+	var out lockedBuffer
+	cmd := ns.Command("ip", "monitor", object)
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		ns.t.Fatal(err)
+	}
+	ns.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	// It listens once it shows a change that this makes.
+	Eventually(ns.t, 5*time.Second, func() error {
+		ns.IP("route replace unreachable 192.0.2.255 proto 254")
+		ns.IP("route del unreachable 192.0.2.255 proto 254")
+		if !strings.Contains(out.String(), "192.0.2.255") {
+			return fmt.Errorf("ip monitor shows nothing")
+		}
+		return nil
+	})
+	return func() string {
+		cmd.Process.Kill()
+		cmd.Wait()
+		var lines []string
+		for line := range strings.Lines(out.String()) {
+			if !strings.Contains(line, "192.0.2.255") {
+				lines = append(lines, line)
+			}
+		}
+		return strings.Join(lines, "")
+	}
+}
