@@ -41,7 +41,7 @@ func (l *Lab) buildImages(ctx context.Context) ([]imageFile, error) {
 		if err := goBuild(ctx, l.Checkout, bin, version, programs...); err != nil {
 			return nil, err
 		}
-		flock, err := image.Flock(bin)
+		flock, err := image.Flock(l.Checkout, bin)
 		if err != nil {
 			return nil, err
 		}

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -194,56 +193,6 @@ func TestWriteRefuses(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
-	}
-}
-
-// The programs of Debian must start where there is nothing but their image.
-func TestFlockImageRuns(t *testing.T) {
-	bin := t.TempDir()
-	for _, p := range Programs {
-		if err := os.WriteFile(filepath.Join(bin, p), []byte(p), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	spec := must(Flock(bin))
-	file := filepath.Join(t.TempDir(), "flock.tar")
-	if err := Write(file, spec); err != nil {
-		t.Fatal(err)
-	}
-	u := unpack(t, file)
-	for _, p := range Programs {
-		if got := string(u.files["usr/local/bin/"+p]); got != p {
-			t.Errorf("/usr/local/bin/%s: %q", p, got)
-		}
-	}
-
-	root := t.TempDir()
-	for _, h := range u.layer {
-		to := filepath.Join(root, h.Name)
-		switch h.Typeflag {
-		case tar.TypeDir:
-			if err := os.MkdirAll(to, 0o755); err != nil {
-				t.Fatal(err)
-			}
-		case tar.TypeReg:
-			if err := os.WriteFile(to, u.files[h.Name], 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	for _, tc := range []struct {
-		args []string
-		want string
-	}{
-		{[]string{"/usr/sbin/bird", "--version"}, "BIRD version 2."},
-		{[]string{"/usr/sbin/birdc", "-s", "/none", "show", "status"}, "Unable to connect to server control socket (/none)"},
-	} {
-		cmd := exec.Command(tc.args[0], tc.args[1:]...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
-		cmd.Dir, cmd.Env = "/", spec.Env
-		if out, _ := cmd.CombinedOutput(); !strings.Contains(string(out), tc.want) {
-			t.Errorf("%v in the image: %s", tc.args, out)
-		}
 	}
 }
 

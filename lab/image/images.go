@@ -18,8 +18,9 @@ var Programs = []string{"flock", "flock-agent", "flock-installer"}
 
 // Flock is flock's own image, the same that the Dockerfile makes, less the rest
 // of Debian: there is no shell in it, so that nothing in deploy/ comes to need
-// one. The programs are taken from bin, BIRD from this machine.
-func Flock(bin string) (Spec, error) {
+// one. The programs are taken from bin, BIRD from this machine, and what else
+// there is from checkout, flock's source tree.
+func Flock(checkout, bin string) (Spec, error) {
 	bird, err := Dynamic("/usr/sbin/bird")
 	if err != nil {
 		return Spec{}, fmt.Errorf("%w: install Debian's package bird2", err)
@@ -28,15 +29,19 @@ func Flock(bin string) (Spec, error) {
 	if err != nil {
 		return Spec{}, fmt.Errorf("%w: install Debian's package bird2", err)
 	}
-	var programs []Entry
+	own := []Entry{{
+		Path:   "/etc/flock/bird.conf",
+		Mode:   0o644,
+		Source: filepath.Join(checkout, "deploy", "bird.conf"),
+	}}
 	for _, p := range Programs {
-		programs = append(programs, File("/usr/local/bin/"+p, filepath.Join(bin, p)))
+		own = append(own, File("/usr/local/bin/"+p, filepath.Join(bin, p)))
 	}
 	return Spec{
 		Ref:        FlockRef,
 		Entrypoint: []string{"/usr/local/bin/flock-agent"},
 		Env:        []string{debianPath},
-		Entries:    Merge(programs, bird, birdc),
+		Entries:    Merge(own, bird, birdc),
 	}, nil
 }
 
