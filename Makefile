@@ -24,6 +24,10 @@ $(addprefix bin/,$(PROGRAMS)): bin/%:
 bin/lab: ## Build the lab, a cluster on this machine: bin/lab --help
 	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ ./cmd/lab
 
+.PHONY: lab
+lab: bin/lab ## Bring up a cluster on this machine and prove that it works (root)
+	@start=$$SECONDS; bin/lab up && bin/lab prove && echo "make lab took $$((SECONDS - start)) s"
+
 .PHONY: generate
 generate: ## Make the deepcopy code and the CRDs from the API types
 	$(TOOL) controller-gen object crd:crdVersions=v1 paths=./pkg/api/... output:crd:dir=deploy/crds

@@ -88,6 +88,11 @@ func nodeReady(ctx context.Context, client kubernetes.Interface, name string, si
 	if err != nil {
 		return err
 	}
+	for _, t := range node.Spec.Taints {
+		if t.Key == corev1.TaintNodeNotReady {
+			return fmt.Errorf("still has taint %s", t.Key)
+		}
+	}
 	for _, c := range node.Status.Conditions {
 		switch {
 		case c.Type != corev1.NodeReady:

@@ -76,6 +76,8 @@ func (l *Lab) controlPlane(ctx context.Context, ca *pki.Authority) error {
 				"--kubeconfig=" + l.kubeconfig("controller-manager"),
 				"--bind-address=::1", "--leader-elect=false",
 				"--allocate-node-cidrs=false",
+				// A node that became Ready is let off its taint at once.
+				"--node-monitor-period=1s",
 				"--use-service-account-credentials",
 				"--service-account-private-key-file=" + ca.Key("service-accounts"),
 				"--root-ca-file=" + ca.CA(),

@@ -162,6 +162,10 @@ func (l *Lab) up(ctx context.Context) error {
 		return err
 	}
 
+	if err := l.outside(); err != nil {
+		return err
+	}
+
 	l.say("control plane and container runtimes")
 	ca, err := pki.Open(l.Dir.Path("pki"))
 	if err != nil {
@@ -260,6 +264,29 @@ func (l *Lab) router(ctx context.Context, nodes []plan.Node) error {
 		}
 		return err
 	})
+}
+
+// Sessions are the router's BGP sessions, none where it has static routes.
+func (l *Lab) Sessions() ([]fabric.Session, error) {
+	out, err := l.command(member.Of(l.Dir, plan.Tor), "birdc", "show", "protocols").CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("birdc on %s: %w: %s", plan.Tor, err, strings.TrimSpace(string(out)))
+	}
+	return fabric.ParseSessions(string(out)), nil
+}
+
+// EchoPort is where the test pods and the outside host answer by HTTP.
+const EchoPort = 8080
+
+// outside runs the test pods' server on the outside host.
+func (l *Lab) outside() error {
+	echo := l.Dir.Path("images", "bin", "echo")
+	_, err := l.ensure(process.Spec{
+		Member: member.Of(l.Dir, plan.Outside), Name: "echo", Inputs: []string{echo},
+		Argv: []string{echo, "serve", "-listen", fmt.Sprintf(":%d", EchoPort)},
+		Env:  []string{"POD_NAME=" + plan.Outside},
+	})
+	return err
 }
 
 // ensure runs one of the lab's own programs.

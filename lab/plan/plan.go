@@ -34,14 +34,15 @@ const TorAS = 64512
 // Prefixes of the lab, those of documentation (RFC 3849, RFC 5737) where no pod
 // or Service has them.
 var (
-	LAN4      = netip.MustParsePrefix("192.0.2.0/24")
-	LAN6      = netip.MustParsePrefix("2001:db8:0:1::/64")
-	Outside4  = netip.MustParsePrefix("198.51.100.0/24")
-	Outside6  = netip.MustParsePrefix("2001:db8:0:2::/64")
-	Service4  = netip.MustParsePrefix("10.96.0.0/16")
-	Service6  = netip.MustParsePrefix("2001:db8:0:5::/112")
-	podBlock4 = netip.MustParsePrefix("10.244.0.0/16")
-	podBlock6 = netip.MustParsePrefix("2001:db8:100::/48")
+	LAN4     = netip.MustParsePrefix("192.0.2.0/24")
+	LAN6     = netip.MustParsePrefix("2001:db8:0:1::/64")
+	Outside4 = netip.MustParsePrefix("198.51.100.0/24")
+	Outside6 = netip.MustParsePrefix("2001:db8:0:2::/64")
+	Service4 = netip.MustParsePrefix("10.96.0.0/16")
+	Service6 = netip.MustParsePrefix("2001:db8:0:5::/112")
+	// All nodes' pods.
+	PodBlock4 = netip.MustParsePrefix("10.244.0.0/16")
+	PodBlock6 = netip.MustParsePrefix("2001:db8:100::/48")
 )
 
 // Addresses of one member on one link.
@@ -87,10 +88,10 @@ func (n Node) LAN() Addresses {
 
 // Pods are the prefixes of the node's pods.
 func (n Node) Pods() Addresses {
-	six := podBlock6.Addr().As16()
+	six := PodBlock6.Addr().As16()
 	hextet, _ := strconv.ParseUint(strconv.Itoa(n.Number), 16, 16)
 	six[6], six[7] = byte(hextet>>8), byte(hextet)
-	four := podBlock4.Addr().As4()
+	four := PodBlock4.Addr().As4()
 	four[2] = byte(n.Number)
 	return Addresses{
 		netip.PrefixFrom(netip.AddrFrom16(six), 64),

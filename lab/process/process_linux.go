@@ -260,7 +260,9 @@ func (s Spec) fingerprint() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	fmt.Fprintln(h, program, info.Size(), info.ModTime().UnixNano())
+	if !slices.Contains(s.Inputs, program) {
+		fmt.Fprintln(h, program, info.Size(), info.ModTime().UnixNano())
+	}
 	for _, in := range s.Inputs {
 		content, err := os.ReadFile(in)
 		if err != nil {

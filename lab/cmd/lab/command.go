@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/components"
 	"flock.fritzlab.net/flock/lab/plan"
+	"flock.fritzlab.net/flock/lab/prove"
 	"flock.fritzlab.net/flock/lab/state"
 )
 
@@ -53,7 +55,7 @@ the machine's own network, and nothing listens where others could reach it.`,
 	root.CompletionOptions.DisableDefaultCmd = true
 	name := root.PersistentFlags().String("name", "lab", "`name` of the lab; labs of different names live side by side")
 	dir := func() (state.Dir, error) { return state.For(*name) }
-	root.AddCommand(buildCommand(), upCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
+	root.AddCommand(buildCommand(), upCommand(dir), proveCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
 	return root
 }
 
@@ -117,6 +119,35 @@ what is right is left alone.`,
 	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
 	cmd.Flags().StringVar(&cni, "cni", string(cluster.PTP), "network plugin: flock, or ptp, the reference plugin with static routes")
 	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
+	return cmd
+}
+
+func proveCommand(dir func() (state.Dir, error)) *cobra.Command {
+	var patience time.Duration
+	cmd := &cobra.Command{
+		Use:   "prove",
+		Short: "Show that pods, router and outside host reach one another",
+		Long: `Deploys six pods and a Service into namespace demo, shows nodes, BGP sessions and
+pods, and proves: every pod reaches every other pod and the outside host, and the
+outside host every pod, in both families and without address translation; the
+Service works; the router has the nodes' summaries and no route per pod. Ends with
+status 1 if one of that does not hold.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := dir()
+			if err != nil {
+				return err
+			}
+			l, err := cluster.Load(d)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), patience, fmt.Errorf("gave up after %s", patience))
+			defer cancel()
+			return prove.Run(ctx, l, os.Stdout)
+		},
+	}
+	cmd.Flags().DurationVar(&patience, "timeout", 2*time.Minute, "how long to wait for pods and router")
 	return cmd
 }
 
