@@ -46,8 +46,7 @@ type dispatcher struct {
 // answer handles one request. It does not close netNS, which may be nil.
 func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File) (response wire.Response) {
 	start := time.Now()
-	call, cniVersion, err := parseCall(r)
-	log := d.log
+	cniVersion, log := latestVersion, d.log
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("CNI call panicked", "panic", p, "stack", string(debug.Stack()))
@@ -58,6 +57,7 @@ func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File)
 			}, cniVersion)
 		}
 	}()
+	call, cniVersion, err := parseCall(r)
 	if err != nil {
 		log.Warn("CNI call refused", "error", err)
 		return failure(asError(err, CodeFailed), cniVersion)

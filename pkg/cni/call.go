@@ -184,10 +184,19 @@ func parseConfig(stdin []byte) (Config, error) {
 // of other versions may stand in the same list, or in the list's if it says none.
 func parsePrevResult(cniVersion string, raw []byte) (*types100.Result, error) {
 	var said struct {
-		CNIVersion string `json:"cniVersion"`
+		CNIVersion string            `json:"cniVersion"`
+		Interfaces []json.RawMessage `json:"interfaces"`
+		IPs        []json.RawMessage `json:"ips"`
+		Routes     []json.RawMessage `json:"routes"`
 	}
 	if err := json.Unmarshal(raw, &said); err != nil {
 		return nil, err
+	}
+	// The types of the CNI library hold pointers, and it follows them all.
+	for _, entry := range slices.Concat(said.Interfaces, said.IPs, said.Routes) {
+		if string(entry) == "null" {
+			return nil, errors.New("null in a list")
+		}
 	}
 	if said.CNIVersion == "" {
 		var fields map[string]any

@@ -68,6 +68,7 @@ func TestCallsThatAreRefused(t *testing.T) {
 		"not the first plugin":    {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"1.1.0"}`), with("ADD"), CodeInvalidConfig, "must be the first"},
 		"prevResult malformed":    {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"1.1.0","ips":3}`), with("DEL"), CodeDecode, "prevResult"},
 		"prevResult of no spec":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"9.0.0"}`), with("DEL"), CodeDecode, "prevResult"},
+		"prevResult with nulls":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"0.4.0","interfaces":[null]}`), with("DEL"), CodeDecode, "prevResult: null in a list"},
 		"CHECK without it":        {good, with("CHECK"), CodeInvalidConfig, "prevResult is missing"},
 		"CHECK before 0.4.0":      {conf("0.3.1", socket, ""), with("CHECK"), CodeIncompatibleVersion, "needs cniVersion 0.4.0"},
 		"GC before 1.1.0":         {conf("1.0.0", socket, ""), with("GC"), CodeIncompatibleVersion, "needs cniVersion 1.1.0"},
@@ -164,7 +165,7 @@ func TestCallsOfOneContainerTakeTurns(t *testing.T) {
 			close(addRuns)
 			<-otherDone
 			note("add ends")
-			return sampleResult(), nil
+			return sample(), nil
 		},
 		do: func(_ context.Context, c *Call) error {
 			note("del " + c.ContainerID)

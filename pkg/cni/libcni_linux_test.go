@@ -38,7 +38,7 @@ func TestRuntimeThroughAllVersions(t *testing.T) {
 			agent := &recorder{}
 			agent.do = func(_ context.Context, c *Call) error {
 				if c.Command == CommandCheck {
-					return c.ComparePrevResult(sampleResult())
+					return c.ComparePrevResult(sample())
 				}
 				return nil
 			}

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,12 +28,14 @@ var pluginDir string
 // /proc/PID/ns/net, the test's idea of the node's own namespace, is that thread's.
 func init() { runtime.LockOSThread() }
 
-// TestMain builds the plugin once. The test binary itself also serves as two
-// programs, by the name it is called with.
+// TestMain builds the plugin once. The test binary itself also serves as the
+// programs below, by the name it is called with.
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "flock": // the plugin, but it waits a second only
 		syscall.Exit(plugin.Plugin{Socket: plugin.DefaultSocket, TimeoutSeconds: 1}.Run())
+	case "hungagent": // an agent whose calls never end
+		os.Exit(hungAgent(os.Args[1]))
 	case "chained": // a plugin that stands behind flock in a list
 		os.Exit(chained())
 	}
@@ -52,6 +52,22 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
+}
+
+var discard = slog.New(slog.DiscardHandler)
+
+// hungAgent says by a byte each that it listens and that a call has begun.
+func hungAgent(socket string) int {
+	l, err := Listen(socket)
+	if err != nil {
+		return 1
+	}
+	fmt.Print("l")
+	_ = l.Serve(context.Background(), &recorder{add: func(context.Context, *Call) (*Result, error) {
+		fmt.Print("c")
+		select {}
+	}}, discard)
+	return 0
 }
 
 // chained passes on what it was given, with an interface of its own.
@@ -130,7 +146,7 @@ func (r *recorder) Add(ctx context.Context, c *Call) (*Result, error) {
 	if r.add != nil {
 		return r.add(ctx, c)
 	}
-	return sampleResult(), nil
+	return sample(), nil
 }
 
 func (r *recorder) Del(ctx context.Context, c *Call) error   { return r.other(ctx, c) }
@@ -158,24 +174,6 @@ func (r *recorder) Status(ctx context.Context) error {
 	return nil
 }
 
-func sampleResult() *Result {
-	mac := net.HardwareAddr{0x02, 0x66, 0x6c, 0x6f, 0x63, 0x6b}
-	return &Result{
-		HostIf: Interface{Name: "flock0badcafe", MAC: mac},
-		PodIf:  Interface{Name: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
-		MTU:    1500,
-		Addresses: []Address{
-			{Prefix: netip.MustParsePrefix("2001:db8:100:1::a/128"), Gateway: netip.MustParseAddr("fe80::1")},
-			{Prefix: netip.MustParsePrefix("10.244.1.10/32"), Gateway: netip.MustParseAddr("169.254.1.1")},
-		},
-		Routes: []Route{
-			{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fe80::1")},
-			{Dst: netip.MustParsePrefix("169.254.1.1/32")},
-			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("169.254.1.1")},
-		},
-	}
-}
-
 // serve runs an agent's end with b, and returns its socket.
 func serve(t testing.TB, b Backend) (socket string) {
 	t.Helper()
@@ -194,7 +192,7 @@ func start(t testing.TB, socket string, b Backend) (stop func() error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- l.Serve(ctx, b, slog.New(slog.DiscardHandler)) }()
+	go func() { served <- l.Serve(ctx, b, discard) }()
 	stop = sync.OnceValue(func() error {
 		cancel()
 		return <-served
