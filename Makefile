@@ -28,6 +28,12 @@ bin/lab: ## Build the lab, a cluster on this machine: bin/lab --help
 lab: bin/lab ## Bring up a cluster on this machine and prove that it works (root)
 	@start=$$SECONDS; bin/lab up && bin/lab prove && echo "make lab took $$((SECONDS - start)) s"
 
+.PHONY: bench
+bench: bin/lab ## Measure flock against its baselines in the lab, also into out/bench.json (root)
+	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../bin/bench ./cmd/bench
+	bin/lab up
+	bin/bench
+
 .PHONY: generate
 generate: ## Make the deepcopy code and the CRDs from the API types
 	$(TOOL) controller-gen object crd:crdVersions=v1 paths=./pkg/api/... output:crd:dir=deploy/crds

@@ -3,6 +3,7 @@ module flock.fritzlab.net/flock/lab
 go 1.26.0
 
 require (
+	github.com/containernetworking/cni v1.3.1
 	github.com/distribution/reference v0.6.0
 	github.com/google/go-cmp v0.7.0
 	github.com/opencontainers/go-digest v1.0.0

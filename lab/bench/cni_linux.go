@@ -1,0 +1,241 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+
+	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/components"
+)
+
+// cniSerial measures what a pod's start and end wait for: the plugin as a runtime
+// calls it, through libcni, process start included.
+var cniSerial = Bench{
+	Name:  "cni.serial",
+	About: "ADD and DEL of one pod after the other, flock dual stack, ptp + host-local " + components.Plugins + " IPv4 alone",
+	Run: func(ctx context.Context, l *cluster.Lab, n int) ([]Result, error) {
+		if l.CNI != cluster.Flock {
+			return nil, fmt.Errorf("lab %s runs %s: bring it up with --cni %s", l.Dir.Lab(), l.CNI, cluster.Flock)
+		}
+		var m cniTimes
+		err := OnNode(ctx, l, "node1", "cni.serial", cniInput{N: n, BaselineBin: l.Programs}, &m)
+		if err != nil {
+			return nil, err
+		}
+		return m.results(), nil
+	},
+	OnNode: func(ctx context.Context, input json.RawMessage) (any, error) {
+		var in cniInput
+		if err := json.Unmarshal(input, &in); err != nil {
+			return nil, err
+		}
+		return measureCNI(ctx, in)
+	},
+}
+
+const (
+	confFile = "/etc/cni/net.d/01-flock.conflist"
+	confBin  = "/opt/cni/bin"
+	// warmUp rounds bring programs and files into memory.
+	warmUp = 5
+	// patience is how long a link may take to go after its DEL.
+	patience = 30 * time.Second
+)
+
+type cniInput struct {
+	N           int
+	BaselineBin string // directory of ptp and host-local
+}
+
+// cniTimes are durations by round. Settled: from the start of DEL until the
+// host's link is gone, which flock leaves to its reaper.
+type cniTimes struct {
+	Add, Del, Settled             []time.Duration
+	BaseAdd, BaseDel, BaseSettled []time.Duration
+}
+
+func (m cniTimes) results() []Result {
+	against := func(verb string, samples, base []time.Duration) Result {
+		return Result{
+			Name: "cni." + verb + ".dual.serial", Unit: "ms", Figures: Milliseconds(samples),
+			Baseline: &Result{Name: "ptp+host-local." + verb + ".ipv4.serial", Unit: "ms", Figures: Milliseconds(base)},
+		}
+	}
+	return []Result{
+		against("add", m.Add, m.BaseAdd),
+		against("del", m.Del, m.BaseDel),
+		against("del-settled", m.Settled, m.BaseSettled),
+	}
+}
+
+// runtimeOf is a container runtime for one network.
+type runtimeOf struct {
+	cni  *libcni.CNIConfig
+	list *libcni.NetworkConfigList
+	host *netNS // where its plugins run
+	want []int  // prefix lengths of the addresses that a pod must get
+}
+
+func measureCNI(ctx context.Context, in cniInput) (m cniTimes, err error) {
+	temp, err := os.MkdirTemp("", "flock-bench-")
+	if err != nil {
+		return m, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
+
+	list, err := libcni.NetworkConfFromFile(confFile)
+	if err != nil {
+		return m, fmt.Errorf("%w: is flock installed on this node?", err)
+	}
+	node, err := currentNetNS()
+	if err != nil {
+		return m, err
+	}
+	defer node.Close()
+	flock := runtimeOf{cni: libcni.NewCNIConfigWithCacheDir([]string{confBin}, filepath.Join(temp, "flock"), nil), list: list, host: node, want: []int{128, 32}}
+
+	// The baseline's host is no node: nothing of it is seen there.
+	apart, err := newNetNS()
+	if err != nil {
+		return m, err
+	}
+	defer apart.Close()
+	base := runtimeOf{cni: libcni.NewCNIConfigWithCacheDir([]string{in.BaselineBin}, filepath.Join(temp, "ptp"), nil), host: apart, want: []int{16}}
+	if base.list, err = libcni.NetworkConfFromBytes(ptpConf(filepath.Join(temp, "host-local"))); err != nil {
+		return m, err
+	}
+	return compare(ctx, flock, base, warmUp, in.N)
+}
+
+// ptpConf is the baseline's network: no masquerading, no DNS, nothing that flock
+// would not do as well.
+func ptpConf(dataDir string) []byte {
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.0.0",
+		"name":       "bench-ptp",
+		"plugins": []any{map[string]any{
+			"type":   "ptp",
+			"ipMasq": false,
+			"ipam": map[string]any{
+				"type":    "host-local",
+				"dataDir": dataDir,
+				"ranges":  []any{[]any{map[string]string{"subnet": "10.255.0.0/16"}}},
+				"routes":  []any{map[string]string{"dst": "0.0.0.0/0"}},
+			},
+		}},
+	})
+	if err != nil {
+		panic(err) // a constant but for a string
+	}
+	return conf
+}
+
+// compare takes turns between the two. Pods' namespaces are kept until the end,
+// and a turn begins only when the link of the one before it is gone: the kernel's
+// work for both would else be counted on whoever comes next.
+func compare(ctx context.Context, a, b runtimeOf, warmUp, n int) (m cniTimes, err error) {
+	for i := range warmUp + n {
+		for _, turn := range []struct {
+			of                runtimeOf
+			add, del, settled *[]time.Duration
+		}{
+			{a, &m.Add, &m.Del, &m.Settled},
+			{b, &m.BaseAdd, &m.BaseDel, &m.BaseSettled},
+		} {
+			pod, err := newNetNS()
+			if err != nil {
+				return m, err
+			}
+			defer pod.Close()
+			add, del, settled, err := turn.of.pod(ctx, pod, i)
+			if err != nil {
+				return m, fmt.Errorf("pod %d of network %s: %w", i, turn.of.list.Name, err)
+			}
+			if i >= warmUp {
+				*turn.add, *turn.del, *turn.settled = append(*turn.add, add), append(*turn.del, del), append(*turn.settled, settled)
+			}
+		}
+	}
+	return m, nil
+}
+
+// pod adds a pod to the network and deletes it, and returns how long each took.
+func (r runtimeOf) pod(ctx context.Context, pod *netNS, i int) (add, del, settled time.Duration, err error) {
+	conf := &libcni.RuntimeConf{ContainerID: "flock-bench-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(i), NetNS: pod.Path(), IfName: "eth0"}
+	err = r.host.Do(func() error {
+		before := time.Now()
+		result, err := r.cni.AddNetworkList(ctx, r.list, conf)
+		add = time.Since(before)
+		if err != nil {
+			return errors.Join(fmt.Errorf("ADD: %w", err), r.cni.DelNetworkList(context.WithoutCancel(ctx), r.list, conf))
+		}
+		link, badResult := check(result, r.want)
+
+		before = time.Now()
+		if err := r.cni.DelNetworkList(context.WithoutCancel(ctx), r.list, conf); err != nil {
+			return errors.Join(badResult, fmt.Errorf("DEL: %w", err))
+		}
+		del = time.Since(before)
+		if badResult != nil {
+			return fmt.Errorf("ADD: %w", badResult)
+		}
+		err = awaitNoLink(link)
+		settled = time.Since(before)
+		return err
+	})
+	return add, del, settled, errors.Join(err, ctx.Err())
+}
+
+// check holds a result against what was asked for and returns the name of the
+// host's link.
+func check(result types.Result, want []int) (link string, err error) {
+	r, err := types100.GetResult(result)
+	if err != nil {
+		return "", err
+	}
+	var got []int
+	for _, ip := range r.IPs {
+		ones, _ := ip.Address.Mask.Size()
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); !ok || addr.IsUnspecified() {
+			return "", fmt.Errorf("address %v: is none", ip.Address)
+		}
+		got = append(got, ones)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		return "", fmt.Errorf("got addresses %v, want their prefix lengths to be %v: is the other family switched off in the NodeConfig's defaults?", r.IPs, want)
+	}
+	for _, i := range r.Interfaces {
+		if i.Sandbox == "" {
+			return i.Name, nil
+		}
+	}
+	return "", errors.New("the result names no link of the host")
+}
+
+// awaitNoLink waits until the link is gone from this thread's namespace.
+func awaitNoLink(name string) error {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		_, err := netlink.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("link %s: still there %s after its DEL", name, patience)
+		}
+	}
+}
