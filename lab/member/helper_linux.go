@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -239,11 +240,48 @@ func (m Member) mountOwn(hierarchies []cgroup.Hierarchy) error {
 		return err
 	}
 
+	if err := ownTunables(); err != nil {
+		return err
+	}
+
 	// /sys/class/net shows the namespace in which sysfs was mounted.
 	if err := mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
 	return cgroup.MountOwn(hierarchies)
+}
+
+// tunables are kernel parameters that belong to no namespace and that a kubelet
+// sets, as if the machine were its own: to panic on an oops, for one.
+var tunables = []string{
+	"vm/overcommit_memory", "vm/panic_on_oom",
+	"kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+}
+
+// ownTunables puts copies over those parameters, so that who sets them here
+// changes nothing on the machine.
+func ownTunables() error {
+	for _, t := range tunables {
+		original, own := filepath.Join("/proc/sys", t), filepath.Join("/run/sysctl", t)
+		value, err := os.ReadFile(original)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(own), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(own, value, 0o644); err != nil {
+			return err
+		}
+		if err := bind(own, original); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func mount(source, at, fstype string, flags uintptr, options string) error {

@@ -56,8 +56,6 @@ type Process struct {
 	At time.Time `json:"at"`
 	// Fingerprint stands for the Spec and the content of its inputs.
 	Fingerprint string `json:"fingerprint"`
-
-	exited chan struct{} // closed at its end if this program started it
 }
 
 // Ensure has the process run as the Spec says: one that does already is left
@@ -105,12 +103,9 @@ func start(spec Spec, fingerprint string) (*Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &Process{Member: m.Name(), Name: spec.Name, Log: log, PID: cmd.Process.Pid, At: time.Now(), Fingerprint: fingerprint, exited: make(chan struct{})}
+	p := &Process{Member: m.Name(), Name: spec.Name, Log: log, PID: cmd.Process.Pid, At: time.Now(), Fingerprint: fingerprint}
 	p.Started, err = startTime(p.PID)
-	go func() {
-		cmd.Wait()
-		close(p.exited)
-	}()
+	go cmd.Wait() // what ends while this program runs is not to stay a zombie
 	if err != nil {
 		return nil, err
 	}
@@ -121,10 +116,6 @@ func start(spec Spec, fingerprint string) (*Process, error) {
 	_, err = m.Dir().Write(notePath(m, spec.Name), note, 0o644)
 	return p, err
 }
-
-// Exited is closed when the process, started by this program, has ended. It is
-// nil for others.
-func (p *Process) Exited() <-chan struct{} { return p.exited }
 
 // Running tells whether the process is still there.
 func (p *Process) Running() bool {
