@@ -2,53 +2,165 @@ package config
 
 import (
 	"net/netip"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
+// Defaults of BGP. Each is the practice of data centre fabrics where the RFC
+// leaves the choice; the RFC is named where it decides.
+const (
+	DefaultBGPPort      = 179
+	DefaultHold         = 9 * time.Second
+	DefaultConnectRetry = 5 * time.Second
+	DefaultMultipath    = 16
+	DefaultBFDInterval  = 100 * time.Millisecond
+	DefaultBFDMultiply  = 3
+	DefaultRestart      = 120 * time.Second
+	DefaultMaxPrefixes  = 10000
+)
+
 // BGP is the node as a BGP speaker.
 type BGP struct {
 	LocalAS  uint32
 	RouterID netip.Addr // IPv4
-	Peers    []BGPPeer  // in the order given
+	Peers    []BGPPeer  // in the order given, names unique
+	// Multipath is how many equal routes are used at once, at least 1.
+	Multipath int
+	// SourceIPv6 and SourceIPv4 are preferred for the node's own traffic on
+	// learned routes; invalid: the kernel chooses.
+	SourceIPv6, SourceIPv4 netip.Addr
+	// GracefulShutdown: every peer is to prefer other paths (RFC 8326).
+	GracefulShutdown bool
 }
 
-// BGPPeer is one router.
+// BGPPeer is one router. Every default is in place.
 type BGPPeer struct {
-	Name     string // [a-z][a-z0-9-]*
-	Addr     netip.Addr
-	RemoteAS uint32
+	Name string // [a-z][a-z0-9-]*
+	// Addr of the router, without zone; invalid where Interface alone says
+	// where it is.
+	Addr netip.Addr
+	// Interface towards the router; never "" where Addr is link-local or invalid.
+	Interface string
+	LocalAS   uint32
+	RemoteAS  uint32     // 0: any but LocalAS
+	Source    netip.Addr // of the session; invalid: that of the link
+	Port      uint16
+	Multihop  uint8 // hops to the router; 0: it is on the link
+	// TTLSecurity is GTSM (RFC 5082).
+	TTLSecurity bool
+	// Password is where the TCP MD5 password is; nil for none.
+	Password *SecretRef
+
+	IPv6, IPv4 bool // the families of the session, at least one
+
+	Hold, Keepalive, ConnectRetry time.Duration // whole seconds
+
+	BFD              *BFD // nil: off
+	Restart          GracefulRestart
+	GracefulShutdown bool // RFC 8326
+
+	Export Export
+	Import Import
+
+	AddPathsReceive, AddPathsSend bool // RFC 7911
+	Passive, Disabled             bool
+}
+
+// Internal tells whether the router is of the node's AS.
+func (p BGPPeer) Internal() bool { return p.RemoteAS == p.LocalAS }
+
+// SecretRef is a key of a Secret in flock's namespace.
+type SecretRef struct{ Name, Key string }
+
+// BFD is the detection of a dead path (RFC 5880).
+type BFD struct {
+	Receive, Transmit time.Duration // whole milliseconds
+	Multiplier        uint8
+}
+
+// GracefulRestart is RFC 4724 and, with Stale, RFC 9494.
+type GracefulRestart struct {
+	Mode    v1alpha1.GracefulRestartMode
+	Restart time.Duration // whole seconds
+	Stale   time.Duration // whole seconds; 0: none
+}
+
+// Export is what goes with announced routes.
+type Export struct {
+	Communities      []Community
+	LargeCommunities []LargeCommunity
+	LocalPreference  *uint32 // nil: the default of 100; internal peers only
+	MED              *uint32 // nil: none
+	Prepend          int
+}
+
+// Community is one of RFC 1997.
+type Community struct{ High, Low uint16 }
+
+// LargeCommunity is one of RFC 8092.
+type LargeCommunity struct{ Global, Local1, Local2 uint32 }
+
+// GracefulShutdown is the community that asks to prefer other paths (RFC 8326).
+var GracefulShutdown = Community{65535, 0}
+
+// wellKnown are the communities with a name (IANA's registry).
+var wellKnown = map[string]Community{
+	"graceful-shutdown":   GracefulShutdown,
+	"blackhole":           {65535, 666},   // RFC 7999
+	"no-export":           {65535, 65281}, // RFC 1997
+	"no-advertise":        {65535, 65282},
+	"no-export-subconfed": {65535, 65283},
+	"no-peer":             {65535, 65284}, // RFC 3765
 }
 
 func parseBGP(path *field.Path, b *v1alpha1.BGP, errs *field.ErrorList) *BGP {
-	out := &BGP{LocalAS: parseAS(path.Child("localAS"), b.LocalAS, errs)}
-	id, err := netip.ParseAddr(b.RouterID)
-	if err != nil || !id.Is4() || id.IsUnspecified() {
-		*errs = append(*errs, field.Invalid(path.Child("routerID"), b.RouterID, "must be four decimal numbers, as in 192.0.2.1, and not 0.0.0.0 (RFC 6286)"))
+	out := &BGP{
+		LocalAS:          parseAS(path.Child("localAS"), b.LocalAS, errs),
+		RouterID:         parseRouterID(path.Child("routerID"), b.RouterID, errs),
+		Multipath:        int(orDefault(b.Multipath, DefaultMultipath)),
+		GracefulShutdown: b.GracefulShutdown,
 	}
-	out.RouterID = id
+	between(path.Child("multipath"), int64(out.Multipath), 1, 64, errs)
+	if s := b.SourceAddresses; s != nil {
+		out.SourceIPv6 = parseSource(path.Child("sourceAddresses", "ipv6"), s.IPv6, netip.Addr.Is6, errs)
+		out.SourceIPv4 = parseSource(path.Child("sourceAddresses", "ipv4"), s.IPv4, netip.Addr.Is4, errs)
+	}
 	if len(b.Peers) == 0 {
 		*errs = append(*errs, field.Required(path.Child("peers"), "name at least one router, or leave spec.bgp out"))
 	}
 	names := map[string]bool{}
 	for i, p := range b.Peers {
 		at := path.Child("peers").Index(i)
-		if !isPeerName(p.Name) {
-			*errs = append(*errs, field.Invalid(at.Child("name"), p.Name, "must be lower-case letters, digits and dashes, begin with a letter and be at most 32 long"))
-		}
 		if names[p.Name] {
 			*errs = append(*errs, field.Duplicate(at.Child("name"), p.Name))
 		}
 		names[p.Name] = true
-		addr, err := netip.ParseAddr(p.Address)
-		if err != nil || addr.Zone() != "" || addr.Is4In6() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() {
-			*errs = append(*errs, field.Invalid(at.Child("address"), p.Address, "not a router's IP address: want one as in 2001:db8::1 or 192.0.2.1"))
-		}
-		out.Peers = append(out.Peers, BGPPeer{Name: p.Name, Addr: addr, RemoteAS: parseAS(at.Child("remoteAS"), p.RemoteAS, errs)})
+		out.Peers = append(out.Peers, parsePeer(at, out.LocalAS, p, errs))
 	}
 	return out
+}
+
+func parseRouterID(path *field.Path, s string, errs *field.ErrorList) netip.Addr {
+	id, err := netip.ParseAddr(s)
+	if err != nil || !id.Is4() || id.IsUnspecified() {
+		*errs = append(*errs, field.Invalid(path, s, "must be four decimal numbers, as in 192.0.2.1, and not 0.0.0.0 (RFC 6286)"))
+	}
+	return id
+}
+
+// parseSource reads an address of the node itself; "" is none.
+func parseSource(path *field.Path, s string, is func(netip.Addr) bool, errs *field.ErrorList) netip.Addr {
+	if s == "" {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !is(a) || a.Zone() != "" || a.Is4In6() || !a.IsGlobalUnicast() {
+		*errs = append(*errs, field.Invalid(path, s, "must be an address of the node of that family that others can reach, as in 2001:db8::11 or 192.0.2.11"))
+	}
+	return a
 }
 
 func parseAS(path *field.Path, as int64, errs *field.ErrorList) uint32 {
@@ -59,14 +171,16 @@ func parseAS(path *field.Path, as int64, errs *field.ErrorList) uint32 {
 	return uint32(as)
 }
 
-func isPeerName(s string) bool {
-	if len(s) == 0 || len(s) > 32 || s[0] < 'a' || s[0] > 'z' || s[len(s)-1] == '-' {
-		return false
+// between refuses a number outside low to high.
+func between(path *field.Path, n, low, high int64, errs *field.ErrorList) {
+	if n < low || n > high {
+		*errs = append(*errs, field.Invalid(path, n, betweenText(low, high)))
 	}
-	for _, c := range []byte(s) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return false
-		}
+}
+
+func orDefault[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
 	}
-	return true
+	return *p
 }

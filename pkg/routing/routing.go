@@ -1,4 +1,5 @@
-// Package routing says what a node asks of its routing daemon.
+// Package routing says what a node asks of its routing daemon, and what the
+// daemon says of it.
 //
 // The kernel's FIB is the interface between flock and the daemon: the agent
 // installs routes with flock's own protocol number, the daemon learns them over
@@ -11,6 +12,10 @@
 package routing
 
 import (
+	"net"
+	"net/netip"
+	"slices"
+
 	"flock.fritzlab.net/flock/pkg/config"
 )
 
@@ -27,11 +32,54 @@ const (
 // Intent is what a node asks of its routing daemon. The zero value announces
 // nothing and imports nothing.
 type Intent struct {
+	// Own are the node's pod CIDRs: no router may tell it where they are.
+	Own []netip.Prefix
+	// OnLink are the subnets of the node's links, see OnLink. They are refused
+	// from routers too: a route into the node's own subnet, more specific than
+	// the link's, would send its traffic through the router.
+	OnLink []netip.Prefix
 	// BGP is nil where the node does not speak it.
 	BGP *config.BGP
+	// Passwords by the reference that the configuration makes. A session whose
+	// password is missing stays down.
+	Passwords map[config.SecretRef]Password
 }
 
-// IntentOf is the routing part of a node's configuration.
+// IntentOf is the routing part of a node's configuration. OnLink and Passwords
+// are for the caller to add.
 func IntentOf(n config.Node) Intent {
-	return Intent{BGP: n.BGP}
+	return Intent{Own: n.Summaries(), BGP: n.BGP}
+}
+
+// Secrets are the references to passwords that in makes, without doubles.
+func (in Intent) Secrets() []config.SecretRef {
+	var refs []config.SecretRef
+	if in.BGP != nil {
+		for _, p := range in.BGP.Peers {
+			if p.Password != nil && !slices.Contains(refs, *p.Password) {
+				refs = append(refs, *p.Password)
+			}
+		}
+	}
+	return refs
+}
+
+// OnLink picks from the addresses of all interfaces, as net.InterfaceAddrs gives
+// them, the subnets that are on a link: ordered, without doubles, without
+// link-local and loopback addresses, and without host addresses.
+func OnLink(addrs []net.Addr) []netip.Prefix {
+	var out []netip.Prefix
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			continue
+		}
+		p = p.Masked()
+		if p.IsSingleIP() || !p.Addr().IsGlobalUnicast() {
+			continue
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
 }

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 	"flock.fritzlab.net/flock/pkg/routing/routingtest"
@@ -72,22 +71,20 @@ func (n *node) await(what string, ok func(State) bool) State {
 func loaded(s State) bool { return s.Loaded }
 
 // intent is one that differs from others by its number of peers.
-func intent(peers int) routing.Intent {
-	in := goldens["one-peer"]
-	bgp := *in.BGP
-	for i := range peers {
-		p := bgp.Peers[0]
-		p.Name = fmt.Sprintf("tor%d", i)
-		bgp.Peers = append([]config.BGPPeer{p}, bgp.Peers...)
+func intent(t *testing.T, more int) routing.Intent {
+	in := intentOf(t, readFile(t, "testdata/one-peer.yaml"))
+	for i := range more {
+		p := in.BGP.Peers[0]
+		p.Name = fmt.Sprintf("more%d", i)
+		in.BGP.Peers = append(in.BGP.Peers, p)
 	}
-	in.BGP = &bgp
 	return in
 }
 
 func TestApplier(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	one, two := Render(intent(0)), Render(intent(1))
+	one, two := Render(intent(t, 0)), Render(intent(t, 1))
 
 	// BIRD is absent: the file is there for it all the same.
 	n.Set(one)
@@ -167,7 +164,7 @@ func TestApplier(t *testing.T) {
 // running BIRD's judgement or by that of bird -p.
 func TestApplierRefused(t *testing.T) {
 	t.Parallel()
-	good := Render(intent(0))
+	good := Render(intent(t, 0))
 	bad := bytes.Replace(good, []byte("hold time 9"), []byte("hold time 9 }"), 1)
 	for _, running := range []bool{true, false} {
 		t.Run(fmt.Sprintf("running=%t", running), func(t *testing.T) {
@@ -207,13 +204,13 @@ func TestApplierRefused(t *testing.T) {
 func TestApplierHung(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.Set(Render(intent(0)))
+	n.Set(Render(intent(t, 0)))
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	daemon := routingtest.StartBIRD(n.NS, n.conf())
 	n.await("bird to be found", loaded)
 
 	daemon.Signal(syscall.SIGSTOP)
-	two := Render(intent(1))
+	two := Render(intent(t, 1))
 	n.Set(two)
 	n.await("bird to be found hanging", func(s State) bool { return errors.Is(s.Err, os.ErrDeadlineExceeded) })
 	daemon.Signal(syscall.SIGCONT)
@@ -226,7 +223,7 @@ func TestApplierHung(t *testing.T) {
 func TestApplierDiedBeforeConfirm(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	one, two := Render(intent(0)), Render(intent(1))
+	one, two := Render(intent(t, 0)), Render(intent(t, 1))
 	n.Set(one)
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	routingtest.StartBIRD(n.NS, n.conf())

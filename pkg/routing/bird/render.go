@@ -10,23 +10,6 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
-// Timers of every BGP session. BIRD's own are an internet router's: it would
-// find a dead neighbor after 240 s and wait 60 to 300 s after an error.
-const (
-	holdTime        = 9 * time.Second // RFC 4271 section 4.2: at least 3 s
-	keepaliveTime   = 3 * time.Second // a third of it, RFC 4271 section 4.4
-	startupHoldTime = 30 * time.Second
-	connectDelay    = 1 * time.Second
-	connectRetry    = 5 * time.Second
-	errorWaitMin    = 1 * time.Second
-	errorWaitMax    = 30 * time.Second
-	errorForget     = 60 * time.Second
-	restartTime     = 120 * time.Second // RFC 4724: how long the peer keeps our routes while BIRD restarts
-	// recoveryWait bounds how long BIRD, started again, announces nothing new
-	// because one of its peers has not come back.
-	recoveryWait = 15 * time.Second
-)
-
 const (
 	// kernelMetric of the routes that BIRD installs is above that of a
 	// connected subnet (0, and 256 for IPv6) and below that of a default route
@@ -34,8 +17,9 @@ const (
 	kernelMetric = 300
 	// scanTime bounds how long a lost netlink message goes unnoticed.
 	scanTime = 10 * time.Second
-	// ecmpLimit is the number of upstreams that traffic is spread over.
-	ecmpLimit = 16
+	// recoveryWait bounds how long BIRD, started again, announces nothing new
+	// because one of its peers has not come back.
+	recoveryWait = 15 * time.Second
 	// ownPreference puts flock's routes above what any peer says (BGP 100,
 	// OSPF 150), so that an anycast address which also another node announces
 	// stays local and stays announced.
@@ -51,35 +35,20 @@ var dummyRouterID = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 // the daemon what it has loaded.
 func Render(in routing.Intent) []byte {
 	c := new(conf)
-	routerID := dummyRouterID
-	if in.BGP != nil {
-		routerID = in.BGP.RouterID
+	bgp := in.BGP
+	if bgp == nil {
+		bgp = &config.BGP{RouterID: dummyRouterID, Multipath: 1}
 	}
-	c.add(header, addr(routerID), seconds(recoveryWait), seconds(scanTime))
+	c.add(header, addr(bgp.RouterID), seconds(recoveryWait), seconds(scanTime))
 	c.add(learn, number(routing.Protocol), number(routing.LocalMetric), number(ownPreference))
-	for _, k := range families {
-		c.add(kernel, k, k, k, k, number(kernelMetric), number(ecmpLimit), seconds(scanTime))
+	renderNever(c, in)
+	for _, f := range families {
+		renderKernel(c, bgp, f)
 	}
-	if in.BGP != nil {
-		for _, p := range in.BGP.Peers {
-			renderPeer(c, in.BGP, p)
-		}
-	}
+	renderBGP(c, bgp, in.Passwords)
 	c.add(trailer, digestOf(c.Bytes()))
 	return c.Bytes()
 }
-
-// family is a term: the digit that ends a family's names in BIRD.
-type family uint8
-
-const (
-	ipv6 family = 6
-	ipv4 family = 4
-)
-
-var families = []family{ipv6, ipv4}
-
-func (f family) term() string { return string('0' + rune(f)) }
 
 const header = `# The configuration of BIRD on this node. flock-agent renders it from the node's
 # NodeConfig and replaces it when that changes: edit the NodeConfig, not this file.
@@ -114,66 +83,60 @@ filter flock_routes {
 }
 `
 
+// renderKernel writes what couples BIRD with the kernel's routes of a family.
+func renderKernel(c *conf, b *config.BGP, f family) {
+	source := b.SourceIPv6
+	if f == ipv4 {
+		source = b.SourceIPv4
+	}
+	takes := imports(b, f)
+	if takes {
+		c.add(fromPeers, f)
+		c.addIf(source.IsValid(), "\tkrt_prefsrc = %s;\n", addr(source))
+		c.add("\taccept;\n}\n")
+	}
+	c.add(kernel, f, f, f)
+	if takes {
+		c.add("\t\texport filter flock_from_peers%s;\n", f)
+	} else {
+		c.add("\t\texport none;\n")
+	}
+	c.add(kernelEnd, number(kernelMetric))
+	c.addIf(b.Multipath > 1, "\tmerge paths on limit %s;\n", number(b.Multipath))
+	c.add("\tscan time %s;\n}\n", seconds(scanTime))
+}
+
+// imports tells whether any peer may give the node routes of a family.
+func imports(b *config.BGP, f family) bool {
+	for _, p := range b.Peers {
+		if p.Import.Any() && carries(p, f) {
+			return true
+		}
+	}
+	return false
+}
+
+const fromPeers = `
+# A route whose next hop is on no link becomes none in the kernel, rather than an
+# unreachable one that hides the node's own.
+filter flock_from_peers%s {
+	if source != RTS_BGP || dest != RTD_UNICAST then reject;
+`
+
 const kernel = `
 protocol kernel kernel%s {
 	ipv%s {
 		table master%s;
 		import filter flock_routes;
-		export none;
-	};
+`
+
+const kernelEnd = `	};
 	# Pods keep their routes while BIRD is away.
 	learn;
 	persist;
 	graceful restart;
-	# IPv%s routes from peers, where they are asked for: never above a connected subnet.
+	# Routes from peers lose against a connected subnet.
 	metric %s;
-	merge paths on limit %s;
-	scan time %s;
-}
-`
-
-func renderPeer(c *conf, b *config.BGP, p config.BGPPeer) {
-	c.add(peer, peerSymbol(p),
-		number(b.LocalAS), addr(p.Addr), number(p.RemoteAS),
-		seconds(holdTime), seconds(keepaliveTime), seconds(startupHoldTime),
-		seconds(connectDelay), seconds(connectRetry),
-		seconds(errorWaitMin), seconds(errorWaitMax), seconds(errorForget),
-		seconds(restartTime))
-	for _, f := range families {
-		c.add(channel, f)
-		if f == ipv4 && p.Addr.Is6() {
-			// RFC 8950: the pods' IPv4 needs none on the fabric. With a peer
-			// that cannot, BIRD falls back to the interface's IPv4 address.
-			c.add("\t\textended next hop;\n")
-		}
-		c.add("\t};\n")
-	}
-	c.add("}\n")
-}
-
-const peer = `
-protocol bgp %s {
-	local as %s;
-	neighbor %s as %s;
-	direct;
-	hold time %s;
-	keepalive time %s;
-	startup hold time %s;
-	connect delay time %s;
-	connect retry time %s;
-	error wait time %s, %s;
-	error forget time %s;
-	graceful restart on;
-	graceful restart time %s;
-	debug { states };
-`
-
-// Only what came from the kernel is announced, and never a default route
-// (RFC 8212: nothing without a policy).
-const channel = `	ipv%s {
-		import none;
-		export where source = RTS_INHERIT && net.len > 0;
-		next hop self;
 `
 
 const (

@@ -17,9 +17,6 @@ var checkFile = CheckFile("bird")
 
 func TestBIRDAcceptsEveryGolden(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.conf")
-	if len(files) != len(goldens) {
-		t.Errorf("%d golden files for %d Intents", len(files), len(goldens))
-	}
 	for _, file := range files {
 		if err := checkFile(t.Context(), file); err != nil {
 			t.Errorf("%s: %v", file, err)
@@ -40,7 +37,7 @@ func TestAnnounces(t *testing.T) {
 	t.Parallel()
 	node, router := pair(t)
 	conf := filepath.Join(node.Dir, "bird.conf")
-	if err := os.WriteFile(conf, Render(goldens["one-peer"]), 0o600); err != nil {
+	if err := os.WriteFile(conf, Render(intentOf(t, readFile(t, "testdata/one-peer.yaml"))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	daemon := routingtest.StartBIRD(node, conf, "-R")
@@ -113,7 +110,7 @@ func TestGracefulRestart(t *testing.T) {
 			t.Parallel()
 			node, router := pair(t)
 			conf := filepath.Join(node.Dir, "bird.conf")
-			if err := os.WriteFile(conf, Render(goldens["one-peer"]), 0o600); err != nil {
+			if err := os.WriteFile(conf, Render(intentOf(t, readFile(t, "testdata/one-peer.yaml"))), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			daemon := routingtest.StartBIRD(node, conf, "-R")

@@ -36,7 +36,7 @@ func StartBIRD(ns *NS, conf string, flags ...string) *BIRD {
 	b.t.Cleanup(func() {
 		b.Kill()
 		if b.t.Failed() {
-			b.t.Logf("bird in %s:\n%s", ns.Name, b.Log())
+			b.t.Logf("bird in %s:\n%s", ns.Role, b.Log())
 		}
 	})
 	Eventually(b.t, 5*time.Second, func() error {

@@ -6,25 +6,25 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"flock.fritzlab.net/flock/pkg/nettest"
 )
 
 // NS is a network namespace of one test.
 type NS struct {
-	// Name is the one that ip -n takes.
-	Name string
+	// Role of the namespace in the test, for its log.
+	Role string
 	// Dir is a directory of the test for daemons in the namespace. Its path is
 	// short enough for unix sockets.
 	Dir string
 
-	t *testing.T
+	t   *testing.T
+	net *nettest.NS
 }
 
-var serial atomic.Int32
-
-// NewNS makes a namespace with its loopback up. It is deleted when t ends.
+// NewNS makes a namespace with its loopback up. It is gone after t.
 func NewNS(t *testing.T, role string) *NS {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "flock-")
@@ -32,22 +32,24 @@ func NewNS(t *testing.T, role string) *NS {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	ns := &NS{Name: fmt.Sprintf("flock-%s-%d-%d", role, os.Getpid(), serial.Add(1)), Dir: dir, t: t}
-	run(t, "ip", "netns", "add", ns.Name)
-	t.Cleanup(func() { exec.Command("ip", "netns", "del", ns.Name).Run() })
-	ns.IP("link set lo up")
-	return ns
+	return &NS{Role: role, Dir: dir, t: t, net: nettest.New(t)}
 }
 
 // IP runs ip(8) in the namespace with the words of args.
 func (ns *NS) IP(args string) string {
 	ns.t.Helper()
-	return run(ns.t, "ip", append([]string{"-n", ns.Name}, strings.Fields(args)...)...)
+	return ns.net.IP(strings.Fields(args)...)
+}
+
+// Sysctl writes value to /proc/sys/net/name in the namespace.
+func (ns *NS) Sysctl(name, value string) {
+	ns.t.Helper()
+	ns.net.Sysctl(name, value)
 }
 
 // Command prepares a program to run in the namespace, in the test's directory.
 func (ns *NS) Command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + ns.Name, name}, args...)...)
+	cmd := exec.Command("nsenter", append([]string{"--net=" + ns.net.Path(), name}, args...)...)
 	cmd.Dir = ns.Dir
 	return cmd
 }
@@ -55,7 +57,7 @@ func (ns *NS) Command(name string, args ...string) *exec.Cmd {
 // Connect links two namespaces by interfaces of the given names, both up.
 func Connect(a *NS, aName string, b *NS, bName string) {
 	a.t.Helper()
-	a.IP(fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.Name))
+	a.IP(fmt.Sprintf("link add %s type veth peer name %s netns %s", aName, bName, b.net.Path()))
 	a.IP("link set " + aName + " up")
 	b.IP("link set " + bName + " up")
 }
@@ -116,15 +118,6 @@ func Eventually(t *testing.T, within time.Duration, check func() error) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-func run(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
-	}
-	return strings.TrimSpace(string(out))
 }
 
 // Monitor follows what happens to objects of the namespace (route, link …). The

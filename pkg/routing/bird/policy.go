@@ -1,0 +1,113 @@
+package bird
+
+import (
+	"net/netip"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/routing"
+)
+
+// martians are not routed, whoever says so (RFC 6890, RFC 7454 section 6.1).
+// Private and documentation prefixes are not among them: they are routed inside
+// a site, and in a lab.
+var martians = []netip.Prefix{
+	netip.MustParsePrefix("::/8"),      // unspecified, loopback, IPv4-mapped
+	netip.MustParsePrefix("fe80::/10"), // link-local
+	netip.MustParsePrefix("fec0::/10"), // site-local, RFC 3879
+	netip.MustParsePrefix("ff00::/8"),  // multicast
+	netip.MustParsePrefix("0.0.0.0/8"), // this network
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("169.254.0.0/16"), // link-local
+	netip.MustParsePrefix("224.0.0.0/3"),    // multicast, class E, broadcast
+}
+
+// renderNever writes the prefixes that no peer may give the node.
+func renderNever(c *conf, in routing.Intent) {
+	c.add(never)
+	for _, f := range families {
+		var all list
+		for _, ps := range [][]netip.Prefix{martians, in.OnLink, in.Own} {
+			for _, p := range ps {
+				if f.has(p) {
+					all = append(all, match{Prefix: p, Min: p.Bits(), Max: p.Addr().BitLen()})
+				}
+			}
+		}
+		c.add("define flock_never%s = [ %s ];\n", f, all)
+	}
+}
+
+const never = `
+# Never taken from a peer, with all that is more specific: what is not routed, the
+# subnets of this node's links, its pod CIDRs.
+`
+
+// renderImport writes the import side of a channel.
+func renderImport(c *conf, i config.Import, f family) {
+	if !i.Any() {
+		c.add("\t\timport none;\n")
+		return
+	}
+	c.add("\t\timport filter {\n\t\t\tif net ~ flock_never%s then reject;\n", f)
+	switch i.Policy {
+	case v1alpha1.ImportAll:
+	case v1alpha1.ImportPrefixes:
+		var wanted list
+		for _, m := range i.Prefixes {
+			if f.has(m.Prefix) {
+				wanted = append(wanted, match(m))
+			}
+		}
+		if len(wanted) == 0 {
+			c.add("\t\t\treject;\n\t\t};\n")
+			return
+		}
+		c.add("\t\t\tif !(net ~ [ %s ]) then reject;\n", wanted)
+	default:
+		c.add("\t\t\tif net.len > 0 then reject;\n")
+	}
+	// RFC 8326 section 4.2: the router asks to prefer other paths.
+	c.add("\t\t\tif %s ~ bgp_community then bgp_local_pref = 0;\n\t\t\taccept;\n\t\t};\n", community(config.GracefulShutdown))
+	c.add("\t\timport limit %s action %s;\n", number(i.MaxPrefixes), limitAction(i.MaxPrefixesAction))
+}
+
+// limitAction is BIRD's word for what happens above a limit.
+func limitAction(a v1alpha1.MaxPrefixesAction) symbol {
+	switch a {
+	case v1alpha1.MaxPrefixesWarn:
+		return symbol{"warn"}
+	case v1alpha1.MaxPrefixesRestart:
+		return symbol{"restart"}
+	case v1alpha1.MaxPrefixesDisable:
+		return symbol{"disable"}
+	}
+	return symbol{"block"}
+}
+
+// renderExport writes the export side of a channel: only what came from the
+// kernel, and never a default route (RFC 8212: nothing without a policy).
+func renderExport(c *conf, p config.BGPPeer, shutdown bool) {
+	c.add("\t\texport filter {\n\t\t\tif source != RTS_INHERIT || net.len = 0 then reject;\n")
+	e := p.Export
+	for _, v := range e.Communities {
+		c.add("\t\t\tbgp_community.add(%s);\n", community(v))
+	}
+	for _, v := range e.LargeCommunities {
+		c.add("\t\t\tbgp_large_community.add(%s);\n", large(v))
+	}
+	if e.LocalPreference != nil {
+		c.add("\t\t\tbgp_local_pref = %s;\n", number(*e.LocalPreference))
+	}
+	if e.MED != nil {
+		c.add("\t\t\tbgp_med = %s;\n", number(*e.MED))
+	}
+	for range e.Prepend {
+		c.add("\t\t\tbgp_path.prepend(%s);\n", number(p.LocalAS))
+	}
+	if shutdown {
+		c.add("\t\t\tbgp_community.add(%s);\n", community(config.GracefulShutdown))
+		c.addIf(p.Internal(), "\t\t\tbgp_local_pref = 0;\n")
+	}
+	c.add("\t\t\taccept;\n\t\t};\n")
+}
