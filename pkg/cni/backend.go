@@ -53,7 +53,7 @@ func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File)
 			response = failure(&Error{
 				Code:    CodeInternal,
 				Msg:     fmt.Sprintf("flock's agent has a bug and gave up on this call: %v", p),
-				Details: "the agent's log has the stack: kubectl -n flock-system logs -l app=flock -c agent; please report it",
+				Details: "the agent's log has the stack: kubectl -n flock-system logs -l app.kubernetes.io/name=flock -c agent; please report it",
 			}, cniVersion)
 		}
 	}()

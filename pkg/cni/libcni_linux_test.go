@@ -206,7 +206,7 @@ func TestRuntimeWithoutAgent(t *testing.T) {
 	netNS, _ := newNetNS(t)
 	rt := &libcni.RuntimeConf{ContainerID: "c0ffee", NetNS: netNS, IfName: "eth0"}
 	want := "flock's agent is not running on this node: " + socket + ": no such file or directory; " +
-		"look at it: kubectl -n flock-system get pods -l app=flock -o wide, and kubectl -n flock-system logs -l app=flock -c agent"
+		"look at it: kubectl -n flock-system get pods -l app.kubernetes.io/name=flock -o wide, and kubectl -n flock-system logs -l app.kubernetes.io/name=flock -c agent"
 	_, err := cni.AddNetworkList(t.Context(), list, rt)
 	wantError(t, "ADD", err, CodeTryAgainLater, want)
 	wantError(t, "DEL", cni.DelNetworkList(t.Context(), list, rt), CodeTryAgainLater, want)

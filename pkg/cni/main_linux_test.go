@@ -19,12 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/pkg/cni/plugin"
+	"flock.fritzlab.net/flock/pkg/nettest"
 )
 
 // pluginDir holds the plugin as it is shipped, under the name flock.
 var pluginDir string
 
-// The first thread stays the main goroutine's, so that newNetNS never takes it:
+// The first thread stays the main goroutine's, so that no test's namespace takes it:
 // /proc/PID/ns/net, the test's idea of the node's own namespace, is that thread's.
 func init() { runtime.LockOSThread() }
 
@@ -206,35 +207,15 @@ func start(t testing.TB, socket string, b Backend) (stop func() error) {
 }
 
 // newNetNS makes a network namespace that lives as long as the test, and returns
-// a path that leads to it. No mount is made for it.
+// a path that leads to it and its inode.
 func newNetNS(t testing.TB) (path string, ino uint64) {
 	t.Helper()
-	type made struct {
-		file *os.File
-		err  error
-	}
-	done := make(chan made)
-	go func() {
-		// The thread is left locked: it ends with the goroutine, and is never
-		// used again in the wrong namespace.
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		var m made
-		if m.err = err; err == nil {
-			m.file, m.err = os.Open("/proc/thread-self/ns/net")
-		}
-		done <- m
-	}()
-	m := <-done
-	if m.err != nil {
-		t.Fatal(m.err)
-	}
-	t.Cleanup(func() { m.file.Close() })
+	ns := nettest.New(t)
 	var st unix.Stat_t
-	if err := unix.Fstat(int(m.file.Fd()), &st); err != nil {
+	if err := unix.Fstat(int(ns.File().Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), m.file.Fd()), st.Ino
+	return ns.Path(), st.Ino
 }
 
 // cniError is what a runtime reads of a failed plugin's output.

@@ -14,7 +14,7 @@ const DefaultSocket = "/run/flock/cni.sock"
 // up at the kubelet. The kubelet gives up on a sandbox after four minutes.
 const DefaultTimeoutSeconds = 60
 
-const lookAtAgent = "look at it: kubectl -n flock-system get pods -l app=flock -o wide, and kubectl -n flock-system logs -l app=flock -c agent"
+const lookAtAgent = "look at it: kubectl -n flock-system get pods -l app.kubernetes.io/name=flock -o wide, and kubectl -n flock-system logs -l app.kubernetes.io/name=flock -c agent"
 
 // Plugin is one run of the plugin's process.
 type Plugin struct {
