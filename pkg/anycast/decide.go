@@ -1,0 +1,198 @@
+package anycast
+
+import (
+	"fmt"
+	"time"
+)
+
+// Role is what a pod's link does for an anycast address.
+type Role uint8
+
+const (
+	// Withheld: nothing is sent to the pod.
+	Withheld Role = iota
+	// LastResort: not announced. The pod gets what still arrives for the
+	// address while no other pod of the node is announced at it.
+	LastResort
+	// Draining: not announced. Beside announced pods of the node it keeps the
+	// flows that it is busy with, and gets no share of others.
+	Draining
+	// Announced: the node announces the address, and the pod has its share.
+	Announced
+)
+
+func (r Role) String() string {
+	return [...]string{"Withheld", "LastResort", "Draining", "Announced"}[r]
+}
+
+// Reason says in one word why a pod is or is not announced at an address. Status,
+// Events, metrics and log bear the same word.
+type Reason string
+
+const (
+	// Ready: announced, because the pod is.
+	Ready Reason = "Ready"
+	// Kept: announced, because it was when the agent started, and no source has
+	// spoken of the pod yet.
+	Kept Reason = "Kept"
+	// NoVerdict: no source has spoken of the pod yet.
+	NoVerdict Reason = "NoVerdict"
+	// NotReady: the pod's condition of type Ready is not true.
+	NotReady Reason = "NotReady"
+	// AnnounceDelay: the pod has not been Ready for as long as the address pool
+	// wants.
+	AnnounceDelay Reason = "AnnounceDelay"
+	// Terminating: the pod has a deletion timestamp, or is gone from the API.
+	// It never comes back.
+	Terminating Reason = "Terminating"
+	// NotFound: the source knows no such pod.
+	NotFound Reason = "NotFound"
+	// ContainerExited: a container has ended, and no verdict is newer than that.
+	ContainerExited Reason = "ContainerExited"
+	// SandboxExited: the pod's sandbox has ended.
+	SandboxExited Reason = "SandboxExited"
+	// SandboxReplaced: the pod has a newer sandbox.
+	SandboxReplaced Reason = "SandboxReplaced"
+	// LinkDown: the pod's link is down, without carrier, or gone.
+	LinkDown Reason = "LinkDown"
+	// SandboxDeleted: the runtime gave the sandbox up (DEL). Only in transitions.
+	SandboxDeleted Reason = "SandboxDeleted"
+	// NotGranted: the address is not the pod's any more. Only in transitions.
+	NotGranted Reason = "NotGranted"
+)
+
+const (
+	// DrainTime bounds how long a withdrawn pod keeps the flows that it is busy
+	// with, where the node announces other pods at the address. Past it, flows
+	// that are never idle move too, so that no new one meets a pod that has gone
+	// deaf.
+	DrainTime = 5 * time.Second
+	// LingerTime is how long a pod that is withdrawn, but not deleted, gets
+	// what still arrives at the node: far longer than routers need to learn of
+	// the withdrawal. A pod that is deleted gets it until it is gone.
+	LingerTime = 30 * time.Second
+)
+
+// facts are what is known of a pod and one of its addresses, as far as it matters.
+type facts struct {
+	superseded  bool
+	linkUp      bool
+	sandboxGone bool // it has exited; the attachment is still there
+	terminating bool
+	notFound    bool
+	kept        bool // announced by an earlier run of the agent
+	verdict     *Verdict
+	exited      *exit // the latest exit that the verdict does not know of
+	// readyFrom is since when pod and link have been well without a break.
+	readyFrom time.Time
+	delay     time.Duration
+	// role so far; without being announced anew, it only falls.
+	role Role
+	// withdrawn is when the pod was withdrawn (now, if that is being decided).
+	withdrawn time.Time
+}
+
+// exit is the end of a container.
+type exit struct {
+	name     string // of the container; empty as long as no verdict has named it
+	restarts int    // at the exit; -1 if not known
+	at       time.Time
+}
+
+// decision is what follows from facts at some time.
+type decision struct {
+	role   Role
+	reason Reason
+	detail string
+	// until is when the decision has to be made again for time alone to have
+	// passed; zero: not before another event.
+	until time.Time
+}
+
+// decide is the whole policy: the first reason that holds.
+func decide(f facts, now time.Time) decision {
+	switch {
+	case f.superseded:
+		return decision{reason: SandboxReplaced}
+	case !f.linkUp:
+		return decision{reason: LinkDown}
+	case f.sandboxGone:
+		return f.crashed(now, SandboxExited, "")
+	case f.terminating:
+		return f.leaving(now)
+	case f.exited != nil:
+		return f.crashed(now, ContainerExited, f.exited.name)
+	case f.notFound:
+		return f.resting(now, NotFound, "")
+	case f.verdict == nil && f.kept:
+		return decision{role: Announced, reason: Kept}
+	case f.verdict == nil:
+		return f.resting(now, NoVerdict, "")
+	case !f.verdict.Ready:
+		return f.resting(now, NotReady, f.verdict.why())
+	case f.role != Announced && now.Before(f.readyFrom.Add(f.delay)):
+		d := f.resting(now, AnnounceDelay, fmt.Sprintf("%v from %s on", f.delay, f.readyFrom.UTC().Format(time.RFC3339Nano)))
+		d.until = earliest(d.until, f.readyFrom.Add(f.delay))
+		return d
+	}
+	return decision{role: Announced, reason: Ready}
+}
+
+// why is the verdict's own explanation of not being Ready.
+func (v *Verdict) why() string {
+	switch {
+	case v.Message == "":
+		return v.Reason
+	case v.Reason == "":
+		return v.Message
+	}
+	return v.Reason + ": " + v.Message
+}
+
+// crashed pods have nothing to be busy with; but as long as routers send packets
+// to the node, a pod's kernel that refuses them is better than their way back
+// along the node's default route.
+func (f facts) crashed(now time.Time, r Reason, detail string) decision {
+	return f.fade(now, r, detail, LastResort, f.withdrawn.Add(LingerTime))
+}
+
+// resting pods are withdrawn, and may come back.
+func (f facts) resting(now time.Time, r Reason, detail string) decision {
+	return f.fade(now, r, detail, Draining, f.withdrawn.Add(LingerTime))
+}
+
+// leaving pods serve what they have until they are gone.
+func (f facts) leaving(now time.Time) decision {
+	role := Draining
+	if f.exited != nil {
+		role = LastResort
+	}
+	return f.fade(now, Terminating, "", role, time.Time{})
+}
+
+// fade takes a role, at most the one given, back in the course of time: no
+// Draining past DrainTime, nothing past end, if there is one.
+func (f facts) fade(now time.Time, r Reason, detail string, role Role, end time.Time) decision {
+	d := decision{reason: r, detail: detail, role: min(f.role, role)}
+	if d.role == Draining {
+		if d.until = f.withdrawn.Add(DrainTime); now.Before(d.until) {
+			return d
+		}
+		d.role = LastResort
+	}
+	d.until = time.Time{}
+	if d.role == LastResort && !end.IsZero() {
+		if d.until = end; !now.Before(end) {
+			d.role, d.until = Withheld, time.Time{}
+		}
+	}
+	return d
+}
+
+// earliest is the earlier of two times, of which zero is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
