@@ -42,7 +42,7 @@ func New(t testing.TB) *NS {
 		t.Fatal(r.err)
 	}
 	n := &NS{t: t, file: r.file}
-	t.Cleanup(func() { n.file.Close() })
+	t.Cleanup(n.Delete)
 	n.IP("link", "set", "lo", "up")
 	return n
 }
@@ -50,6 +50,10 @@ func New(t testing.TB) *NS {
 // File is the namespace's descriptor, as a container runtime's netns path
 // opened. It stays the namespace's own: the caller must not close it.
 func (n *NS) File() *os.File { return n.file }
+
+// Delete gives the namespace up before the test ends: links in it, and their
+// other ends, go some time after.
+func (n *NS) Delete() { n.file.Close() }
 
 // Path names the namespace for programs that want a path. It is good as long as
 // this process holds the namespace.

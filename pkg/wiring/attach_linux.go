@@ -1,0 +1,384 @@
+package wiring
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/wiring/rtnl"
+)
+
+// Attach wires a sandbox to the node. Over what an earlier call left, whole or
+// cut short, it ends in the same state; what it finds right it does not touch.
+// If it fails it undoes what it did: a link that it made is gone, routes that it
+// added to a link which was there before are.
+//
+// A name or a routed address that is another container's is a [CollisionError].
+func (h *Host) Attach(netns *os.File, a Attachment) (Attached, error) {
+	if err := a.Validate(); err != nil {
+		return Attached{}, err
+	}
+	h.slots <- struct{}{}
+	defer func() { <-h.slots }()
+	pod, err := h.dial(netns)
+	if err != nil {
+		return Attached{}, err
+	}
+	defer pod.Close()
+
+	w := wire{h: h, a: a, netns: netns, pod: pod}
+	if err := w.link(); err != nil {
+		return Attached{}, errors.Join(err, w.undo())
+	}
+	have := w.fresh()
+	if !w.made {
+		if have, err = w.actual(); err != nil {
+			return Attached{}, err
+		}
+	}
+	if err := w.apply(plan(desired(a), have)); err != nil {
+		return Attached{}, errors.Join(err, w.undo())
+	}
+	return Attached{HostIfIndex: w.hostEnd.Index, HostMAC: HostMAC, PodMAC: PodMAC(a.ContainerID)}, nil
+}
+
+// Check says what of the attachment's wiring is not as [Host.Attach] would leave
+// it, all of it at once; nil if nothing (CNI 1.1, CHECK). Addresses and routes
+// that others added to the pod are none of its business.
+func (h *Host) Check(netns *os.File, a Attachment) error {
+	if err := a.Validate(); err != nil {
+		return err
+	}
+	pod, err := h.dial(netns)
+	if err != nil {
+		return err
+	}
+	defer pod.Close()
+	w := wire{h: h, a: a, netns: netns, pod: pod}
+	if w.hostEnd, err = h.conn.LinkByName(a.HostIf); err != nil {
+		return fmt.Errorf("host interface %s of pod %s: %w", a.HostIf, a.Alias, err)
+	}
+	if owner, alias := parseLinkAlias(w.hostEnd.Alias); owner != a.ContainerID {
+		return &CollisionError{HostIf: a.HostIf, Owner: owner, Alias: alias}
+	}
+	if found, err := w.findPodEnd(); err != nil {
+		return err
+	} else if !found {
+		return fmt.Errorf("interface %s: the other end of %s is not in network namespace %s under that name", a.PodIf, a.HostIf, netns.Name())
+	}
+	have, err := w.actual()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range plan(desired(a), have) {
+		name := a.HostIf
+		if c.where == inPod {
+			name = "pod's " + a.PodIf
+		}
+		errs = append(errs, fmt.Errorf("%s: %s", name, c.what))
+	}
+	return errors.Join(errs...)
+}
+
+// wire is one attachment being wired.
+type wire struct {
+	h     *Host
+	a     Attachment
+	netns *os.File
+	pod   *rtnl.Conn
+
+	hostEnd, podEnd rtnl.Link
+	made            bool    // the link is this call's
+	routed          []route // host routes that this call added
+}
+
+// link sees to both ends: made now, or found and this attachment's.
+func (w *wire) link() error {
+	// Twice: what is in the way may be a released link, which is removed.
+	for range 2 {
+		err := w.create()
+		if err == nil || !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		if again, err := w.adopt(); !again {
+			return err
+		}
+	}
+	return fmt.Errorf("host interface %s: comes back each time it is deleted; who else makes it?", w.a.HostIf)
+}
+
+func (w *wire) create() error {
+	m := rtnl.NewVeth(rtnl.VethPair{
+		Name: w.a.HostIf, PeerName: w.a.PodIf,
+		MAC: HostMAC, PeerMAC: PodMAC(w.a.ContainerID),
+		MTU: w.a.MTU, PeerNetns: w.netns,
+	})
+	if errs := w.h.exec(w.h.conn, []rtnl.Message{m}); errs != nil {
+		return errs[0]
+	}
+	w.made = true
+	var err error
+	if w.hostEnd, err = w.h.conn.LinkByName(w.a.HostIf); err != nil {
+		return fmt.Errorf("host interface just made: %w", err)
+	}
+	if w.podEnd, err = w.pod.LinkByIndex(w.hostEnd.Peer); err != nil {
+		return fmt.Errorf("pod's interface just made: %w", err)
+	}
+	return nil
+}
+
+// adopt takes the link that has the name, if it is this container's. again says
+// that it was removed instead and can be made anew.
+func (w *wire) adopt() (again bool, err error) {
+	if w.hostEnd, err = w.h.conn.LinkByName(w.a.HostIf); errors.Is(err, unix.ENODEV) {
+		return false, fmt.Errorf("interface %s: network namespace %s has one already that is not flock's; give this network another interface name", w.a.PodIf, w.netns.Name())
+	} else if err != nil {
+		return false, err
+	}
+	owner, alias := parseLinkAlias(w.hostEnd.Alias)
+	found, err := w.findPodEnd()
+	if err != nil {
+		return false, err
+	}
+	released := isReleased(w.hostEnd)
+	switch {
+	case owner == w.a.ContainerID && found && !released:
+		return false, nil
+	case owner == "" && found && MAC(w.podEnd.MAC) == PodMAC(w.a.ContainerID):
+		return false, nil // cut short before it had its alias
+	case owner == w.a.ContainerID || released:
+		// Ours with its other end elsewhere, or nobody's any more.
+		err := w.h.deletions.Do(rtnl.DelLink(w.hostEnd.Index))
+		if err != nil && !errors.Is(err[0], unix.ENODEV) {
+			return false, err[0]
+		}
+		return true, nil
+	}
+	return false, &CollisionError{HostIf: w.a.HostIf, Owner: owner, Alias: alias}
+}
+
+// findPodEnd looks whether the host end's other end is in the pod's namespace,
+// under the attachment's name.
+func (w *wire) findPodEnd() (bool, error) {
+	l, err := w.pod.LinkByName(w.a.PodIf)
+	if errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	w.podEnd = l
+	// Indices are per namespace, so both must point at each other.
+	return err == nil && l.Kind == "veth" && l.Index == w.hostEnd.Peer && l.Peer == w.hostEnd.Index, err
+}
+
+// fresh is the state of a link that was made just now: what the kernel said of
+// the ends, and nothing on them.
+func (w *wire) fresh() state {
+	return state{host: w.end(w.hostEnd), pod: w.end(w.podEnd)}
+}
+
+func (w *wire) end(l rtnl.Link) end {
+	return end{
+		mac: l.MAC, mtu: l.MTU, up: l.Up, alias: l.Alias,
+		forwarding: l.IPv4.Forwarding != 0, rpFilter: l.IPv4.RPFilter,
+		hasIPv6: l.HasIPv6, autoLL: l.AddrGenMode != rtnl.AddrGenNone,
+		disableIPv6: l.HasIPv6 && l.IPv6.DisableIPv6 != 0,
+		acceptsRA:   l.HasIPv6 && (l.IPv6.AcceptRA >= 2 || l.IPv6.AcceptRA == 1 && l.IPv6.Forwarding == 0),
+	}
+}
+
+// actual reads the whole state from the kernel.
+func (w *wire) actual() (s state, err error) {
+	s = w.fresh()
+	for _, side := range []struct {
+		conn  *rtnl.Conn
+		index int
+		end   *end
+		where place
+	}{{w.h.conn, w.hostEnd.Index, &s.host, onHost}, {w.pod, w.podEnd.Index, &s.pod, inPod}} {
+		addrs, err := side.conn.Addrs(side.index)
+		if err != nil {
+			return s, err
+		}
+		for _, a := range addrs {
+			// Before kernel 5.18 addresses say nothing of whose they are.
+			side.end.addrs = append(side.end.addrs, address{a.Prefix, a.Proto == RouteProtocol})
+		}
+		neighs, err := side.conn.Neighs(side.index)
+		if err != nil {
+			return s, err
+		}
+		for _, n := range neighs {
+			side.end.neighs = append(side.end.neighs, neighbour{n.Addr, n.MAC})
+		}
+		routes, err := side.conn.Routes(rtnl.RouteFilter{Link: side.index, Proto: RouteProtocol})
+		if err != nil {
+			return s, err
+		}
+		for _, r := range routes {
+			// On the host, routes of other metrics are announced ones, which
+			// have other owners.
+			if side.where == inPod || r.Metric == MetricLocal {
+				side.end.routes = append(side.end.routes, route{r.Dst, r.Gateway, r.Src, r.Metric})
+			}
+		}
+	}
+	lo, err := w.pod.LinkByIndex(loopbackIndex)
+	s.loopbackUp = lo.Up
+	return s, err
+}
+
+// apply carries changes out in order, those of one place in one batch.
+func (w *wire) apply(cs []change) error {
+	for len(cs) > 0 {
+		if s, ok := cs[0].do.(setSysctl); ok {
+			if err := w.sysctl(cs[0].where, s); err != nil {
+				return err
+			}
+			cs = cs[1:]
+			continue
+		}
+		n := 1
+		for n < len(cs) && cs[n].where == cs[0].where && !isSysctl(cs[n]) {
+			n++
+		}
+		if err := w.request(cs[:n]); err != nil {
+			return err
+		}
+		cs = cs[n:]
+	}
+	return nil
+}
+
+func isSysctl(c change) bool {
+	_, ok := c.do.(setSysctl)
+	return ok
+}
+
+func (w *wire) sysctl(where place, s setSysctl) error {
+	netns, link := w.h.netns, w.hostEnd
+	if where == inPod {
+		netns, link = w.netns, w.podEnd
+	}
+	return w.h.in(netns, func() error { return writeSysctl(s.before+link.Name+s.after, s.value) })
+}
+
+func (w *wire) request(cs []change) error {
+	conn, link := w.h.conn, w.hostEnd
+	if cs[0].where == inPod {
+		conn, link = w.pod, w.podEnd
+	}
+	ms := make([]rtnl.Message, len(cs))
+	for i, c := range cs {
+		ms[i] = message(c.do, link.Index)
+	}
+	errs := w.h.exec(conn, ms)
+	var first error
+	for i, c := range cs {
+		if errs != nil && errs[i] != nil {
+			if first == nil {
+				first = w.explain(c, errs[i])
+			}
+		} else if r, ok := c.do.(addRoute); ok && c.where == onHost {
+			w.routed = append(w.routed, r.route)
+		}
+	}
+	return first
+}
+
+// message is the request of a change on a link.
+func message(do any, index int) rtnl.Message {
+	switch do := do.(type) {
+	case loopbackUp:
+		return rtnl.SetLink(loopbackIndex, rtnl.LinkChange{Up: ptr(true)})
+	case setLink:
+		return rtnl.SetLink(index, rtnl.LinkChange(do))
+	case addAddr:
+		return rtnl.NewAddr(do.on(index))
+	case delAddr:
+		return rtnl.DelAddr(do.on(index))
+	case addNeigh:
+		return rtnl.NewNeigh(rtnl.Neigh{Link: index, Addr: do.addr, MAC: do.mac})
+	case addRoute:
+		return rtnl.NewRoute(do.on(index))
+	case delRoute:
+		return rtnl.DelRoute(do.on(index))
+	}
+	panic(fmt.Sprintf("wiring: no request for %T", do))
+}
+
+// loopbackIndex is the same in every namespace (LOOPBACK_IFINDEX).
+const loopbackIndex = 1
+
+// explain finds out whose the route is that is in the way.
+func (w *wire) explain(c change, err error) error {
+	err = fmt.Errorf("%s of pod %s: %w", link(c.where, w.a), w.a.Alias, err)
+	add, ok := c.do.(addRoute)
+	if !ok || c.where != onHost || !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	routes, listErr := w.h.conn.Routes(rtnl.RouteFilter{})
+	if listErr != nil {
+		return err
+	}
+	for _, r := range routes {
+		if r.Dst != add.dst || r.Metric != MetricLocal {
+			continue
+		}
+		if l, linkErr := w.h.conn.LinkByIndex(r.Link); linkErr == nil {
+			e := &CollisionError{HostIf: l.Name, Addr: add.dst.Addr()}
+			if isHostIf(l.Name) {
+				e.Owner, e.Alias = parseLinkAlias(l.Alias)
+			}
+			return e
+		}
+	}
+	return err
+}
+
+func link(where place, a Attachment) string {
+	if where == inPod {
+		return "interface " + a.PodIf
+	}
+	return "host interface " + a.HostIf
+}
+
+// undo takes back what this call did. Everything hangs on the link, so a link
+// that this call made takes all with it.
+func (w *wire) undo() error {
+	var ms []rtnl.Message
+	switch {
+	case w.made:
+		l := w.hostEnd
+		if l.Index == 0 {
+			var err error
+			if l, err = w.h.conn.LinkByName(w.a.HostIf); err != nil {
+				return gone(err)
+			}
+		}
+		ms = append(ms, rtnl.DelLink(l.Index))
+	default:
+		for _, r := range w.routed {
+			ms = append(ms, rtnl.DelRoute(r.on(w.hostEnd.Index)))
+		}
+	}
+	var errs []error
+	for _, err := range w.h.exec(w.h.deletions, ms) {
+		errs = append(errs, gone(err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("undo: %w", err)
+	}
+	return nil
+}
+
+// gone is nil for the errors of deleting what is not there.
+func gone(err error) error {
+	for _, e := range []error{unix.ENODEV, unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL} {
+		if errors.Is(err, e) {
+			return nil
+		}
+	}
+	return err
+}

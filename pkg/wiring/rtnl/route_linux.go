@@ -1,0 +1,134 @@
+package rtnl
+
+import (
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// NewRoute adds a route; EEXIST if the table has one of that destination and
+// metric, whatever its link.
+func NewRoute(r Route) Message {
+	return routeMessage("add", unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r)
+}
+
+// DelRoute deletes the route that is like r in all that r says; ESRCH if there
+// is none.
+func DelRoute(r Route) Message { return routeMessage("delete", unix.RTM_DELROUTE, 0, r) }
+
+func routeMessage(verb string, typ, flags uint16, r Route) Message {
+	fam := family(r.Dst.Addr())
+	header := make([]byte, unix.SizeofRtMsg)
+	header[0] = fam
+	header[1] = uint8(r.Dst.Bits())
+	header[4] = unix.RT_TABLE_MAIN
+	header[5] = r.Proto
+	header[7] = unix.RTN_UNICAST
+	switch {
+	case r.Unreachable:
+		header[7] = unix.RTN_UNREACHABLE
+	case fam == unix.AF_INET && !r.Gateway.IsValid():
+		header[6] = unix.RT_SCOPE_LINK
+	}
+	m := newMessage(fmt.Sprintf("%s route %v", verb, r), typ, flags, header)
+	if r.Dst.Bits() > 0 {
+		m.addr(unix.RTA_DST, r.Dst.Addr())
+	}
+	if r.Link != 0 {
+		m.u32(unix.RTA_OIF, uint32(r.Link))
+	}
+	if r.Gateway.IsValid() {
+		m.addr(unix.RTA_GATEWAY, r.Gateway)
+	}
+	if r.Src.IsValid() {
+		m.addr(unix.RTA_PREFSRC, r.Src)
+	}
+	if r.Metric != 0 {
+		m.u32(unix.RTA_PRIORITY, r.Metric)
+	}
+	return m
+}
+
+// Routes are the unicast and unreachable routes of the main table, both
+// families, that the filter lets through.
+func (c *Conn) Routes(f RouteFilter) ([]Route, error) {
+	var routes []Route
+	for _, fam := range []uint8{unix.AF_INET6, unix.AF_INET} {
+		header := make([]byte, unix.SizeofRtMsg)
+		header[0] = fam
+		header[4] = unix.RT_TABLE_MAIN
+		header[5] = f.Proto
+		m := newMessage("list routes", unix.RTM_GETROUTE, 0, header)
+		m.u32(unix.RTA_TABLE, unix.RT_TABLE_MAIN)
+		if f.Link != 0 {
+			m.u32(unix.RTA_OIF, uint32(f.Link))
+		}
+		bodies, err := c.dump(m)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range bodies {
+			r, ok, err := parseRoute(b)
+			if err != nil {
+				return nil, err
+			}
+			if ok && (f.Proto == 0 || r.Proto == f.Proto) && (f.Link == 0 || r.Link == f.Link) {
+				routes = append(routes, r)
+			}
+		}
+	}
+	return routes, nil
+}
+
+// parseRoute reads one route; ok is false for those of other tables and kinds
+// (local, broadcast, multicast, cached).
+func parseRoute(b []byte) (r Route, ok bool, err error) {
+	if len(b) < unix.SizeofRtMsg {
+		return Route{}, false, errShort
+	}
+	fam, table, typ := b[0], uint32(b[4]), b[7]
+	dst := anyOf(fam)
+	r = Route{Proto: b[5], Unreachable: typ == unix.RTN_UNREACHABLE}
+	var inner error
+	err = attrs(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
+		switch typ {
+		case unix.RTA_DST:
+			dst = getAddr(v)
+		case unix.RTA_OIF:
+			r.Link = int(getU32(v))
+		case unix.RTA_GATEWAY:
+			r.Gateway = getAddr(v)
+		case unix.RTA_PREFSRC:
+			r.Src = getAddr(v)
+		case unix.RTA_PRIORITY:
+			r.Metric = getU32(v)
+		case unix.RTA_TABLE:
+			table = getU32(v)
+		case unix.RTA_MULTIPATH:
+			inner = r.parseMultipath(v)
+		}
+	})
+	if err == nil {
+		err = inner
+	}
+	r.Dst = netip.PrefixFrom(dst, int(b[1]))
+	if r.Unreachable {
+		r.Link = 0 // IPv6 says lo
+	}
+	cached := native.Uint32(b[8:])&unix.RTM_F_CLONED != 0
+	return r, table == unix.RT_TABLE_MAIN && (typ == unix.RTN_UNICAST || r.Unreachable) && !cached, err
+}
+
+// parseMultipath reads the links of a chain of struct rtnexthop.
+func (r *Route) parseMultipath(b []byte) error {
+	for len(b) >= unix.SizeofRtNexthop {
+		n := int(native.Uint16(b))
+		if n < unix.SizeofRtNexthop || n > len(b) {
+			return errShort
+		}
+		r.Links = append(r.Links, int(native.Uint32(b[4:])))
+		b = b[min(align(n), len(b)):]
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package rtnl
+
+import (
+	"net/netip"
+	"os"
+)
+
+// A Link is a network device as the kernel describes it.
+type Link struct {
+	Index int
+	Name  string
+	Alias string
+	Kind  string // "veth", "bridge", …; empty for hardware
+	MAC   [6]byte
+	MTU   int
+	Group uint32
+	Up    bool // administratively (IFF_UP)
+	// Running says that the link can carry traffic (IFF_RUNNING).
+	Running  bool
+	Loopback bool
+	// Peer is the index of a veth's other end, in the namespace of that end.
+	Peer int
+	// HasIPv6 is false if the device has no IPv6 at all, as below an MTU of
+	// 1280 or with ipv6.disable=1; then AddrGenMode and IPv6 say nothing.
+	HasIPv6 bool
+	// AddrGenMode is how the kernel makes IPv6 link-local addresses
+	// (IN6_ADDR_GEN_MODE_…).
+	AddrGenMode uint8
+	// IPv4 and IPv6 are the device's settings under /proc/sys/net/ipvX/conf.
+	IPv4 IPv4Conf
+	IPv6 IPv6Conf
+}
+
+// AddrGenNone is IN6_ADDR_GEN_MODE_NONE: no automatic link-local address.
+const AddrGenNone = 1
+
+// IPv4Conf is what flock reads and sets of a device's IPv4 settings.
+type IPv4Conf struct{ Forwarding, RPFilter uint32 }
+
+// IPv6Conf is what flock reads of a device's IPv6 settings.
+type IPv6Conf struct{ Forwarding, AcceptRA, DisableIPv6 int32 }
+
+// VethPair describes a veth and where its peer comes to be.
+type VethPair struct {
+	Name, PeerName string
+	MAC, PeerMAC   [6]byte
+	MTU            int // of both ends, 0 for the kernel's default
+	PeerNetns      *os.File
+}
+
+// LinkChange is what SetLink sets; nil leaves a setting as it is.
+type LinkChange struct {
+	Up          *bool
+	MAC         *[6]byte
+	MTU         *int
+	Group       *uint32
+	Alias       *string
+	AddrGenMode *uint8
+	IPv4        *IPv4Conf
+}
+
+// An Addr is an address on a link.
+type Addr struct {
+	Link   int
+	Prefix netip.Prefix // with the address, not masked
+	// Proto says who added it (IFAPROT_…, kernel 5.18 and newer; else 0).
+	Proto uint8
+	// Tentative: duplicate address detection is not over, or has failed.
+	Tentative bool
+}
+
+// ProtoRouterAdvertisement is IFAPROT_KERNEL_RA: the kernel made the address
+// from a router advertisement.
+const ProtoRouterAdvertisement = 2
+
+// A Neigh is a neighbour whose link-layer address is known for good
+// (NUD_PERMANENT).
+type Neigh struct {
+	Link int
+	Addr netip.Addr
+	MAC  [6]byte
+}
+
+// A Route is an entry of the main table.
+type Route struct {
+	Dst     netip.Prefix
+	Gateway netip.Addr // invalid: none
+	Src     netip.Addr // preferred source; invalid: none
+	// Link is the outgoing link, 0 for unreachable routes; Links are those of a
+	// multipath route, which is only read.
+	Link   int
+	Links  []int
+	Metric uint32
+	Proto  uint8 // RTPROT_…
+	// Unreachable: the route answers with ICMP "unreachable" (RTN_UNREACHABLE);
+	// else it is a unicast route.
+	Unreachable bool
+}
+
+func (r Route) String() string {
+	s := r.Dst.String()
+	if r.Unreachable {
+		s = "unreachable " + s
+	}
+	if r.Gateway.IsValid() {
+		s += " via " + r.Gateway.String()
+	}
+	return s
+}
+
+// RouteFilter narrows Routes; zero fields don't.
+type RouteFilter struct {
+	Link  int
+	Proto uint8
+}
