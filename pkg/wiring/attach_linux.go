@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +39,11 @@ func (h *Host) Attach(netns *os.File, a Attachment) (Attached, error) {
 			return Attached{}, err
 		}
 	}
-	if err := w.apply(plan(desired(a), have)); err != nil {
+	err = w.apply(plan(desired(a), have))
+	if err == nil {
+		err = w.awaitReady()
+	}
+	if err != nil {
 		return Attached{}, errors.Join(err, w.undo())
 	}
 	return Attached{HostIfIndex: w.hostEnd.Index, HostMAC: HostMAC, PodMAC: PodMAC(a.ContainerID)}, nil
@@ -285,6 +290,52 @@ func (w *wire) request(cs []change) error {
 		}
 	}
 	return first
+}
+
+// awaitReady returns when packets flow. Two things the kernel leaves to its
+// workers: an end that was up before its peer drops what it is given until the
+// link watch has put a queueing discipline in place, and an IPv6 address is not
+// delivered to until it has been through the (empty) duplicate detection.
+func (w *wire) awaitReady() error {
+	var unready error
+	for deadline := time.Now().Add(readyTimeout); time.Now().Before(deadline); {
+		var err error
+		if unready, err = w.unready(); unready == nil || err != nil {
+			return err
+		}
+		// Mostly the workers have been quicker. If not, they want this CPU, and
+		// time.Sleep would be a whole millisecond.
+		pause := unix.NsecToTimespec(readyPoll.Nanoseconds())
+		unix.Nanosleep(&pause, nil)
+	}
+	return fmt.Errorf("pod %s: not ready after %v: %w", w.a.Alias, readyTimeout, unready)
+}
+
+const (
+	readyPoll = 50 * time.Microsecond
+	// readyTimeout is a few rounds of the link watch, which can take a second.
+	readyTimeout = 5 * time.Second
+)
+
+func (w *wire) unready() (unready, err error) {
+	for _, end := range []struct {
+		conn *rtnl.Conn
+		link rtnl.Link
+	}{{w.pod, w.podEnd}, {w.h.conn, w.hostEnd}} {
+		// Since Linux 6.8 asking does the link watch's work at once.
+		l, err := end.conn.LinkByIndex(end.link.Index)
+		if err != nil {
+			return nil, fmt.Errorf("interface %s of pod %s: gone while it was being wired: %w", end.link.Name, w.a.Alias, err)
+		}
+		if !l.Running {
+			return fmt.Errorf("interface %s has no carrier; is its other end up?", end.link.Name), nil
+		}
+	}
+	local, err := w.pod.Local(w.a.Addrs)
+	if err == nil && !local {
+		unready = fmt.Errorf("not all of %v are local to the pod", w.a.Addrs)
+	}
+	return unready, err
 }
 
 // message is the request of a change on a link.

@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -79,6 +80,35 @@ func (c *Conn) Routes(f RouteFilter) ([]Route, error) {
 		}
 	}
 	return routes, nil
+}
+
+// Local says whether a packet to each of the addresses would be delivered in this
+// namespace.
+func (c *Conn) Local(addrs []netip.Addr) (bool, error) {
+	if len(addrs) == 0 {
+		return true, nil
+	}
+	ms := make([]Message, len(addrs))
+	for i, a := range addrs {
+		header := make([]byte, unix.SizeofRtMsg)
+		header[0] = family(a)
+		header[1] = uint8(a.BitLen())
+		ms[i] = newMessage(fmt.Sprintf("look up route to %v", a), unix.RTM_GETROUTE, 0, header)
+		ms[i].addr(unix.RTA_DST, a)
+	}
+	local := 0
+	errs, _ := c.do(ms, func(_ int, b []byte) {
+		if len(b) >= unix.SizeofRtMsg && b[7] == unix.RTN_LOCAL {
+			local++
+		}
+	})
+	for _, err := range errs {
+		// Without any route there is none to the namespace itself either.
+		if err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+			return false, err
+		}
+	}
+	return local == len(addrs), nil
 }
 
 // parseRoute reads one route; ok is false for those of other tables and kinds
