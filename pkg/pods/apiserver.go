@@ -1,0 +1,143 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// answerPatience is for one GET from the API server, its retries included.
+const answerPatience = 5 * time.Second
+
+// apiserver is the API server, asked for one node's pods.
+type apiserver struct {
+	node   string
+	client rest.Interface
+	params runtime.ParameterCodec
+	log    *slog.Logger
+}
+
+func newAPIServer(config *rest.Config, node string, log *slog.Logger) (*apiserver, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	config = rest.CopyConfig(config)
+	config.GroupVersion = &corev1.SchemeGroupVersion
+	config.APIPath = "/api"
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	client, err := rest.RESTClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	return &apiserver{node, client, runtime.NewParameterCodec(scheme), log}, nil
+}
+
+// get asks for one pod, once.
+func (a *apiserver) get(ctx context.Context, ref Ref) (*Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	var in corev1.Pod
+	err := a.client.Get().Namespace(ref.Namespace).Resource("pods").Name(ref.Name).Do(ctx).Into(&in)
+	if apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("the API server has %w: pod %s", ErrNotFound, ref)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	pod := convert(&in)
+	if ref.UID != "" && pod.UID != ref.UID {
+		return nil, fmt.Errorf("the API server has %w: pod %s with UID %s was replaced by one with UID %s", ErrNotFound, ref, ref.UID, pod.UID)
+	}
+	return pod, nil
+}
+
+// follow watches until ctx ends, connecting again whenever it has to.
+func (a *apiserver) follow(ctx context.Context, tell func(report)) {
+	onNode := fields.OneTermEqualSelector("spec.nodeName", a.node).String()
+	pods := func(o *metav1.ListOptions) *rest.Request {
+		o.FieldSelector = onNode
+		return a.client.Get().Resource("pods").VersionedParams(o, a.params)
+	}
+	lost := func(err error) error {
+		if err != nil && ctx.Err() == nil {
+			tell(report{err: fmt.Errorf("API server: %w", err)})
+		}
+		return err
+	}
+	source := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list := &corev1.PodList{}
+			return list, lost(pods(&o).Do(ctx).Into(list))
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.Watch = true
+			w, err := pods(&o).Watch(ctx)
+			if err == nil {
+				tell(report{resumed: true})
+			}
+			return w, lost(err)
+		},
+	}
+	reflector := cache.NewReflectorWithOptions(source, &corev1.Pod{}, intake(tell), cache.ReflectorOptions{
+		Name: "flock/pods",
+		// Half a minute, client-go's own limit, is long for a node whose
+		// kubelet does not answer either.
+		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: math.MaxInt32, Cap: 5 * time.Second},
+	})
+	reflector.RunWithContext(klog.NewContext(ctx, logr.FromSlogHandler(a.log.Handler())))
+}
+
+// intake is a store for a reflector that keeps nothing and tells everything.
+type intake func(report)
+
+func (tell intake) Add(obj any) error { return tell.Update(obj) }
+func (tell intake) Update(obj any) error {
+	return tell.each(obj, func(p *Pod) report { return report{pod: p} })
+}
+func (tell intake) Delete(obj any) error {
+	return tell.each(obj, func(p *Pod) report { return report{gone: p.UID} })
+}
+func (tell intake) Resync() error { return nil }
+
+func (tell intake) Replace(objs []any, _ string) error {
+	list := make([]*Pod, 0, len(objs))
+	for _, obj := range objs {
+		in, ok := obj.(*corev1.Pod)
+		if !ok {
+			return errNotAPod
+		}
+		list = append(list, convert(in))
+	}
+	tell(report{list: list})
+	return nil
+}
+
+var errNotAPod = errors.New("not a v1.Pod")
+
+func (tell intake) each(obj any, as func(*Pod) report) error {
+	in, ok := obj.(*corev1.Pod)
+	if !ok {
+		return errNotAPod
+	}
+	tell(as(convert(in)))
+	return nil
+}

@@ -1,0 +1,188 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	podsapi "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
+)
+
+// DefaultSocket is where a kubelet with the usual root directory serves its
+// Pods API.
+const DefaultSocket = "/var/lib/kubelet/pods-api/pods-api.sock"
+
+const (
+	// getPatience is for one answer. The kubelet takes well under a
+	// millisecond; one that takes this long hangs, and the next source is asked.
+	getPatience = time.Second
+	// limitPause is how long to wait when the kubelet's rate limit refuses a
+	// call: it is 100 calls a second, one every 10 ms.
+	limitPause = 10 * time.Millisecond
+	// syncPatience is for all pods of the node at the start of a watch.
+	syncPatience = 10 * time.Second
+	// retryMin and retryMax bound the wait between two tries to follow.
+	retryMin = 10 * time.Millisecond
+	retryMax = time.Second
+)
+
+// errNotServed says that this kubelet seems to have no Pods API.
+var errNotServed = errors.New("want Kubernetes 1.37 or its feature gate PodsAPI")
+
+// kubelet is the kubelet's Pods API, pods.v1alpha1.
+type kubelet struct {
+	socket string
+	// watched is the connection of the stream, once it is in sync.
+	watched atomic.Pointer[grpc.ClientConn]
+}
+
+// dial connects, or returns the plain error if nobody listens on the socket,
+// which gRPC would wrap in words and try again at a pace of its own.
+func (k *kubelet) dial(ctx context.Context) (*grpc.ClientConn, error) {
+	knock, err := new(net.Dialer).DialContext(ctx, "unix", k.socket)
+	if err != nil {
+		return nil, err
+	}
+	knock.Close()
+	return grpc.NewClient("unix:"+k.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+// get asks for one pod as it is now, annotations edited a moment ago included:
+// of those the stream does not tell.
+func (k *kubelet) get(ctx context.Context, ref Ref) (*Pod, error) {
+	if ref.UID == "" {
+		return nil, errors.New("the kubelet finds pods by UID, and the runtime gave none")
+	}
+	ctx, cancel := context.WithTimeout(ctx, getPatience)
+	defer cancel()
+	conn := k.watched.Load()
+	if conn == nil {
+		var err error
+		if conn, err = k.dial(ctx); err != nil {
+			return nil, k.explain(err)
+		}
+		defer conn.Close()
+	}
+	client := podsapi.NewPodsClient(conn)
+	for {
+		answer, err := client.GetPod(ctx, &podsapi.GetPodRequest{PodUID: ref.UID})
+		switch status.Code(err) {
+		case codes.OK:
+			return decode(answer.GetPod())
+		case codes.NotFound:
+			return nil, fmt.Errorf("the kubelet has %w: pod %s with UID %s", ErrNotFound, ref, ref.UID)
+		case codes.ResourceExhausted:
+			if sleep(ctx, limitPause) == nil {
+				continue
+			}
+		}
+		return nil, k.explain(err)
+	}
+}
+
+// follow watches until ctx ends, connecting again whenever it has to.
+func (k *kubelet) follow(ctx context.Context, tell func(report)) {
+	pause := retryMin
+	for ctx.Err() == nil {
+		err := k.watch(ctx, func(r report) {
+			pause = retryMin
+			tell(r)
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		tell(report{err: k.explain(err)})
+		if sleep(ctx, pause) == nil {
+			pause = min(2*pause, retryMax)
+		}
+	}
+}
+
+// watch runs one stream to its end. It tells nothing before the kubelet has
+// said that the list of pods is complete.
+func (k *kubelet) watch(ctx context.Context, tell func(report)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	tooSlow := time.AfterFunc(syncPatience, func() {
+		cancel(fmt.Errorf("no complete list of pods within %s", syncPatience))
+	})
+	defer tooSlow.Stop()
+	conn, err := k.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer k.watched.Store(nil)
+	stream, err := podsapi.NewPodsClient(conn).WatchPods(ctx, &podsapi.WatchPodsRequest{})
+	if err != nil {
+		return err
+	}
+	list := []*Pod{}
+	for synced := false; ; {
+		event, err := stream.Recv()
+		if err != nil {
+			if context.Cause(ctx) != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		}
+		if event.Type == podsapi.EventType_INITIAL_SYNC_COMPLETE {
+			if !tooSlow.Stop() {
+				return context.Cause(ctx)
+			}
+			synced = true
+			k.watched.Store(conn)
+			tell(report{list: list})
+			list = nil
+			continue
+		}
+		pod, err := decode(event.GetPod())
+		if err != nil {
+			return err
+		}
+		switch {
+		case event.Type == podsapi.EventType_DELETED:
+			tell(report{gone: pod.UID})
+		case event.Type != podsapi.EventType_ADDED && event.Type != podsapi.EventType_MODIFIED:
+			return fmt.Errorf("unknown event type %d", event.Type)
+		case synced:
+			tell(report{pod: pod})
+		default:
+			list = append(list, pod)
+		}
+	}
+}
+
+// explain says what an error means for the operator.
+func (k *kubelet) explain(err error) error {
+	code := status.Code(err)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = fmt.Errorf("%w: %w", err, errNotServed)
+	case code == codes.Unimplemented:
+		err = fmt.Errorf("%s: %w", status.Convert(err).Message(), errNotServed)
+	case code != codes.Unknown:
+		err = fmt.Errorf("%s: %s", code, status.Convert(err).Message())
+	}
+	return fmt.Errorf("kubelet's Pods API at %s: %w", k.socket, err)
+}
+
+// sleep waits for d, or returns the reason why ctx ended before that.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
