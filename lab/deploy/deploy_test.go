@@ -201,8 +201,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if want := []string{
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
-		"get,update,patch flock.fritzlab.net/nodeconfigs/status",
-		"create,patch events.k8s.io/events",
+		"patch flock.fritzlab.net/nodeconfigs/status",
 	}; !slices.Equal(may, want) {
 		t.Errorf("the agent may %q, want %q", may, want)
 	}
