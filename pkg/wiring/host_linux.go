@@ -3,7 +3,9 @@ package wiring
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -102,11 +104,23 @@ func sameFile(a, b *os.File) (bool, error) {
 	return sa.Dev == sb.Dev && sa.Ino == sb.Ino, nil
 }
 
+// mountedSysctls is a second way to /proc/sys/net, which a container that is not
+// privileged has read-only: deploy/ mounts the host's here. Either shows the
+// namespace of the thread that looks.
+const mountedSysctls = "/host/proc/sys/net"
+
+var sysctlDir = sync.OnceValue(func() string {
+	if _, err := os.Stat(mountedSysctls); err == nil {
+		return mountedSysctls
+	}
+	return "/proc/sys/net"
+})
+
 // writeSysctl writes below /proc/sys/net, on a thread in the namespace in
 // question.
 func writeSysctl(name, value string) error {
-	if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
-		return fmt.Errorf("sysctl net/%s=%s (is /proc/sys writable here?): %w", name, value, err)
+	if err := os.WriteFile(filepath.Join(sysctlDir(), name), []byte(value), 0); err != nil {
+		return fmt.Errorf("sysctl net/%s=%s (in a container: mount the host's /proc/sys/net at %s): %w", name, value, mountedSysctls, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -102,7 +103,7 @@ func (h *Host) nodeActual() (NodeActual, error) {
 // readSwitch reads a sysctl that is 0 or not; there is false if the kernel has
 // none of that name.
 func readSwitch(name string) (on, there bool, err error) {
-	b, err := os.ReadFile("/proc/sys/net/" + name)
+	b, err := os.ReadFile(filepath.Join(sysctlDir(), name))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, false, nil
 	} else if err != nil {
