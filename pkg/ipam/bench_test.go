@@ -14,7 +14,7 @@ import (
 // than a quarter of what is free in quarantine.
 //
 // A /64 cannot be filled with pods. Its fill is in excluded ranges, which the
-// search has to find its way around, with 10,000 pods in what is left of it.
+// search has to find its way around, with 1,000 pods in what is left of it.
 func BenchmarkAllocateRelease(b *testing.B) {
 	for _, cidr := range prefixes("10.0.0.0/24", "10.0.0.0/16", "2001:db8::/64") {
 		for _, percent := range []int{0, 50, 99} {
@@ -26,7 +26,7 @@ func BenchmarkAllocateRelease(b *testing.B) {
 func benchmark(b *testing.B, cidr netip.Prefix, percent int) {
 	cfg, r := Config{Quarantine: time.Minute}, Request{Family: FamilyOf(cidr.Addr())}
 	var held []netip.Addr
-	pods := 10_000
+	pods := 1000
 	tick := 10 * time.Millisecond
 	if r.Family == IPv4 {
 		cfg.IPv4 = []netip.Prefix{cidr}

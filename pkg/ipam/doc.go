@@ -30,7 +30,8 @@
 // The state is a compressed binary trie of the addresses in use, resting or
 // excluded, with aggregates for each prefix: every operation visits one path,
 // O(log n), however full the CIDR is and however large. Memory is in proportion
-// to the addresses in use and resting (about 200 bytes each), not to the CIDR.
+// to the addresses in use and resting, not to the CIDR: about 420 bytes for one that
+// stands alone, 26 each where all 16 of a last digit are known.
 // Released IPv4 addresses are remembered beyond their quarantine for the sake of
 // their order, at most 65,536 of them: in CIDRs up to /16 the order is exact, in
 // larger ones no address comes back before that many others were released.

@@ -72,14 +72,14 @@ func (e *ExhaustedError) Error() string {
 	return fmt.Sprintf("no %s address is free: %s: %s", e.Family, strings.Join(uses, "; "), remedy)
 }
 
-func (a *Allocator) exhausted(r Request, cidrs []candidate, oldest *node, now time.Time) *ExhaustedError {
+func (a *Allocator) exhausted(r Request, cidrs []candidate, first time.Duration, now time.Time) *ExhaustedError {
 	e := &ExhaustedError{Family: r.Family, Node: a.cfg.Node}
 	for _, c := range cidrs {
 		u := a.usage(c.within)
 		e.Ranges = append(e.Ranges, RangeUse{Prefix: c.within, Held: u.Held, Quarantined: u.Resting})
 	}
-	if oldest != nil {
-		e.NextFree = a.epoch.Add(oldest.oldest + a.cfg.Quarantine)
+	if first != never {
+		e.NextFree = a.epoch.Add(first + a.cfg.Quarantine)
 		e.Wait = e.NextFree.Sub(now)
 	}
 	return e

@@ -6,78 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+	"unique"
 )
-
-// Family is IPv4 or IPv6.
-type Family uint8
-
-// The families. The zero Family is none.
-const (
-	IPv4 Family = 4
-	IPv6 Family = 6
-)
-
-func (f Family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
-
-// FamilyOf is the family of an address. An IPv4 address in IPv6 clothes
-// (::ffff:192.0.2.1) counts as IPv6.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
-
-// Config is what a node may give to its pods. The CIDRs of a family do not
-// overlap (config.ParseNode sees to it).
-type Config struct {
-	// Node is the name of the NodeConfig, for errors.
-	Node string
-	// IPv6 and IPv4 are the CIDRs, those to be used first first.
-	IPv6, IPv4 []netip.Prefix
-	// Exclude are ranges in which no address is handed out; the node's own
-	// addresses belong here too, where they lie in a CIDR.
-	Exclude []netip.Prefix
-	// Quarantine is how long an address rests after its release.
-	Quarantine time.Duration
-}
-
-func (c Config) cidrs(f Family) []netip.Prefix {
-	if f == IPv4 {
-		return c.IPv4
-	}
-	return c.IPv6
-}
-
-// cidrOf returns the CIDR that a lies in, or the zero Prefix.
-func (c Config) cidrOf(a netip.Addr) netip.Prefix {
-	for _, p := range c.cidrs(FamilyOf(a)) {
-		if p.Contains(a) {
-			return p
-		}
-	}
-	return netip.Prefix{}
-}
-
-// Lease is an address that is held, with the CIDR it came from. Both belong in
-// the store: when the CIDR is taken from the node's configuration, the lease is
-// what tells that it has to stay routed.
-type Lease struct {
-	Addr netip.Addr
-	// CIDR is zero for an address that is not from the node's CIDRs.
-	CIDR netip.Prefix
-}
-
-// Request is what is wanted of Allocate.
-type Request struct {
-	Family Family
-	// Within restricts the choice to one of the CIDRs, or a part of one.
-	// The zero Prefix: any of the CIDRs.
-	Within netip.Prefix
-	// Near computes the wanted address of a prefix (package embed); the pod gets
-	// the free one nearest to it. IPv6 only; nil: random.
-	Near func(netip.Prefix) netip.Addr
-}
 
 // remembered is how many released IPv4 addresses are kept in the order of their
 // release beyond the quarantine.
@@ -117,15 +47,29 @@ func (a *Allocator) Configure(cfg Config) {
 	for _, p := range cfg.keptBack() {
 		a.exclude(p)
 	}
-	for _, old := range []struct {
-		trie   *node
-		length int
-	}{{old4, 32}, {old6, 128}} {
-		old.trie.addresses(func(k key, known *address) bool {
-			a.put(k.addr(old.length), known)
-			return true
+	a.move(IPv4, old4)
+	a.move(IPv6, old6)
+}
+
+// move puts what an old trie knew, but for what it excluded, into the present one.
+func (a *Allocator) move(f Family, old *node) {
+	trie, length := a.trie(f)
+	old.blocks(func(k key, b *block) bool {
+		*trie = edit(*trie, k, length-blockBits, func(n *node) {
+			moved := *b
+			moved.excluded = 0
+			if n.block != nil {
+				moved.excluded = n.block.excluded
+			}
+			n.block = &moved
 		})
-	}
+		b.eachHeld(k, length, func(l Lease) {
+			if a.orphan(l) {
+				a.retired[l.CIDR]++
+			}
+		})
+		return true
+	})
 }
 
 // Allocate picks a free address, holds it and returns it. now is the time of the
@@ -147,21 +91,20 @@ func (a *Allocator) Allocate(r Request, now time.Time) (Lease, error) {
 			return Lease{}, err
 		}
 		if k, ok := a.nearest(r.Family, c.within, near, resting); ok {
-			return a.hold(k.addr(length), c.cidr), nil
+			return a.hold(Lease{k.addr(length), c.cidr}), nil
 		}
 	}
-	var oldest *node
-	var from netip.Prefix
+	first, from := never, Lease{}
 	for _, c := range cidrs {
-		n, excluded := (*trie).below(keyOf(c.within.Addr()), c.within.Bits())
-		if n != nil && !excluded && n.oldest != never && (oldest == nil || n.oldest < oldest.oldest) {
-			oldest, from = n, c.cidr
+		k, released := (*trie).longest(keyOf(c.within.Addr()), c.within.Bits(), length)
+		if released < first {
+			first, from = released, Lease{k.addr(length), c.cidr}
 		}
 	}
-	if oldest != nil && a.due(oldest, now) {
-		return a.hold(oldest.firstReleased().addr(length), from), nil
+	if first != never && a.due(first, now) {
+		return a.hold(from), nil
 	}
-	return Lease{}, a.exhausted(r, cidrs, oldest, now)
+	return Lease{}, a.exhausted(r, cidrs, first, now)
 }
 
 // Reserve holds exactly l.Addr: a lease from the store, at start, or a static
@@ -176,13 +119,14 @@ func (a *Allocator) Reserve(l Lease) error {
 	if held, ok := a.Held(l.Addr); ok {
 		return &HeldError{Lease: held}
 	}
-	a.hold(l.Addr, l.CIDR)
+	a.hold(l)
 	return nil
 }
 
-// Release gives addr back at the time now; it rests from then on. False: addr was
-// not held. To restore a quarantine after a restart, Reserve the address and
-// Release it with the time at which it was released.
+// Release gives addr back at the time now; it rests from then on. With the zero
+// time it was not used: it is as if it had not been held. False: addr was not held.
+// To restore a quarantine after a restart, Reserve the address and Release it with
+// the time at which it was released.
 func (a *Allocator) Release(addr netip.Addr, now time.Time) bool {
 	l, ok := a.Held(addr)
 	if !ok {
@@ -193,80 +137,24 @@ func (a *Allocator) Release(addr netip.Addr, now time.Time) bool {
 			delete(a.retired, l.CIDR)
 		}
 	}
-	a.put(addr, &address{released: a.sinceEpoch(now)})
-	a.forget(FamilyOf(addr), now)
+	used := !now.IsZero()
+	var at time.Duration
+	if used {
+		at = a.sinceEpoch(now)
+	}
+	a.edit(addr, func(b *block, bit uint16, digit int) {
+		b.held &^= bit
+		if used {
+			b.released[digit] = at
+		}
+		if b.released[digit] != never {
+			b.resting |= bit
+		}
+	})
+	if used {
+		a.forget(FamilyOf(addr), now)
+	}
 	return true
-}
-
-// Held returns the lease of addr, if it is held.
-func (a *Allocator) Held(addr netip.Addr) (Lease, bool) {
-	if !addr.IsValid() {
-		return Lease{}, false
-	}
-	trie, length := a.trie(FamilyOf(addr))
-	n, _ := (*trie).below(keyOf(addr), length)
-	if n == nil || n.known == nil || !n.known.held {
-		return Lease{}, false
-	}
-	return Lease{addr, n.known.cidr}, true
-}
-
-// Leases returns everything that is held, IPv6 first, in order.
-func (a *Allocator) Leases() []Lease {
-	var out []Lease
-	for _, f := range []Family{IPv6, IPv4} {
-		trie, length := a.trie(f)
-		(*trie).addresses(func(k key, known *address) bool {
-			if known.held {
-				out = append(out, Lease{k.addr(length), known.cidr})
-			}
-			return true
-		})
-	}
-	return out
-}
-
-// Orphans returns the leases from a CIDR that is no longer configured, where no
-// configured one has taken its place.
-func (a *Allocator) Orphans() []Lease {
-	return slices.DeleteFunc(a.Leases(), func(l Lease) bool { return !a.orphan(l) })
-}
-
-// Retired returns the CIDRs of the orphans, in order: those that must stay routed
-// until their last pod has gone.
-func (a *Allocator) Retired() []netip.Prefix {
-	var out []netip.Prefix
-	for p := range a.retired {
-		out = append(out, p)
-	}
-	slices.SortFunc(out, comparePrefixes)
-	return out
-}
-
-// Usage is how full a prefix is.
-type Usage struct {
-	CIDR netip.Prefix
-	// Held and Resting count addresses; the resting ones were held before and
-	// are in quarantine or remembered for the order of their release.
-	Held, Resting int
-}
-
-// Usage reports on each configured CIDR, IPv6 first, in the order configured.
-func (a *Allocator) Usage() []Usage {
-	var out []Usage
-	for _, p := range slices.Concat(a.cfg.IPv6, a.cfg.IPv4) {
-		out = append(out, a.usage(p))
-	}
-	return out
-}
-
-func (a *Allocator) usage(p netip.Prefix) Usage {
-	u := Usage{CIDR: p}
-	trie, _ := a.trie(FamilyOf(p.Addr()))
-	if n, _ := (*trie).below(keyOf(p.Addr()), p.Bits()); n != nil {
-		u.Held, u.Resting = int(n.held), int(n.resting)
-	}
-	return u
 }
 
 // candidate is a part of a CIDR that a request may be served from.
@@ -333,17 +221,17 @@ func (a *Allocator) nearest(f Family, within netip.Prefix, near key, resting boo
 func (a *Allocator) forget(f Family, now time.Time) {
 	trie, length := a.trie(f)
 	for range 2 {
-		n := *trie
-		if n == nil || n.oldest == never || !a.due(n, now) || f == IPv4 && n.resting <= remembered {
+		k, released := (*trie).longest(key{}, 0, length)
+		if released == never || !a.due(released, now) || f == IPv4 && (*trie).resting <= remembered {
 			return
 		}
-		*trie = edit(n, n.firstReleased(), length, func(n *node) { n.known = nil })
+		a.edit(k.addr(length), func(b *block, bit uint16, _ int) { b.resting &^= bit })
 	}
 }
 
-// due says whether the first release below n is a quarantine ago.
-func (a *Allocator) due(n *node, now time.Time) bool {
-	return n.oldest+a.cfg.Quarantine <= a.sinceEpoch(now)
+// due says whether a quarantine has passed since the release.
+func (a *Allocator) due(released time.Duration, now time.Time) bool {
+	return released+a.cfg.Quarantine <= a.sinceEpoch(now)
 }
 
 // sinceEpoch measures time from the first call, by the monotonic clock if now has it.
@@ -354,22 +242,44 @@ func (a *Allocator) sinceEpoch(now time.Time) time.Duration {
 	return now.Sub(a.epoch)
 }
 
-func (a *Allocator) hold(addr netip.Addr, cidr netip.Prefix) Lease {
-	a.put(addr, &address{held: true, cidr: cidr})
-	return Lease{addr, cidr}
-}
-
-func (a *Allocator) put(addr netip.Addr, known *address) {
-	trie, length := a.trie(FamilyOf(addr))
-	*trie = edit(*trie, keyOf(addr), length, func(n *node) { n.known = known })
-	if l := (Lease{addr, known.cidr}); known.held && a.orphan(l) {
+func (a *Allocator) hold(l Lease) Lease {
+	cidr := unique.Make(l.CIDR)
+	a.edit(l.Addr, func(b *block, bit uint16, digit int) {
+		if b.resting&bit == 0 {
+			b.released[digit] = never
+		}
+		b.resting &^= bit
+		b.held |= bit
+		b.cidr[digit] = cidr
+	})
+	if a.orphan(l) {
 		a.retired[l.CIDR]++
 	}
+	return l
+}
+
+// edit makes a change to the block of addr, where it has the given digit and bit.
+func (a *Allocator) edit(addr netip.Addr, change func(b *block, bit uint16, digit int)) {
+	trie, length := a.trie(FamilyOf(addr))
+	k := keyOf(addr)
+	digit := lastDigit(k, length)
+	*trie = edit(*trie, k.first(length-blockBits), length-blockBits, func(n *node) {
+		if n.block == nil {
+			n.block = &block{}
+		}
+		change(n.block, 1<<digit, digit)
+	})
 }
 
 func (a *Allocator) exclude(p netip.Prefix) {
-	trie, _ := a.trie(FamilyOf(p.Addr()))
-	*trie = edit(*trie, keyOf(p.Addr()), p.Bits(), func(n *node) { n.excluded = true })
+	trie, length := a.trie(FamilyOf(p.Addr()))
+	k := keyOf(p.Addr())
+	if p.Bits() > length-blockBits {
+		digits := digitsOf(k, p.Bits(), length)
+		a.edit(p.Addr(), func(b *block, _ uint16, _ int) { b.excluded |= digits })
+		return
+	}
+	*trie = edit(*trie, k, p.Bits(), func(n *node) { n.excluded = true })
 }
 
 func (a *Allocator) orphan(l Lease) bool {
@@ -382,11 +292,4 @@ func (a *Allocator) trie(f Family) (**node, int) {
 		return &a.v4, 32
 	}
 	return &a.v6, 128
-}
-
-func comparePrefixes(p, q netip.Prefix) int {
-	if c := p.Addr().Compare(q.Addr()); c != 0 {
-		return c
-	}
-	return p.Bits() - q.Bits()
 }

@@ -17,6 +17,7 @@ type model struct {
 	cfg     Config
 	held    map[netip.Addr]netip.Prefix // by address: the CIDR it came from
 	resting map[netip.Addr]time.Time
+	before  map[netip.Addr]time.Time // by held address: its last release
 }
 
 // menu holds what a configuration is put together from: small ranges that fill up,
@@ -24,12 +25,12 @@ type model struct {
 var menu = struct{ v4, v6, exclude []netip.Prefix }{
 	v4:      prefixes("10.0.0.0/29", "10.0.0.8/30", "10.0.1.0/28", "10.0.2.0/31"),
 	v6:      prefixes("2001:db8::/125", "2001:db8::8/126", "2001:db8:1::fdff:ffff:ffff:ff00/120", "2001:db8:2::/122"),
-	exclude: prefixes("10.0.0.4/30", "10.0.0.0/30", "10.0.1.0/28", "10.0.1.7/32", "2001:db8::4/126", "2001:db8:2::20/123", "2001:db8:1::fdff:ffff:ffff:ff00/121", "2001:db8::3/128"),
+	exclude: prefixes("10.0.0.4/30", "10.0.0.0/30", "10.0.1.0/28", "10.0.1.7/32", "2001:db8::4/126", "2001:db8:2::20/123", "2001:db8:1::fdff:ffff:ffff:ff00/121", "2001:db8:2::18/125", "2001:db8::3/128"),
 }
 
-// config makes a configuration of the bits of b; no bits: everything.
-func menuConfig(b byte, x byte) Config {
-	pick := func(from []netip.Prefix, bits byte) (out []netip.Prefix) {
+// menuConfig makes a configuration of the bits: b of CIDRs, x of exclusions.
+func menuConfig(b byte, x uint16) Config {
+	pick := func(from []netip.Prefix, bits uint16) (out []netip.Prefix) {
 		for i, p := range from {
 			if bits>>i&1 == 1 {
 				out = append(out, p)
@@ -37,7 +38,7 @@ func menuConfig(b byte, x byte) Config {
 		}
 		return out
 	}
-	return Config{Node: "n", IPv4: pick(menu.v4, b), IPv6: pick(menu.v6, b>>4), Exclude: pick(menu.exclude, x), Quarantine: 10 * time.Second}
+	return Config{Node: "n", IPv4: pick(menu.v4, uint16(b)), IPv6: pick(menu.v6, uint16(b)>>4), Exclude: pick(menu.exclude, x), Quarantine: 10 * time.Second}
 }
 
 func all(p netip.Prefix) []netip.Addr {
@@ -90,6 +91,26 @@ func (m *model) may(r Request, now time.Time) map[netip.Addr]netip.Prefix {
 	return out
 }
 
+func (m *model) hold(a netip.Addr, cidr netip.Prefix) {
+	if since, ok := m.resting[a]; ok {
+		m.before[a] = since
+	}
+	delete(m.resting, a)
+	m.held[a] = cidr
+}
+
+func (m *model) release(a netip.Addr, at time.Time) {
+	since, used := m.before[a]
+	delete(m.before, a)
+	delete(m.held, a)
+	switch {
+	case !at.IsZero():
+		m.resting[a] = at
+	case used:
+		m.resting[a] = since
+	}
+}
+
 // distance is right for addresses that share their first 64 bits.
 func distance(a, b netip.Addr) uint64 { return keyOf(a).lo ^ keyOf(b).lo }
 
@@ -103,7 +124,7 @@ func play(script []byte) error {
 	next := func() byte { b, _ := in.ReadByte(); return b }
 
 	now := t0
-	m := &model{cfg: menuConfig(0xff, 0), held: map[netip.Addr]netip.Prefix{}, resting: map[netip.Addr]time.Time{}}
+	m := &model{cfg: menuConfig(0xff, 0), held: map[netip.Addr]netip.Prefix{}, resting: map[netip.Addr]time.Time{}, before: map[netip.Addr]time.Time{}}
 	a := New(m.cfg, source)
 	for step := 0; in.Len() > 0; step++ {
 		op := next()
@@ -130,8 +151,7 @@ func play(script []byte) error {
 			case err != nil && len(may) > 0, err == nil && (!ok || cidr != l.CIDR):
 				return fmt.Errorf("step %d: %s", step, did)
 			case err == nil:
-				m.held[l.Addr] = l.CIDR
-				delete(m.resting, l.Addr)
+				m.hold(l.Addr, l.CIDR)
 			}
 		case 4: // release one of the held, or an address that is not
 			held := slices.SortedFunc(maps.Keys(m.held), netip.Addr.Compare)
@@ -140,12 +160,15 @@ func play(script []byte) error {
 				gone = held[int(next())%len(held)]
 			}
 			_, was := m.held[gone]
-			if got := a.Release(gone, now); got != was {
+			at := now
+			if op&16 != 0 { // an ADD is undone: the address was not used
+				at = time.Time{}
+			}
+			if got := a.Release(gone, at); got != was {
 				return fmt.Errorf("step %d: release of %v: %v, want %v", step, gone, got, was)
 			}
 			if was {
-				delete(m.held, gone)
-				m.resting[gone] = now
+				m.release(gone, at)
 			}
 		case 5: // a static address
 			static := all(slices.Concat(menu.v4, menu.v6)[int(op>>3)%8])
@@ -155,16 +178,16 @@ func play(script []byte) error {
 				return fmt.Errorf("step %d: reserve of %v: %v, held before: %v", step, want, err, was)
 			}
 			if !was {
-				m.held[want] = m.cfg.cidrOf(want)
-				delete(m.resting, want)
+				m.hold(want, m.cfg.cidrOf(want))
 			}
 		case 6: // the operator changes the configuration
-			m.cfg = menuConfig(next(), next()>>1)
+			m.cfg = menuConfig(next(), uint16(next())<<8|uint16(next()))
 			a.Configure(m.cfg)
 		case 7:
 			now = now.Add(time.Duration(next()%16) * time.Second)
 			if op&8 != 0 { // the agent restarts, or crashes: the store is what is left
 				a = New(m.cfg, source)
+				clear(m.before) // the store of a held address does not tell
 				for addr, cidr := range m.held {
 					if err := a.Reserve(Lease{addr, cidr}); err != nil {
 						return fmt.Errorf("step %d: restart: %w", step, err)

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"time"
+	"unique"
 )
 
 // key is an address with its bits from the top of hi downwards, so that bit i is
@@ -47,6 +48,14 @@ func (k key) withBit(i, b int) key {
 	return k
 }
 
+// withDigit puts the last digit of an address of the given length behind the rest.
+func (k key) withDigit(digit, length int) key {
+	if length == 32 {
+		return key{hi: k.hi | uint64(digit)<<32}
+	}
+	return key{k.hi, k.lo | uint64(digit)}
+}
+
 // first keeps the first n bits.
 func (k key) first(n int) key {
 	if n <= 64 {
@@ -69,23 +78,32 @@ func (k key) common(o key) int {
 	return 64 + bits.LeadingZeros64(k.lo^o.lo)
 }
 
-// address is what is known of one address that is not simply free.
-type address struct {
-	held     bool
-	cidr     netip.Prefix  // held: what it was allocated from, or zero
-	released time.Duration // not held: when it was released, since the allocator's epoch
-}
-
 // never is later than any release.
 const never = time.Duration(math.MaxInt64)
 
-// node stands for the prefix (key, bits) in a compressed binary trie: it is there
-// because it is excluded, because it is a known address, or because both of its
-// halves hold something.
+// blockBits is how many bits of an address a block spans: the last hexadecimal digit.
+const blockBits = 4
+
+// block is what is known of the 16 addresses that differ in their last digit, bit
+// by bit: held, resting, excluded (alone or together with one of the others), or
+// none of them, which is never used, or forgotten. It keeps neighbours together in
+// memory, which is most of what a full range costs.
+type block struct {
+	held, resting, excluded uint16
+	// released is when an address was released last, since the allocator's epoch;
+	// of a held one too, where it may be never.
+	released [1 << blockBits]time.Duration
+	// cidr is what a held address was allocated from.
+	cidr [1 << blockBits]unique.Handle[netip.Prefix]
+}
+
+// node stands for the prefix (key, bits) in a compressed binary trie, which ends in
+// blocks. It is there because it is excluded, because it is a block of which
+// something is known, or because both of its halves hold something.
 type node struct {
 	key           key
 	kids          [2]*node
-	known         *address      // only of a whole address
+	block         *block
 	oldest        time.Duration // the first release below, outside what is excluded
 	held, resting uint32        // addresses below
 	bits          uint8
@@ -117,11 +135,14 @@ func edit(n *node, k key, length int, change func(*node)) *node {
 	return n.settled()
 }
 
-// settled brings n's aggregates up to date with its children, and returns what
-// stands in n's place: n, or less where n is no longer needed.
+// settled brings n's aggregates up to date with its children or block, and returns
+// what stands in n's place: n, or less where n is no longer needed.
 func (n *node) settled() *node {
 	left, right := n.kids[0], n.kids[1]
-	if !n.excluded && n.known == nil {
+	if b := n.block; b != nil && b.held|b.resting|b.excluded == 0 {
+		n.block = nil
+	}
+	if !n.excluded && n.block == nil {
 		if left == nil {
 			return right
 		}
@@ -131,14 +152,6 @@ func (n *node) settled() *node {
 	}
 	n.held, n.resting, n.oldest = 0, 0, never
 	n.fullHeld, n.full = n.excluded, n.excluded
-	if n.known != nil {
-		n.full = true
-		if n.known.held {
-			n.held, n.fullHeld = 1, true
-		} else {
-			n.resting, n.oldest = 1, n.known.released
-		}
-	}
 	for _, kid := range n.kids {
 		if kid != nil {
 			n.held += kid.held
@@ -146,30 +159,55 @@ func (n *node) settled() *node {
 			n.oldest = min(n.oldest, kid.oldest)
 		}
 	}
-	if n.excluded {
-		n.oldest = never
-	}
 	if left != nil && right != nil && left.bits == n.bits+1 && right.bits == n.bits+1 {
 		n.fullHeld = n.fullHeld || left.fullHeld && right.fullHeld
 		n.full = n.full || left.full && right.full
 	}
+	if b := n.block; b != nil {
+		n.held, n.resting = uint32(bits.OnesCount16(b.held)), uint32(bits.OnesCount16(b.resting))
+		n.fullHeld = n.fullHeld || b.held|b.excluded == everyDigit
+		n.full = n.full || b.held|b.excluded|b.resting == everyDigit
+		n.oldest, _ = b.oldest(everyDigit)
+	}
+	if n.excluded {
+		n.oldest = never
+	}
 	return n
 }
 
-// firstReleased returns the address below n that was released first.
-func (n *node) firstReleased() key {
-	for n.known == nil || n.known.held {
-		if left := n.kids[0]; left != nil && left.oldest == n.oldest {
-			n = left
-		} else {
-			n = n.kids[1]
-		}
+// everyDigit is the set of all 16 digits.
+const everyDigit = 1<<(1<<blockBits) - 1
+
+// digitsOf is the set of last digits that the prefix (k, length) leaves open.
+func digitsOf(k key, length, whole int) uint16 {
+	if length <= whole-blockBits {
+		return everyDigit
 	}
-	return n.key
+	size := 1 << (whole - length)
+	return uint16((1<<size - 1) << lastDigit(k, whole))
 }
 
-// below finds the part of the trie inside the prefix (k, length): the topmost node
-// in it, or nil. excluded says that the whole prefix is excluded.
+func lastDigit(k key, whole int) int {
+	if whole == 32 {
+		return int(k.hi>>32) & 0xf
+	}
+	return int(k.lo) & 0xf
+}
+
+// oldest is the first release of the addresses at rest among the digits.
+func (b *block) oldest(digits uint16) (first time.Duration, digit int) {
+	first = never
+	for rest := b.resting &^ b.excluded & digits; rest != 0; rest &= rest - 1 {
+		if i := bits.TrailingZeros16(rest); b.released[i] < first {
+			first, digit = b.released[i], i
+		}
+	}
+	return first, digit
+}
+
+// below finds the part of the trie inside the prefix (k, length), which must not be
+// longer than a block's: the topmost node in it, or nil. excluded says that the
+// whole prefix is excluded.
 func (n *node) below(k key, length int) (_ *node, excluded bool) {
 	for n != nil && n.key.common(k) >= min(int(n.bits), length) {
 		if int(n.bits) > length {
@@ -188,16 +226,16 @@ func (n *node) below(k key, length int) (_ *node, excluded bool) {
 // distance (XOR) to near. With resting, addresses at rest count as free.
 func (n *node) nearest(k key, length, whole int, near key, resting bool) (key, bool) {
 	full := func(n *node) bool { return n.full && !resting || n.fullHeld }
-	n, excluded := n.below(k, length)
-	if excluded || n != nil && int(n.bits) == length && full(n) {
+	digits := digitsOf(k, length, whole)
+	i := min(length, whole-blockBits)
+	k = k.first(i)
+	n, excluded := n.below(k, i)
+	if excluded || n != nil && int(n.bits) == i && full(n) {
 		return key{}, false
 	}
 	// k grows bit by bit into the answer; n is the topmost node inside (k, i), and
 	// (k, i) has room. At each bit the side of near is taken if it has room.
-	for i := length; i < whole; i++ {
-		if n == nil {
-			return k.then(i, near), true
-		}
+	for ; i < whole-blockBits && n != nil; i++ {
 		side := near.bit(i)
 		if int(n.bits) > i { // all of n is on one side, the other is empty
 			if n.key.bit(i) == side && int(n.bits) == i+1 && full(n) {
@@ -214,16 +252,60 @@ func (n *node) nearest(k key, length, whole int, near key, resting bool) (key, b
 		}
 		k = k.withBit(i, side)
 	}
-	return k, true
+	if n == nil {
+		k = k.then(i, near).first(whole - blockBits)
+	} else if b := n.block; b != nil {
+		digits &^= b.held | b.excluded
+		if !resting {
+			digits &^= b.resting
+		}
+	}
+	for distance := range 1 << blockBits {
+		if digit := lastDigit(near, whole) ^ distance; digits>>digit&1 == 1 {
+			return k.withDigit(digit, whole), true
+		}
+	}
+	return key{}, false
 }
 
-// addresses yields every known address, in order.
-func (n *node) addresses(yield func(key, *address) bool) bool {
+// longest returns the address in the prefix (k, length), outside what is excluded,
+// that was released first, and when.
+func (n *node) longest(k key, length, whole int) (_ key, released time.Duration) {
+	n, excluded := n.below(k.first(min(length, whole-blockBits)), min(length, whole-blockBits))
+	if n == nil || excluded || n.oldest == never {
+		return key{}, never
+	}
+	for n.block == nil {
+		if left := n.kids[0]; left != nil && left.oldest == n.oldest {
+			n = left
+		} else {
+			n = n.kids[1]
+		}
+	}
+	released, digit := n.block.oldest(digitsOf(k, length, whole))
+	return n.key.withDigit(digit, whole), released
+}
+
+// count returns how many addresses of the prefix (k, length) are held and resting.
+func (n *node) count(k key, length, whole int) (held, resting int) {
+	n, _ = n.below(k.first(min(length, whole-blockBits)), min(length, whole-blockBits))
+	switch {
+	case n == nil:
+		return 0, 0
+	case n.block == nil:
+		return int(n.held), int(n.resting)
+	}
+	digits := digitsOf(k, length, whole)
+	return bits.OnesCount16(n.block.held & digits), bits.OnesCount16(n.block.resting & digits)
+}
+
+// blocks yields every block, in order.
+func (n *node) blocks(yield func(key, *block) bool) bool {
 	if n == nil {
 		return true
 	}
-	if n.known != nil && !yield(n.key, n.known) {
+	if n.block != nil && !yield(n.key, n.block) {
 		return false
 	}
-	return n.kids[0].addresses(yield) && n.kids[1].addresses(yield)
+	return n.kids[0].blocks(yield) && n.kids[1].blocks(yield)
 }

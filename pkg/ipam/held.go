@@ -1,0 +1,90 @@
+package ipam
+
+import (
+	"math/bits"
+	"net/netip"
+	"slices"
+)
+
+// Held returns the lease of addr, if it is held.
+func (a *Allocator) Held(addr netip.Addr) (Lease, bool) {
+	if !addr.IsValid() {
+		return Lease{}, false
+	}
+	trie, length := a.trie(FamilyOf(addr))
+	k := keyOf(addr)
+	n, _ := (*trie).below(k.first(length-blockBits), length-blockBits)
+	digit := lastDigit(k, length)
+	if n == nil || n.block == nil || n.block.held>>digit&1 == 0 {
+		return Lease{}, false
+	}
+	return Lease{addr, n.block.cidr[digit].Value()}, true
+}
+
+// Leases returns everything that is held, IPv6 first, in order.
+func (a *Allocator) Leases() []Lease {
+	var out []Lease
+	for _, f := range []Family{IPv6, IPv4} {
+		trie, length := a.trie(f)
+		(*trie).blocks(func(k key, b *block) bool {
+			b.eachHeld(k, length, func(l Lease) { out = append(out, l) })
+			return true
+		})
+	}
+	return out
+}
+
+// eachHeld calls f for each address of a block that is held.
+func (b *block) eachHeld(k key, length int, f func(Lease)) {
+	for held := b.held; held != 0; held &= held - 1 {
+		digit := bits.TrailingZeros16(held)
+		f(Lease{k.withDigit(digit, length).addr(length), b.cidr[digit].Value()})
+	}
+}
+
+// Orphans returns the leases from a CIDR that is no longer configured, where no
+// configured one has taken its place.
+func (a *Allocator) Orphans() []Lease {
+	return slices.DeleteFunc(a.Leases(), func(l Lease) bool { return !a.orphan(l) })
+}
+
+// Retired returns the CIDRs of the orphans, in order: those that must stay routed
+// until their last pod has gone.
+func (a *Allocator) Retired() []netip.Prefix {
+	var out []netip.Prefix
+	for p := range a.retired {
+		out = append(out, p)
+	}
+	slices.SortFunc(out, comparePrefixes)
+	return out
+}
+
+// Usage is how full a prefix is.
+type Usage struct {
+	CIDR netip.Prefix
+	// Held and Resting count addresses; the resting ones were held before and
+	// are in quarantine or remembered for the order of their release.
+	Held, Resting int
+}
+
+// Usage reports on each configured CIDR, IPv6 first, in the order configured.
+func (a *Allocator) Usage() []Usage {
+	var out []Usage
+	for _, p := range slices.Concat(a.cfg.IPv6, a.cfg.IPv4) {
+		out = append(out, a.usage(p))
+	}
+	return out
+}
+
+func (a *Allocator) usage(p netip.Prefix) Usage {
+	trie, length := a.trie(FamilyOf(p.Addr()))
+	held, resting := (*trie).count(keyOf(p.Addr()), p.Bits(), length)
+	return Usage{CIDR: p, Held: held, Resting: resting}
+}
+
+func comparePrefixes(p, q netip.Prefix) int {
+	if c := p.Addr().Compare(q.Addr()); c != 0 {
+		return c
+	}
+	return p.Bits() - q.Bits()
+}
