@@ -11,7 +11,10 @@ var GroupVersion = schema.GroupVersion{Group: "flock.fritzlab.net", Version: "v1
 
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion, &NodeConfig{}, &NodeConfigList{})
+	s.AddKnownTypes(GroupVersion,
+		&NodeConfig{}, &NodeConfigList{},
+		&AddressPool{}, &AddressPoolList{},
+	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
 }
