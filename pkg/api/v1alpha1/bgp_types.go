@@ -169,8 +169,8 @@ type BGPPeer struct {
 	// +optional
 	Passive bool `json:"passive,omitempty"`
 
-	// Disabled ends the session with the reason "administrative shutdown"
-	// (RFC 4486) and keeps it down. Default false.
+	// Disabled ends the session (Cease, RFC 4486) and keeps it down. Default
+	// false.
 	// +optional
 	Disabled bool `json:"disabled,omitempty"`
 }

@@ -101,9 +101,10 @@ func renderKernel(c *conf, b *config.BGP, f family) {
 	} else {
 		c.add("\t\texport none;\n")
 	}
-	c.add(kernelEnd, number(kernelMetric))
-	c.addIf(b.Multipath > 1, "\tmerge paths on limit %s;\n", number(b.Multipath))
-	c.add("\tscan time %s;\n}\n", seconds(scanTime))
+	// Never without merge paths, scan time or metric: a change of one of them
+	// restarts the protocol, and every announcement would be withdrawn for a
+	// moment. A limit may change.
+	c.add(kernelEnd, number(kernelMetric), number(b.Multipath), seconds(scanTime))
 }
 
 // imports tells whether any peer may give the node routes of a family.
@@ -137,6 +138,9 @@ const kernelEnd = `	};
 	graceful restart;
 	# Routes from peers lose against a connected subnet.
 	metric %s;
+	merge paths on limit %s;
+	scan time %s;
+}
 `
 
 const (

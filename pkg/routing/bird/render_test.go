@@ -34,7 +34,7 @@ func intentOf(t testing.TB, nodeConfig []byte) routing.Intent {
 	in.OnLink = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:0:1::/64")}
 	in.Passwords = map[config.SecretRef]routing.Password{}
 	for _, ref := range in.Secrets() {
-		if in.Passwords[ref], err = routing.ParsePassword([]byte("correct horse battery staple")); err != nil {
+		if in.Passwords[ref], err = routing.ParsePassword([]byte("correct-horse-battery-staple")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -73,6 +73,23 @@ type Route struct {
 	Metric   int    `json:"metric"`
 	PrefSrc  string `json:"prefsrc"`
 	NextHops []Hop  `json:"nexthops"`
+	Family   int    `json:"-"` // 6 or 4
+}
+
+// Prefix is Dst with its length, as in 0.0.0.0/0 and 192.0.2.1/32.
+func (r Route) Prefix() string {
+	dst, v6 := r.Dst, r.Family == 6
+	switch {
+	case dst == "default" && v6:
+		return "::/0"
+	case dst == "default":
+		return "0.0.0.0/0"
+	case strings.Contains(dst, "/"):
+		return dst
+	case v6:
+		return dst + "/128"
+	}
+	return dst + "/32"
 }
 
 // Via is a gateway of the other family.
@@ -98,10 +115,16 @@ func (ns *NS) Routes(selector string) []Route {
 		if err := json.Unmarshal([]byte(out), &rs); out != "" && err != nil {
 			ns.t.Fatalf("ip -j route: %v in %s", err, out)
 		}
-		all = append(all, rs...)
+		for _, r := range rs {
+			r.Family = int(family[1] - '0')
+			all = append(all, r)
+		}
 	}
 	return all
 }
+
+// sessionWithin is how long a session may take to come up on a busy machine.
+const sessionWithin = 20 * time.Second
 
 // Eventually calls check until it returns nil, and fails the test when it has not
 // within the time given.
