@@ -189,10 +189,14 @@ func List(m member.Member) ([]*Process, error) {
 func Await(ctx context.Context, what string, depends []*Process, ready func(context.Context) error) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var last error // that says more than that there was no time left
 	for {
 		err := ready(ctx)
 		if err == nil {
 			return nil
+		}
+		if deadline, ok := ctx.Deadline(); last == nil || ctx.Err() == nil && (!ok || time.Until(deadline) > time.Second) {
+			last = err
 		}
 		for _, p := range depends {
 			if !p.Running() {
@@ -201,7 +205,7 @@ func Await(ctx context.Context, what string, depends []*Process, ready func(cont
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain for %s: %w", what, errors.Join(err, context.Cause(ctx)))
+			return fmt.Errorf("waited in vain for %s: %w", what, errors.Join(last, context.Cause(ctx)))
 		case <-tick.C:
 		}
 	}

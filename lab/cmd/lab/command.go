@@ -253,10 +253,21 @@ func kubectlCommand(name *string) *cobra.Command {
 	}
 }
 
+// exitStatus is that of a command that was run for the user, and has said itself
+// what was wrong.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
 // run gives the command this program's terminal.
 func run(c *exec.Cmd) error {
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	return c.Run()
+	err := c.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exitStatus(exit.ExitCode())
+	}
+	return err
 }
 
 // findCheckout looks for flock's source tree above the working directory, then

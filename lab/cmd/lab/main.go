@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 
@@ -19,12 +18,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := command().ExecuteContext(ctx)
-	var exit *exec.ExitError
+	var ran exitStatus
 	switch {
 	case err == nil:
-	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		// What ran in a member has said what was wrong.
-		os.Exit(exit.ExitCode())
+	case errors.As(err, &ran):
+		os.Exit(int(ran))
 	default:
 		fmt.Fprintln(os.Stderr, "lab:", err)
 		os.Exit(1)
