@@ -8,7 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +25,12 @@ import (
 const (
 	helperCreate = "flock-lab-create"
 	helperEnter  = "flock-lab-enter"
+	// helperStart is helperEnter for Start, which is told of what goes wrong
+	// by the file descriptor startReport.
+	helperStart = "flock-lab-start"
 )
+
+const startReport = 3
 
 func init() {
 	if isHelper() {
@@ -32,7 +39,9 @@ func init() {
 	}
 }
 
-func isHelper() bool { return os.Args[0] == helperCreate || os.Args[0] == helperEnter }
+func isHelper() bool {
+	return slices.Contains([]string{helperCreate, helperEnter, helperStart}, os.Args[0])
+}
 
 // RunHelper does what this program was started again for, and does not return.
 // In any other case it does nothing. main and TestMain call it first.
@@ -41,7 +50,11 @@ func RunHelper() {
 		return
 	}
 	if err := helper(os.Args); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		var report io.Writer = os.Stderr
+		if os.Args[0] == helperStart {
+			report = os.NewFile(startReport, "report")
+		}
+		fmt.Fprintln(report, err)
 		var notFound *exec.Error
 		if errors.As(err, &notFound) {
 			os.Exit(127)
@@ -60,8 +73,11 @@ func helper(args []string) error {
 		return err
 	}
 	m := Of(dir, args[2])
-	if args[0] == helperCreate {
+	switch args[0] {
+	case helperCreate:
 		return m.becomeNew()
+	case helperStart:
+		unix.CloseOnExec(startReport)
 	}
 	return m.become(args[3:])
 }
@@ -73,6 +89,36 @@ func (m Member) Command(path string, argv ...string) *exec.Cmd {
 	cmd.Args = append([]string{helperEnter, m.dir.Lab(), m.name}, argv...)
 	cmd.Env = append(os.Environ(), "PATH="+path+":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	return cmd
+}
+
+// Start starts a command made by Command in a session of its own and returns when
+// it runs in the member. If this program ends earlier, the command does too: one
+// that is on its way in is not found by who takes the member away meanwhile.
+func Start(cmd *exec.Cmd) error {
+	report, child, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer report.Close()
+	cmd.Args[0] = helperStart
+	cmd.ExtraFiles = []*os.File{child} // startReport
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // whose end counts as that of the parent
+	defer runtime.UnlockOSThread()
+	err = cmd.Start()
+	child.Close()
+	if err != nil {
+		return err
+	}
+	said, err := io.ReadAll(report) // until exec closes the other end
+	if len(said) > 0 {
+		err = errors.New(strings.TrimSpace(string(said)))
+	}
+	if err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	return err
 }
 
 // become joins the member and turns into argv, in the same working directory if
@@ -109,6 +155,10 @@ func (m Member) become(argv []string) error {
 	}
 	program, err := exec.LookPath(argv[0])
 	if err != nil {
+		return err
+	}
+	// What runs in the member outlives who started it there.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
 		return err
 	}
 	if err := unix.Exec(program, argv, os.Environ()); err != nil {

@@ -18,7 +18,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,6 +112,9 @@ func (m Member) Create() (made bool, err error) {
 
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{helperCreate, m.dir.Lab(), m.name}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // whose end counts as that of the parent
+	defer runtime.UnlockOSThread()
 	var complaint strings.Builder
 	cmd.Stderr = &complaint
 	done, err := cmd.StdinPipe()
@@ -234,7 +239,8 @@ func release(path string) error {
 const endPatience = 30 * time.Second
 
 // endAll kills the processes in the member's cgroups, in all of the lab's if
-// member is empty, until none is left, and removes the groups.
+// member is empty, and removes the groups. A group that holds none is busy for a
+// moment after the last, or since one more came in.
 func endAll(tree cgroup.Tree, member string) error {
 	deadline := time.Now().Add(endPatience)
 	var killed []int
@@ -243,28 +249,22 @@ func endAll(tree cgroup.Tree, member string) error {
 		if err != nil {
 			return err
 		}
-		if len(pids) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not end %s after SIGKILL: see /proc/PID/stack for what they wait for", pids, endPatience)
-		}
-		killed = append(killed, pids...)
 		for _, pid := range pids {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("kill %d: %w", pid, err)
 			}
 		}
-		time.Sleep(wait)
-	}
-	awaitReaped(killed)
-	// A group stays busy for a moment after its last process.
-	for {
-		err := tree.Remove(member)
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return err
+		killed = append(killed, pids...)
+		if len(pids) == 0 {
+			if err = tree.Remove(member); !errors.Is(err, unix.EBUSY) {
+				awaitReaped(killed)
+				return err
+			}
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(deadline) {
+			return errors.Join(fmt.Errorf("processes %v do not end %s after SIGKILL: see /proc/PID/stack for what they wait for", pids, endPatience), err)
+		}
+		time.Sleep(wait)
 	}
 }
 

@@ -99,12 +99,11 @@ func start(spec Spec, fingerprint string) (*Process, error) {
 	cmd.Env = append(cmd.Env, spec.Env...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := member.Start(cmd); err != nil {
 		return nil, err
 	}
 	p := &Process{Member: m.Name(), Name: spec.Name, Log: log, PID: cmd.Process.Pid, At: time.Now(), Fingerprint: fingerprint}
-	p.Started, err = startTime(p.PID)
+	p.Started, _, err = startTime(p.PID)
 	go cmd.Wait() // what ends while this program runs is not to stay a zombie
 	if err != nil {
 		return nil, err
@@ -119,8 +118,8 @@ func start(spec Spec, fingerprint string) (*Process, error) {
 
 // Running tells whether the process is still there.
 func (p *Process) Running() bool {
-	started, err := startTime(p.PID)
-	return err == nil && started == p.Started
+	started, ended, err := startTime(p.PID)
+	return err == nil && !ended && started == p.Started
 }
 
 // Stop ends the process by SIGTERM, after patience by SIGKILL. One that has
@@ -278,20 +277,18 @@ func lookPath(program, path string) (string, error) {
 }
 
 // startTime is field 22 of proc_pid_stat(5), in clock ticks since the start of
-// the machine. A process that has ended and is not waited for has none.
-func startTime(pid int) (uint64, error) {
+// the machine; ended tells that the process is only not waited for yet.
+func startTime(pid int) (ticks uint64, ended bool, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	// The command's name, field 2, may hold blanks and parentheses.
 	s := string(stat)
 	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat: %q: unexpected form", pid, s)
+		return 0, false, fmt.Errorf("/proc/%d/stat: %q: unexpected form", pid, s)
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
-		return 0, fmt.Errorf("process %d has ended", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	ticks, err = strconv.ParseUint(fields[19], 10, 64)
+	return ticks, fields[0] == "Z" || fields[0] == "X", err
 }

@@ -151,3 +151,18 @@ func TestAwait(t *testing.T) {
 		t.Errorf("no patience left: %v", err)
 	}
 }
+
+// What cannot be started is said at once, not left to a log.
+func TestStartFails(t *testing.T) {
+	m := testMember(t, "nostart")
+	script := filepath.Join(t.TempDir(), "script")
+	if err := os.WriteFile(script, []byte("#!/no/such/shell\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if p, _, err := Ensure(Spec{Member: m, Name: "script", Argv: []string{script}}); err == nil || !strings.Contains(err.Error(), "start script on node1") || !strings.Contains(err.Error(), script) {
+		t.Errorf("no such interpreter: %v, %v", p, err)
+	}
+	if p, _, err := Ensure(Spec{Member: m, Name: "none", Argv: []string{"no-such-program"}}); err == nil || !strings.Contains(err.Error(), "no-such-program") {
+		t.Errorf("no such program: %v, %v", p, err)
+	}
+}
