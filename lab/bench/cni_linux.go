@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/components"
@@ -60,7 +61,8 @@ type cniInput struct {
 }
 
 // cniTimes are durations by round. Settled: from the start of DEL until the
-// host's link is gone, which flock leaves to its reaper.
+// host's link is gone and the kernel takes changes of links again; flock leaves
+// that to its reaper.
 type cniTimes struct {
 	Add, Del, Settled             []time.Duration
 	BaseAdd, BaseDel, BaseSettled []time.Duration
@@ -143,8 +145,8 @@ func ptpConf(dataDir string) []byte {
 }
 
 // compare takes turns between the two. Pods' namespaces are kept until the end,
-// and a turn begins only when the link of the one before it is gone: the kernel's
-// work for both would else be counted on whoever comes next.
+// and a turn begins only when what the one before it has left to the kernel is
+// done: it would else be counted on whoever comes next.
 func compare(ctx context.Context, a, b runtimeOf, warmUp, n int) (m cniTimes, err error) {
 	for i := range warmUp + n {
 		for _, turn := range []struct {
@@ -193,7 +195,7 @@ func (r runtimeOf) pod(ctx context.Context, pod *netNS, i int) (add, del, settle
 		}
 		err = awaitNoLink(link)
 		settled = time.Since(before)
-		return err
+		return errors.Join(err, awaitGracePeriod())
 	})
 	return add, del, settled, errors.Join(err, ctx.Err())
 }
@@ -224,12 +226,13 @@ func check(result types.Result, want []int) (link string, err error) {
 	return "", errors.New("the result names no link of the host")
 }
 
-// awaitNoLink waits until the link is gone from this thread's namespace.
+// awaitNoLink waits until the link is gone from this thread's namespace, and
+// whoever deletes it has let go of the kernel's lock for links.
 func awaitNoLink(name string) error {
 	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		_, err := netlink.LinkByName(name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil
+			return takeLinkLock()
 		}
 		if err != nil {
 			return err
@@ -238,4 +241,24 @@ func awaitNoLink(name string) error {
 			return fmt.Errorf("link %s: still there %s after its DEL", name, patience)
 		}
 	}
+}
+
+// takeLinkLock has the kernel take its lock for links (rtnl) by a change that
+// changes nothing but the loopback of the baseline's host, once.
+func takeLinkLock() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// awaitGracePeriod waits until the kernel has freed what was deleted before
+// (synchronize_rcu), as membarrier(2) with MEMBARRIER_CMD_GLOBAL does.
+func awaitGracePeriod() error {
+	const membarrierGlobal = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		return fmt.Errorf("membarrier: %w", errno)
+	}
+	return nil
 }
