@@ -201,7 +201,8 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if want := []string{
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
-		"patch flock.fritzlab.net/nodeconfigs/status",
+		"get,update,patch flock.fritzlab.net/nodeconfigs/status",
+		"create,patch events.k8s.io/events",
 	}; !slices.Equal(may, want) {
 		t.Errorf("the agent may %q, want %q", may, want)
 	}

@@ -355,10 +355,7 @@ func TestStopLetsCallsFinish(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()
 	// No more calls are taken, and the plugin knows soon.
-	for deadline := time.Now().Add(10 * time.Second); exists(socket); {
-		if time.Now().After(deadline) {
-			t.Fatal("the socket stays")
-		}
+	for exists(socket) {
 		time.Sleep(time.Millisecond)
 	}
 	if e := runToError(t, pluginDir, conf("1.1.0", socket, ""), addEnv("DEL", "")...); e.Code != CodeTryAgainLater {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -140,9 +139,9 @@ func TestRuntimeThatGivesUpEndsTheCall(t *testing.T) {
 	}}
 	socket := serve(t, agent)
 	netNS, _ := newNetNS(t)
-	waits, giveUp := context.WithCancel(t.Context())
+	runtime, giveUp := context.WithCancel(t.Context())
 	go func() { <-began; giveUp() }()
-	run(waits, t, pluginDir, conf("1.1.0", socket, ""), addEnv("ADD", netNS)...)
+	run(runtime, t, pluginDir, conf("1.1.0", socket, ""), addEnv("ADD", netNS)...)
 	select {
 	case err := <-ended:
 		if err == nil || err.Error() != "the runtime gave up waiting" {
@@ -153,47 +152,40 @@ func TestRuntimeThatGivesUpEndsTheCall(t *testing.T) {
 	}
 }
 
-// A DEL that follows an ADD of which the runtime gave up must not overtake it,
-// and must not hold up other containers.
+// A DEL that follows an ADD of which the runtime gave up must not overtake it.
 func TestCallsOfOneContainerTakeTurns(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var order []string
 	note := func(s string) { mu.Lock(); order = append(order, s); mu.Unlock() }
-	addRuns, addMayEnd := make(chan struct{}), make(chan struct{})
+	addRuns, otherDone := make(chan struct{}), make(chan struct{})
 	agent := &recorder{
 		add: func(context.Context, *Call) (*Result, error) {
 			note("add begins")
 			close(addRuns)
-			<-addMayEnd
+			<-otherDone
 			note("add ends")
 			return sample(), nil
 		},
-		do: func(_ context.Context, c *Call) error { note("del " + c.ContainerID); return nil },
+		do: func(_ context.Context, c *Call) error {
+			note("del " + c.ContainerID)
+			if c.ContainerID == "other" {
+				close(otherDone)
+			}
+			return nil
+		},
 	}
-	d := &dispatcher{backend: agent, log: discard, vetNetNS: func(*os.File) error { return nil }}
-	ask := func(command, container string) {
-		env := append(addEnv(command, "/run/netns/a"), "CNI_CONTAINERID="+container)
-		r := d.answer(t.Context(), wire.Request{Env: env, Stdin: []byte(conf("1.1.0", "", ""))}, os.Stdin)
-		if r.Exit != 0 {
-			t.Errorf("%s %s: %s", command, container, r.Output)
-		}
-	}
-	users := func(container string) int {
-		d.containers.mu.Lock()
-		defer d.containers.mu.Unlock()
-		return d.containers.keys[container].users
-	}
-
+	socket := serve(t, agent)
+	netNS, _ := newNetNS(t)
+	config := conf("1.1.0", socket, "")
 	var calls sync.WaitGroup
-	calls.Go(func() { ask("ADD", "c0ffee") })
+	calls.Go(func() { run(t.Context(), t, pluginDir, config, addEnv("ADD", netNS)...) })
 	<-addRuns
-	calls.Go(func() { ask("DEL", "c0ffee") })
-	for users("c0ffee") < 2 { // the DEL waits
-		runtime.Gosched()
-	}
-	ask("DEL", "other")
-	close(addMayEnd)
+	calls.Go(func() { run(t.Context(), t, pluginDir, config, addEnv("DEL", netNS)...) })
+	calls.Go(func() {
+		env := append(addEnv("DEL", netNS), "CNI_CONTAINERID=other")
+		run(t.Context(), t, pluginDir, config, env...)
+	})
 	calls.Wait()
 	if got := strings.Join(order, ", "); got != "add begins, del other, add ends, del c0ffee" {
 		t.Error("order:", got)

@@ -115,10 +115,9 @@ type recorder struct {
 	valid []AttachmentID
 	inos  []uint64 // of the network namespaces handed over, 0 for none
 
-	notReady error // what Status says
-
-	add func(context.Context, *Call) (*Result, error)
-	do  func(context.Context, *Call) error // DEL, CHECK and GC
+	add    func(context.Context, *Call) (*Result, error)
+	do     func(context.Context, *Call) error // DEL, CHECK and GC
+	status func(context.Context) error
 }
 
 func (r *recorder) record(c *Call) {
@@ -169,24 +168,11 @@ func (r *recorder) other(ctx context.Context, c *Call) error {
 	return nil
 }
 
-func (r *recorder) Status(context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.notReady
-}
-
-func (r *recorder) setStatus(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.notReady = err
-}
-
-// lastGC returns what the last GC was told to keep, and how many calls there
-// have been.
-func (r *recorder) lastGC() (valid []AttachmentID, calls int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.valid, len(r.calls)
+func (r *recorder) Status(ctx context.Context) error {
+	if r.status != nil {
+		return r.status(ctx)
+	}
+	return nil
 }
 
 // serve runs an agent's end with b, and returns its socket.

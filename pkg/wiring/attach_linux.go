@@ -49,6 +49,30 @@ func (h *Host) Attach(netns *os.File, a Attachment) (Attached, error) {
 	return Attached{HostIfIndex: w.hostEnd.Index, HostMAC: HostMAC, PodMAC: PodMAC(a.ContainerID)}, nil
 }
 
+// Restore puts the host's side of an attachment right that was wired before; the
+// pod's namespace is not needed for that. It returns what was not as it should be.
+func (h *Host) Restore(a Attachment) (mended []string, err error) {
+	if err := a.Validate(); err != nil {
+		return nil, err
+	}
+	w := wire{h: h, a: a}
+	if w.hostEnd, err = h.conn.LinkByName(a.HostIf); err != nil {
+		return nil, fmt.Errorf("host interface %s of pod %s: %w", a.HostIf, a.Alias, err)
+	}
+	if owner, alias := parseLinkAlias(w.hostEnd.Alias); owner != a.ContainerID {
+		return nil, &CollisionError{HostIf: a.HostIf, Owner: owner, Alias: alias}
+	}
+	have := w.end(w.hostEnd)
+	if err := w.read(h.conn, w.hostEnd.Index, &have, onHost); err != nil {
+		return nil, err
+	}
+	changes := planEnd(onHost, desired(a).host, have)
+	for _, c := range changes {
+		mended = append(mended, c.what)
+	}
+	return mended, w.apply(changes)
+}
+
 // Check says what of the attachment's wiring is not as [Host.Attach] would leave
 // it, all of it at once; nil if nothing (CNI 1.1, CHECK). Addresses and routes
 // that others added to the pod are none of its business.
@@ -196,42 +220,46 @@ func (w *wire) end(l rtnl.Link) end {
 // actual reads the whole state from the kernel.
 func (w *wire) actual() (s state, err error) {
 	s = w.fresh()
-	for _, side := range []struct {
-		conn  *rtnl.Conn
-		index int
-		end   *end
-		where place
-	}{{w.h.conn, w.hostEnd.Index, &s.host, onHost}, {w.pod, w.podEnd.Index, &s.pod, inPod}} {
-		addrs, err := side.conn.Addrs(side.index)
-		if err != nil {
-			return s, err
-		}
-		for _, a := range addrs {
-			// Before kernel 5.18 addresses say nothing of whose they are.
-			side.end.addrs = append(side.end.addrs, address{a.Prefix, a.Proto == RouteProtocol})
-		}
-		neighs, err := side.conn.Neighs(side.index)
-		if err != nil {
-			return s, err
-		}
-		for _, n := range neighs {
-			side.end.neighs = append(side.end.neighs, neighbour{n.Addr, n.MAC})
-		}
-		routes, err := side.conn.Routes(rtnl.RouteFilter{Link: side.index, Proto: RouteProtocol})
-		if err != nil {
-			return s, err
-		}
-		for _, r := range routes {
-			// On the host, routes of other metrics are announced ones, which
-			// have other owners.
-			if side.where == inPod || r.Metric == MetricLocal {
-				side.end.routes = append(side.end.routes, route{r.Dst, r.Gateway, r.Src, r.Metric})
-			}
-		}
+	if err := w.read(w.h.conn, w.hostEnd.Index, &s.host, onHost); err != nil {
+		return s, err
+	}
+	if err := w.read(w.pod, w.podEnd.Index, &s.pod, inPod); err != nil {
+		return s, err
 	}
 	lo, err := w.pod.LinkByIndex(loopbackIndex)
 	s.loopbackUp = lo.Up
 	return s, err
+}
+
+// read adds to an end what hangs on its link.
+func (w *wire) read(conn *rtnl.Conn, index int, e *end, where place) error {
+	addrs, err := conn.Addrs(index)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		// Before kernel 5.18 addresses say nothing of whose they are.
+		e.addrs = append(e.addrs, address{a.Prefix, a.Proto == RouteProtocol})
+	}
+	neighs, err := conn.Neighs(index)
+	if err != nil {
+		return err
+	}
+	for _, n := range neighs {
+		e.neighs = append(e.neighs, neighbour{n.Addr, n.MAC})
+	}
+	routes, err := conn.Routes(rtnl.RouteFilter{Link: index, Proto: RouteProtocol})
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		// On the host, routes of other metrics are announced ones, which have
+		// other owners.
+		if where == inPod || r.Metric == MetricLocal {
+			e.routes = append(e.routes, route{r.Dst, r.Gateway, r.Src, r.Metric})
+		}
+	}
+	return nil
 }
 
 // apply carries changes out in order, those of one place in one batch.

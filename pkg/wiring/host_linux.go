@@ -24,6 +24,8 @@ type Host struct {
 	// most of it, and spinning for it is dearer than waiting in turn: with 30 at
 	// once the last is ready no later for it, the average one a quarter sooner.
 	slots chan struct{}
+	// links tells of links that come and go.
+	links *rtnl.Watch
 	// exec carries requests out. Tests cut in here.
 	exec func(c *rtnl.Conn, ms []rtnl.Message) []error
 }
@@ -43,6 +45,10 @@ func Open() (*Host, error) {
 			return nil, err
 		}
 	}
+	if h.links, err = rtnl.Subscribe(unix.RTNLGRP_LINK); err != nil {
+		h.Close()
+		return nil, err
+	}
 	return h, nil
 }
 
@@ -52,6 +58,9 @@ func (h *Host) Close() {
 		if c != nil {
 			c.Close()
 		}
+	}
+	if h.links != nil {
+		h.links.Close()
 	}
 	h.netns.Close()
 }

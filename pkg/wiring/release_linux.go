@@ -90,6 +90,20 @@ func (h *Host) List() ([]Link, error) {
 	return links, nil
 }
 
+// Lookup is a container's link; the zero Link if it has none.
+func (h *Host) Lookup(containerID string) (Link, error) {
+	k, err := h.conn.LinkByName(HostIfName(containerID))
+	if errors.Is(err, unix.ENODEV) {
+		return Link{}, nil
+	} else if err != nil {
+		return Link{}, err
+	}
+	if l := listed(k); l.ContainerID == containerID {
+		return l, nil
+	}
+	return Link{}, nil
+}
+
 func listed(k rtnl.Link) Link {
 	id, alias := parseLinkAlias(k.Alias)
 	return Link{

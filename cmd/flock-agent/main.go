@@ -1,0 +1,60 @@
+// Command flock-agent is everything flock does on a node: it answers the CNI
+// plugin, wires pods, keeps the node's routes and renders the routing daemon's
+// configuration.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"flock.fritzlab.net/flock/pkg/agent"
+	"flock.fritzlab.net/flock/pkg/version"
+)
+
+const usage = `flock-agent serves the pods of one node.
+
+It runs in the node's own network namespace (the DaemonSet in deploy/ does
+this), waits for the NodeConfig that is named after the node, and then answers
+the CNI plugin on the socket in the state directory. While it is away, running
+pods and the routes of the node stay as they are.
+
+Flags:
+`
+
+func main() {
+	var c agent.Config
+	var level slog.Level
+	var showVersion bool
+	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
+	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
+	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
+	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz and /readyz answer; empty: none")
+	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
+	flag.BoolVar(&showVersion, "version", false, "print the version and end")
+	flag.Usage = func() {
+		fmt.Fprint(flag.CommandLine.Output(), usage)
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if showVersion {
+		fmt.Println(version.Version)
+		return
+	}
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "flock-agent: unexpected argument %q; see --help\n", flag.Arg(0))
+		os.Exit(2)
+	}
+
+	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := agent.Run(ctx, c); err != nil {
+		c.Log.Error(err.Error())
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,145 @@
+// Package agent composes flock's parts into what runs on a node. It holds no
+// idea of its own: it takes the NodeConfig to the parts that act on it, and a
+// CNI call through allocation, record and wiring in the order that survives a
+// kill at any point.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+
+	"flock.fritzlab.net/flock/pkg/cni"
+	"flock.fritzlab.net/flock/pkg/ledger"
+	"flock.fritzlab.net/flock/pkg/nodeconfig"
+	"flock.fritzlab.net/flock/pkg/routing/bird"
+	"flock.fritzlab.net/flock/pkg/version"
+	"flock.fritzlab.net/flock/pkg/wiring"
+)
+
+// Config is what the agent's flags say.
+type Config struct {
+	NodeName      string
+	StateDir      string
+	Kubeconfig    string
+	HealthAddress string
+	Log           *slog.Logger
+}
+
+// Agent serves the pods of one node.
+type Agent struct {
+	Config
+	api    *nodeconfig.Client
+	ledger *ledger.Ledger
+	host   *wiring.Host
+	reaper *wiring.Reaper
+	bird   *bird.Applier
+
+	// serving is what a call needs to know of the node; nil: pods are not
+	// served, for the reason in waiting.
+	serving atomic.Pointer[serving]
+	waiting atomic.Pointer[string]
+	// latest is what became of the newest NodeConfig; nil: none was seen.
+	latest atomic.Pointer[outcome]
+	// statusDue asks the status writer to look, cidrsChanged the follower of
+	// the node to apply once more.
+	statusDue, cidrsChanged chan struct{}
+}
+
+// Run serves the node until ctx ends. It leaves links, routes and the routing
+// daemon as they are: pods keep working without it.
+func Run(ctx context.Context, c Config) error {
+	if c.NodeName == "" {
+		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
+	}
+	kube, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("no way to reach the API server: %w", err)
+	}
+	kube.UserAgent = "flock-agent/" + version.Version
+	kube.Timeout = 0 // watches last; each request has its context
+	a := &Agent{Config: c, statusDue: make(chan struct{}, 1), cidrsChanged: make(chan struct{}, 1)}
+	if a.api, err = nodeconfig.NewClient(kube); err != nil {
+		return err
+	}
+	a.wait("flock's agent on node %s is starting", a.NodeName)
+	birdDir := filepath.Join(c.StateDir, "bird")
+	if err := os.MkdirAll(birdDir, 0o700); err != nil {
+		return err
+	}
+	if a.ledger, err = ledger.Open(filepath.Join(c.StateDir, "attachments"), time.Now); err != nil {
+		return err
+	}
+	if a.host, err = wiring.Open(); err != nil {
+		return err
+	}
+	defer a.host.Close()
+	a.reaper = wiring.NewReaper(a.host, func(wiring.Link) {}, a.Log) // followLinks sees them go
+	if err := a.reconcile(); err != nil {
+		return err
+	}
+	a.bird = bird.NewApplier(bird.ApplierConfig{
+		Dir:      birdDir,
+		Socket:   filepath.Join(birdDir, "bird.ctl"),
+		Check:    bird.CheckFile("bird"),
+		OnChange: func(bird.State) { a.changed() },
+		Log:      a.Log,
+	})
+
+	a.Log.Info("flock-agent starts", "version", version.Version, "node", a.NodeName)
+	return together(ctx,
+		func(ctx context.Context) error {
+			return cni.Serve(ctx, filepath.Join(a.StateDir, "cni.sock"), a, a.Log)
+		},
+		a.followNode,
+		a.followLinks,
+		func(ctx context.Context) error { a.reaper.Run(ctx); return nil },
+		func(ctx context.Context) error { a.bird.Run(ctx); return nil },
+		a.reportStatus,
+		a.serveHealth,
+	)
+}
+
+// together runs each function until all have ended; the first error ends the
+// others by their context.
+func together(ctx context.Context, fs ...func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var first error
+	var once sync.Once
+	for _, f := range fs {
+		wg.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				once.Do(func() { first = err })
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+// wait takes the node out of service, for the reason that the plugin's answer
+// and the status then give.
+func (a *Agent) wait(format string, args ...any) {
+	why := fmt.Sprintf(format, args...)
+	a.waiting.Store(&why)
+	a.changed()
+}
+
+// changed asks for the status to be written.
+func (a *Agent) changed() {
+	select {
+	case a.statusDue <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,205 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"flock.fritzlab.net/flock/pkg/cni"
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/ipam"
+	"flock.fritzlab.net/flock/pkg/ledger"
+	"flock.fritzlab.net/flock/pkg/store"
+	"flock.fritzlab.net/flock/pkg/wiring"
+)
+
+// serving is what a pod's attachment takes from the node. It is replaced as a
+// whole, so a call sees one configuration from beginning to end.
+type serving struct {
+	node config.Node
+	mtu  int // bytes
+}
+
+// Add implements cni.Backend: promise, wire, commit, answer.
+func (a *Agent) Add(_ context.Context, c *cni.Call) (*cni.Result, error) {
+	s := a.serving.Load()
+	if s == nil {
+		return nil, cni.TryAgainLater("%s", *a.waiting.Load())
+	}
+	mtu := s.mtu
+	if c.Config.MTU != 0 {
+		mtu = c.Config.MTU
+	}
+	record, created, err := a.ledger.Promise(store.Record{
+		ID:           id(c.Attachment()),
+		PodNamespace: c.Pod.Namespace,
+		PodName:      c.Pod.Name,
+		PodUID:       c.Pod.UID,
+		HostIf:       wiring.HostIfName(c.ContainerID),
+		MTU:          mtu,
+	}, requests(s.node))
+	if errors.Is(err, ledger.ErrReleasing) {
+		return nil, cni.TryAgainLater("container %s: %w", c.ContainerID, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: %w", c.Pod, err)
+	}
+	attached, err := a.host.Attach(c.NetNS, attachment(record))
+	if err != nil {
+		err = fmt.Errorf("pod %s: %w", c.Pod, err)
+		if created || record.State == store.Pending {
+			err = errors.Join(err, a.release(record.ID))
+		}
+		return nil, err
+	}
+	if err := a.ledger.Commit(record.ID); err != nil {
+		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(record.ID)))
+	}
+	a.Log.Info("pod attached", "pod", c.Pod, "hostIf", record.HostIf, "addresses", addrs(record))
+	return result(record, attached), nil
+}
+
+// Del implements cni.Backend. It is done when the release is recorded and no
+// packet reaches the pod any more; the link is deleted later.
+func (a *Agent) Del(_ context.Context, c *cni.Call) error {
+	return a.release(id(c.Attachment()))
+}
+
+// Check implements cni.Backend.
+func (a *Agent) Check(_ context.Context, c *cni.Call) error {
+	record, ok := a.ledger.Lookup(id(c.Attachment()))
+	if !ok || record.State != store.Committed {
+		return cni.UnknownContainer("pod %s: container %s has no attachment %s on this node: delete the pod, its successor gets one", c.Pod, c.ContainerID, c.IfName)
+	}
+	if err := a.host.Check(c.NetNS, attachment(record)); err != nil {
+		return fmt.Errorf("pod %s: %w", c.Pod, err)
+	}
+	return c.ComparePrevResult(result(record, wiring.Attached{HostMAC: wiring.HostMAC, PodMAC: wiring.PodMAC(record.ContainerID)}))
+}
+
+// GC implements cni.Backend.
+func (a *Agent) GC(_ context.Context, _ *cni.Call, valid []cni.AttachmentID) error {
+	keep := make(map[store.ID]bool, len(valid))
+	for _, v := range valid {
+		keep[id(v)] = true
+	}
+	var errs []error
+	for _, r := range a.ledger.Records() {
+		if !keep[r.ID] && r.State == store.Committed {
+			a.Log.Info("attachment is not the runtime's any more", "pod", r.PodNamespace+"/"+r.PodName, "container", r.ContainerID)
+			errs = append(errs, a.release(r.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Status implements cni.Backend.
+func (a *Agent) Status(context.Context) error {
+	if a.serving.Load() == nil {
+		return cni.NotAvailable("%s", *a.waiting.Load())
+	}
+	return nil
+}
+
+// release gives an attachment up: recorded first, so that a crash finishes it;
+// then nothing flows; then the link goes, and with it the hold on the addresses.
+func (a *Agent) release(id store.ID) error {
+	_, ok, err := a.ledger.Release(id)
+	if err != nil || !ok {
+		return err
+	}
+	link, there, err := a.host.Unroute(id.ContainerID)
+	if err != nil {
+		return err
+	}
+	if !there {
+		return a.free(id.ContainerID)
+	}
+	a.reaper.Reap(link)
+	return nil
+}
+
+// free is called when a container's link is gone. Its addresses may be another
+// pod's after their quarantine.
+func (a *Agent) free(containerID string) error {
+	for _, r := range a.ledger.Records() {
+		// A pending one's link was undone; who does that decides what follows.
+		if r.ContainerID != containerID || r.State == store.Pending {
+			continue
+		}
+		retired := len(a.ledger.Retired())
+		if err := a.ledger.Free(r.ID); err != nil {
+			return err
+		}
+		a.Log.Info("pod detached", "pod", r.PodNamespace+"/"+r.PodName, "hostIf", r.HostIf, "addresses", addrs(r))
+		if len(a.ledger.Retired()) != retired {
+			select {
+			case a.cidrsChanged <- struct{}{}:
+			default:
+			}
+		}
+	}
+	return nil
+}
+
+func id(a cni.AttachmentID) store.ID {
+	return store.ID{ContainerID: a.ContainerID, IfName: a.IfName}
+}
+
+func requests(n config.Node) []ipam.Request {
+	var rs []ipam.Request
+	if n.Defaults.IPv6 {
+		rs = append(rs, ipam.Request{Family: ipam.IPv6})
+	}
+	if n.Defaults.IPv4 {
+		rs = append(rs, ipam.Request{Family: ipam.IPv4})
+	}
+	return rs
+}
+
+func addrs(r store.Record) []netip.Addr {
+	as := make([]netip.Addr, len(r.Addrs))
+	for i, a := range r.Addrs {
+		as[i] = a.Addr
+	}
+	return as
+}
+
+func attachment(r store.Record) wiring.Attachment {
+	as := addrs(r)
+	return wiring.Attachment{
+		ContainerID: r.ContainerID,
+		HostIf:      r.HostIf,
+		PodIf:       r.IfName,
+		Alias:       r.PodNamespace + "/" + r.PodName,
+		MTU:         r.MTU,
+		Addrs:       as,
+		Routed:      as,
+	}
+}
+
+// result is the same for every call about r: a retried ADD must not differ.
+func result(r store.Record, attached wiring.Attached) *cni.Result {
+	out := &cni.Result{
+		HostIf: cni.Interface{Name: r.HostIf, MAC: attached.HostMAC[:]},
+		PodIf:  cni.Interface{Name: r.IfName, MAC: attached.PodMAC[:]},
+		MTU:    r.MTU,
+	}
+	for _, addr := range addrs(r) {
+		gateway := wiring.Gateway6
+		if addr.Is4() {
+			gateway = wiring.Gateway4
+		}
+		out.Addresses = append(out.Addresses, cni.Address{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Gateway: gateway})
+		out.Routes = append(out.Routes, cni.Route{Dst: netip.PrefixFrom(unspecified(addr), 0), Gateway: gateway})
+	}
+	return out
+}
+
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}

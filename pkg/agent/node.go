@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/ipam"
+	"flock.fritzlab.net/flock/pkg/nodeconfig"
+	"flock.fritzlab.net/flock/pkg/routing"
+	"flock.fritzlab.net/flock/pkg/routing/bird"
+	"flock.fritzlab.net/flock/pkg/wiring"
+)
+
+// followNode applies the NodeConfig, first the copy kept on the node, then what
+// the API server says, and again whenever it or the CIDRs in use change.
+func (a *Agent) followNode(ctx context.Context) error {
+	kept := filepath.Join(a.StateDir, "nodeconfig.json")
+	current, err := nodeconfig.Load(kept)
+	if err != nil {
+		a.Log.Warn("the copy of the NodeConfig on this node is of no use", "error", err)
+	}
+	if current == nil {
+		a.wait("flock's agent on node %s waits for the API server to tell it NodeConfig %s", a.NodeName, a.NodeName)
+	}
+
+	updates := make(chan *v1alpha1.NodeConfig, 1)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		a.api.Watch(ctx, a.NodeName, func(nc *v1alpha1.NodeConfig) {
+			select {
+			case <-updates: // superseded
+			default:
+			}
+			updates <- nc
+		})
+	}()
+	defer func() { <-watching }()
+
+	const firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
+	delay := firstRetry
+	retry := time.NewTimer(0)
+	retry.Stop()
+	defer retry.Stop()
+	for {
+		if current != nil {
+			if err := a.apply(current); err != nil {
+				a.Log.Warn("the node's configuration is not in force", "error", err, "retry", delay)
+				a.note(current.Generation, err)
+				retry.Reset(delay)
+				delay = min(2*delay, lastRetry)
+			} else {
+				a.note(current.Generation, nil)
+				retry.Stop()
+				delay = firstRetry
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-retry.C:
+		case <-a.cidrsChanged:
+		case nc := <-updates:
+			if nc == nil {
+				a.noNodeConfig()
+				continue
+			}
+			if _, err := config.ParseNode(nc); err != nil {
+				a.reject(nc.Generation, err)
+				continue
+			}
+			current = nc
+			if err := nodeconfig.Save(kept, nc); err != nil {
+				a.Log.Warn("the NodeConfig is not kept for a start without the API server", "error", err)
+			}
+		}
+	}
+}
+
+// noNodeConfig leaves what is in force: deleting an object must not take pods
+// off the network.
+func (a *Agent) noNodeConfig() {
+	if a.serving.Load() != nil {
+		a.Log.Warn("the NodeConfig was deleted; the last one stays in force until the agent is taken off this node", "nodeconfig", a.NodeName)
+		return
+	}
+	a.Log.Info("waiting for a NodeConfig", "nodeconfig", a.NodeName)
+	a.wait("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs", a.NodeName, a.NodeName)
+}
+
+func (a *Agent) reject(generation int64, err error) {
+	a.Log.Error("the NodeConfig is refused", "error", err)
+	a.note(generation, err)
+	if a.serving.Load() == nil {
+		a.wait("%s: mend the object", err)
+	}
+}
+
+// apply brings the node to nc. Everything in it is convergent: after an error it
+// is called again with the same or a newer one.
+func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
+	node, err := config.ParseNode(nc)
+	if err != nil {
+		return err
+	}
+	a.ledger.Configure(ipam.Config{
+		Node: nc.Name, IPv6: node.IPv6, IPv4: node.IPv4, Exclude: node.Exclude, Quarantine: node.Quarantine,
+	})
+	summaries := slices.Concat(node.Summaries(), a.ledger.Retired())
+	if _, err := a.host.ApplyNode(wiring.NodeState{Summaries: summaries}); err != nil {
+		return err
+	}
+	mtu := node.MTU
+	if mtu == 0 {
+		if mtu, err = a.host.UplinkMTU(); err != nil {
+			return err
+		}
+	}
+	a.bird.Set(bird.Render(routing.IntentOf(node)))
+	if a.serving.Swap(&serving{node: node, mtu: mtu}) == nil {
+		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
+	}
+	a.changed()
+	return nil
+}
