@@ -51,6 +51,9 @@ func (a *Agent) followNode(ctx context.Context) error {
 			if err := a.apply(current); err != nil {
 				a.Log.Warn("the node's configuration is not in force", "error", err, "retry", delay)
 				a.note(current.Generation, err)
+				if a.serving.Load() == nil {
+					a.wait("flock's agent on node %s could not put the NodeConfig in force: %s", a.NodeName, err)
+				}
 				retry.Reset(delay)
 				delay = min(2*delay, lastRetry)
 			} else {

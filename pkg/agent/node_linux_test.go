@@ -52,7 +52,6 @@ type node struct {
 	host, router *nettest.NS
 	state        string // the state directory
 	agent        *exec.Cmd
-	log          *os.File
 }
 
 // newNode makes a node whose agent is not started yet.
