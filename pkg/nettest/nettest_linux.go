@@ -2,11 +2,13 @@ package nettest
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -138,17 +140,44 @@ func (n *NS) ReadSysctl(name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// Veth connects the namespace to another by a pair of links, both up and both
-// without automatic link-local address (so nothing is tentative): name here,
-// peerName there.
+// Veth connects the namespace to another by a pair of links: name here, peerName
+// there. Both are up and carry packets; no address on them is ever tentative.
 func (n *NS) Veth(name string, peer *NS, peerName string) {
 	n.t.Helper()
 	n.IP("link", "add", name, "type", "veth", "peer", "name", peerName, "netns", peer.Path())
-	for _, end := range []struct {
-		ns   *NS
-		name string
-	}{{n, name}, {peer, peerName}} {
-		end.ns.IP("link", "set", end.name, "addrgenmode", "none")
-		end.ns.IP("link", "set", end.name, "up")
+	ends := map[*NS]string{n: name, peer: peerName}
+	for ns, name := range ends {
+		ns.Sysctl("ipv6/conf/"+name+"/accept_dad", "0")
+		ns.IP("link", "set", name, "up")
+	}
+	for ns, name := range ends {
+		n.await("carrier on "+name, func() bool {
+			// Besides telling, asking makes the kernel begin to send (Linux 6.8).
+			return strings.Contains(ns.IP("link", "show", "dev", name), "state UP")
+		})
+	}
+}
+
+// Address puts an address on a link and returns when packets to it are
+// delivered, which the kernel leaves to a worker for IPv6.
+func (n *NS) Address(dev, prefix string) {
+	n.t.Helper()
+	ip := netip.MustParsePrefix(prefix).Addr()
+	if ip.Is4() {
+		n.IP("address", "add", prefix, "dev", dev)
+	} else {
+		n.IP("address", "add", prefix, "dev", dev, "nodad")
+	}
+	n.await(prefix+" on "+dev, func() bool {
+		return strings.HasPrefix(n.IP("route", "get", ip.String()), "local ")
+	})
+}
+
+func (n *NS) await(what string, ok func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("never came: %s", what)
+		}
 	}
 }

@@ -38,9 +38,12 @@ func TestNamespacesAreConnectedAndTheirOwn(t *testing.T) {
 	})
 
 	a.Veth("eth0", b, "eth0")
-	a.IP("addr", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
-	b.IP("addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
-	a.Exec("ping", "-6", "-c1", "-W5", "2001:db8::2")
+	a.Address("eth0", "2001:db8::1/64")
+	b.Address("eth0", "2001:db8::2/64")
+	a.Address("eth0", "192.0.2.1/24")
+	b.Address("eth0", "192.0.2.2/24")
+	a.Exec("ping", "-c1", "-W5", "2001:db8::2") // one packet each: none is lost at the start
+	a.Exec("ping", "-c1", "-W5", "192.0.2.2")
 
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {

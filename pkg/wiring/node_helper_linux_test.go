@@ -3,6 +3,7 @@ package wiring
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"flock.fritzlab.net/flock/pkg/nettest"
@@ -35,6 +36,23 @@ func (n *testNode) open(t testing.TB) (h *Host) {
 	return h
 }
 
+// uplink gives the node a router, as its default route, that knows the way back
+// to the node's pods: 2001:db8:0:1::1 and 192.0.2.1.
+func (n *testNode) uplink(t testing.TB) (router *nettest.NS) {
+	t.Helper()
+	router = nettest.New(t)
+	n.ns.Veth("uplink", router, "lan")
+	n.ns.Address("uplink", "2001:db8:0:1::11/64")
+	n.ns.Address("uplink", "192.0.2.11/24")
+	router.Address("lan", "2001:db8:0:1::1/64")
+	router.Address("lan", "192.0.2.1/24")
+	n.ns.IP("route", "add", "default", "via", "192.0.2.1")
+	n.ns.IP("-6", "route", "add", "default", "via", "2001:db8:0:1::1")
+	router.IP("route", "add", podNet6.String(), "via", "2001:db8:0:1::11")
+	router.IP("route", "add", podNet4.String(), "via", "192.0.2.11")
+	return router
+}
+
 // A testPod is a sandbox and what its attachment shall be.
 type testPod struct {
 	*nettest.NS
@@ -43,22 +61,35 @@ type testPod struct {
 
 var (
 	podNet6 = netip.MustParsePrefix("2001:db8:100::/64")
-	podNet4 = netip.MustParsePrefix("10.244.1.0/24")
+	podNet4 = netip.MustParsePrefix("10.244.0.0/16")
 )
 
 // pod makes a sandbox with the next addresses of the node's prefixes.
 func (n *testNode) pod(t testing.TB) testPod {
 	t.Helper()
 	n.n++
-	id := fmt.Sprintf("%s-%d", t.Name(), n.n)
 	a6, a4 := podNet6.Addr().As16(), podNet4.Addr().As4()
 	a6[14], a6[15] = byte(n.n>>8), byte(n.n)
-	a4[2], a4[3] = a4[2]+byte(n.n>>8), byte(n.n)
-	addrs := []netip.Addr{netip.AddrFrom16(a6), netip.AddrFrom4(a4)}
-	return testPod{nettest.New(t), Attachment{
-		ContainerID: id, HostIf: HostIfName(id), PodIf: "eth0", Alias: fmt.Sprintf("test/pod-%d", n.n),
-		MTU: 1500, Addrs: addrs, Routed: addrs,
-	}}
+	a4[2], a4[3] = byte(n.n>>8), byte(n.n)
+	return n.podWith(t, fmt.Sprintf("%s-%d", t.Name(), n.n), netip.AddrFrom16(a6).String(), netip.AddrFrom4(a4).String())
+}
+
+// podWith makes a sandbox with these addresses, all of them routed.
+func (n *testNode) podWith(t testing.TB, id string, addrs ...string) testPod {
+	t.Helper()
+	a := Attachment{
+		ContainerID: id, HostIf: HostIfName(id), PodIf: "eth0", Alias: "test/" + id,
+		MTU: 1500, Addrs: parseAddrs(addrs...),
+	}
+	a.Routed = a.Addrs
+	return testPod{nettest.New(t), a}
+}
+
+func parseAddrs(ss ...string) (addrs []netip.Addr) {
+	for _, s := range ss {
+		addrs = append(addrs, netip.MustParseAddr(s))
+	}
+	return addrs
 }
 
 // v6 and v4 are the pod's first address of a family, as text.
@@ -88,4 +119,25 @@ func (n *testNode) apply(t testing.TB) {
 	if _, err := n.ApplyNode(NodeState{Summaries: []netip.Prefix{podNet6, podNet4}}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// listing is all that a namespace holds of links, addresses, neighbours and
+// routes, as iproute2 tells it.
+func listing(ns *nettest.NS) string {
+	var b strings.Builder
+	for _, args := range [][]string{
+		{"-details", "address"},
+		{"neighbour", "show", "nud", "permanent"},
+		{"-4", "route", "show", "table", "all"},
+		{"-6", "route", "show", "table", "all"},
+	} {
+		for line := range strings.Lines(ns.IP(args...)) {
+			line = strings.TrimRight(line, " \n")
+			if strings.HasPrefix(line, "multicast") || strings.HasPrefix(line, "anycast") {
+				continue // the kernel's own, made by its workers some time later
+			}
+			fmt.Fprintln(&b, line)
+		}
+	}
+	return b.String()
 }
