@@ -3,6 +3,7 @@ package wiring
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -124,20 +125,24 @@ func (n *testNode) apply(t testing.TB) {
 // listing is all that a namespace holds of links, addresses, neighbours and
 // routes, as iproute2 tells it.
 func listing(ns *nettest.NS) string {
-	var b strings.Builder
+	var all []string
 	for _, args := range [][]string{
-		{"-details", "address"},
+		{"-details", "-oneline", "link"},
+		{"-oneline", "address"},
 		{"neighbour", "show", "nud", "permanent"},
 		{"-4", "route", "show", "table", "all"},
 		{"-6", "route", "show", "table", "all"},
 	} {
+		var lines []string // without order: that of hash tables changes from run to run
 		for line := range strings.Lines(ns.IP(args...)) {
 			line = strings.TrimRight(line, " \n")
 			if strings.HasPrefix(line, "multicast") || strings.HasPrefix(line, "anycast") {
 				continue // the kernel's own, made by its workers some time later
 			}
-			fmt.Fprintln(&b, line)
+			lines = append(lines, line)
 		}
+		slices.Sort(lines)
+		all = append(all, lines...)
 	}
-	return b.String()
+	return strings.Join(all, "\n")
 }

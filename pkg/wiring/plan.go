@@ -161,7 +161,8 @@ func planEnd(where place, want, have end) (cs []change) {
 	add := func(do any, format string, args ...any) {
 		cs = append(cs, change{where, fmt.Sprintf(format, args...), do})
 	}
-	if have.disableIPv6 && slices.ContainsFunc(want.addrs, address.is6) {
+	wantIPv6 := slices.ContainsFunc(want.addrs, address.is6)
+	if have.disableIPv6 && wantIPv6 {
 		add(setSysctl{"ipv6/conf/", "/disable_ipv6", "0"}, "IPv6: disabled by sysctl")
 	}
 	if where == onHost && have.acceptsRA {
@@ -176,7 +177,8 @@ func planEnd(where place, want, have end) (cs []change) {
 	if where == onHost {
 		cs = append(cs, planHostLink(want, have)...)
 	}
-	if have.hasIPv6 && have.autoLL {
+	// A link that gets its IPv6 back with its MTU has forgotten its settings.
+	if have.hasIPv6 && have.autoLL || !have.hasIPv6 && wantIPv6 {
 		add(setLink{AddrGenMode: ptr(uint8(rtnl.AddrGenNone))}, "automatic link-local address: on")
 	}
 	if !have.up {
