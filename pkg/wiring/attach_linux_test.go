@@ -125,7 +125,10 @@ func TestPodsReachEachOtherAndTheOutsideWithoutResolving(t *testing.T) {
 		}
 	}
 	// The gateway answers for people who look for it.
-	a.Exec("ping", "-c1", "-W5", "fe80::1%eth0")
+	eventually(t, "the gateway answers", func() bool {
+		_, err := a.Try("ping", "-c1", "-W1", "fe80::1%eth0")
+		return err == nil
+	})
 
 	for i, tap := range taps {
 		seen := 0

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
@@ -87,8 +86,6 @@ func parsePacket(b []byte, link int) packet {
 	}
 	return p
 }
-
-func (c *tap) saw(is func(packet) bool) bool { return slices.ContainsFunc(c.packets(), is) }
 
 // eventually polls until ok, which it must be within some seconds.
 func eventually(t *testing.T, what string, ok func() bool) {
