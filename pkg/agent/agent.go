@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"flock.fritzlab.net/flock/pkg/cni"
@@ -60,7 +61,7 @@ func Run(ctx context.Context, c Config) error {
 	if c.NodeName == "" {
 		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
 	}
-	kube, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	kube, err := apiServer(c.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("no way to reach the API server: %w", err)
 	}
@@ -106,6 +107,13 @@ func Run(ctx context.Context, c Config) error {
 		a.reportStatus,
 		a.serveHealth,
 	)
+}
+
+func apiServer(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	return clientcmd.BuildConfigFromFlags("", kubeconfig)
 }
 
 // together runs each function until all have ended; the first error ends the
