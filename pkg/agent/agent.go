@@ -18,9 +18,10 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/cni"
+	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
-	"flock.fritzlab.net/flock/pkg/nodeconfig"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
 	"flock.fritzlab.net/flock/pkg/version"
 	"flock.fritzlab.net/flock/pkg/wiring"
@@ -38,11 +39,13 @@ type Config struct {
 // Agent serves the pods of one node.
 type Agent struct {
 	Config
-	api    *nodeconfig.Client
-	ledger *ledger.Ledger
-	host   *wiring.Host
-	reaper *wiring.Reaper
-	bird   *bird.Applier
+	api *kube.Client
+	// nodeConfig is what the API server says of the node.
+	nodeConfig *kube.Cache[*v1alpha1.NodeConfig]
+	ledger     *ledger.Ledger
+	host       *wiring.Host
+	reaper     *wiring.Reaper
+	bird       *bird.Applier
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.
@@ -50,9 +53,9 @@ type Agent struct {
 	waiting atomic.Pointer[string]
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
-	// statusDue asks the status writer to look, cidrsChanged the follower of
-	// the node to apply once more.
-	statusDue, cidrsChanged chan struct{}
+	// statusDue asks the status writer to look, nodeConfigChanged and
+	// cidrsChanged ask the follower of the node.
+	statusDue, nodeConfigChanged, cidrsChanged signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -61,16 +64,16 @@ func Run(ctx context.Context, c Config) error {
 	if c.NodeName == "" {
 		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
 	}
-	kube, err := apiServer(c.Kubeconfig)
+	server, err := apiServer(c.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("no way to reach the API server: %w", err)
 	}
-	kube.UserAgent = "flock-agent/" + version.Version
-	kube.Timeout = 0 // watches last; each request has its context
-	a := &Agent{Config: c, statusDue: make(chan struct{}, 1), cidrsChanged: make(chan struct{}, 1)}
-	if a.api, err = nodeconfig.NewClient(kube); err != nil {
+	server.UserAgent = "flock-agent/" + version.Version
+	a := &Agent{Config: c, statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal()}
+	if a.api, err = kube.NewClient(server); err != nil {
 		return err
 	}
+	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	birdDir := filepath.Join(c.StateDir, "bird")
 	if err := os.MkdirAll(birdDir, 0o700); err != nil {
@@ -101,6 +104,7 @@ func Run(ctx context.Context, c Config) error {
 			return cni.Serve(ctx, filepath.Join(a.StateDir, "cni.sock"), a, a.Log)
 		},
 		a.followNode,
+		func(ctx context.Context) error { a.nodeConfig.Run(ctx); return nil },
 		a.followLinks,
 		func(ctx context.Context) error { a.reaper.Run(ctx); return nil },
 		func(ctx context.Context) error { a.bird.Run(ctx); return nil },
@@ -145,9 +149,17 @@ func (a *Agent) wait(format string, args ...any) {
 }
 
 // changed asks for the status to be written.
-func (a *Agent) changed() {
+func (a *Agent) changed() { a.statusDue.give() }
+
+// signal says that there is something to look at. Given several times before it
+// is taken, it is one.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal, 1) }
+
+func (s signal) give() {
 	select {
-	case a.statusDue <- struct{}{}:
+	case s <- struct{}{}:
 	default:
 	}
 }

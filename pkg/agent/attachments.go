@@ -134,10 +134,7 @@ func (a *Agent) free(containerID string) error {
 		}
 		a.Log.Info("pod detached", "pod", r.PodNamespace+"/"+r.PodName, "hostIf", r.HostIf, "addresses", addrs(r))
 		if len(a.ledger.Retired()) != retired {
-			select {
-			case a.cidrsChanged <- struct{}{}:
-			default:
-			}
+			a.cidrsChanged.give()
 		}
 	}
 	return nil

@@ -9,7 +9,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/ipam"
-	"flock.fritzlab.net/flock/pkg/nodeconfig"
+	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
 	"flock.fritzlab.net/flock/pkg/wiring"
@@ -19,27 +19,13 @@ import (
 // the API server says, and again whenever it or the CIDRs in use change.
 func (a *Agent) followNode(ctx context.Context) error {
 	kept := filepath.Join(a.StateDir, "nodeconfig.json")
-	current, err := nodeconfig.Load(kept)
+	current, err := kube.Load(kept)
 	if err != nil {
 		a.Log.Warn("the copy of the NodeConfig on this node is of no use", "error", err)
 	}
 	if current == nil {
 		a.wait("flock's agent on node %s waits for the API server to tell it NodeConfig %s", a.NodeName, a.NodeName)
 	}
-
-	updates := make(chan *v1alpha1.NodeConfig, 1)
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		a.api.Watch(ctx, a.NodeName, func(nc *v1alpha1.NodeConfig) {
-			select {
-			case <-updates: // superseded
-			default:
-			}
-			updates <- nc
-		})
-	}()
-	defer func() { <-watching }()
 
 	const firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
 	delay := firstRetry
@@ -67,17 +53,21 @@ func (a *Agent) followNode(ctx context.Context) error {
 			return nil
 		case <-retry.C:
 		case <-a.cidrsChanged:
-		case nc := <-updates:
-			if nc == nil {
+		case <-a.nodeConfigChanged:
+			nc, ok := a.nodeConfig.Get(a.NodeName)
+			if !ok {
 				a.noNodeConfig()
 				continue
+			}
+			if current != nil && nc.UID == current.UID && nc.Generation == current.Generation {
+				continue // its status, or what is kept here already
 			}
 			if _, err := config.ParseNode(nc); err != nil {
 				a.reject(nc.Generation, err)
 				continue
 			}
 			current = nc
-			if err := nodeconfig.Save(kept, nc); err != nil {
+			if err := kube.Save(kept, nc); err != nil {
 				a.Log.Warn("the NodeConfig is not kept for a start without the API server", "error", err)
 			}
 		}
