@@ -42,6 +42,8 @@ func TestCluster(t *testing.T) {
 	part(t, "prove", prove)
 	part(t, "up again changes nothing", upAgain)
 	part(t, "refuses bad NodeConfigs", refuseBadNodeConfigs)
+	part(t, "an agent speaks for its own node only", ownNodeOnly)
+	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
 	part(t, "a pod says that the agent is not running", agentNotRunning)
 	part(t, "up after everything was killed", killEverything)

@@ -49,7 +49,11 @@ func (c *client) get(ctx context.Context, urls []string) error {
 		}
 		for _, url := range urls {
 			requests++
-			if r := c.ask(ctx, transport, url); !r.OK {
+			r := c.ask(ctx, transport, url)
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if !r.OK {
 				failed++
 			}
 		}
@@ -60,7 +64,8 @@ func (c *client) get(ctx context.Context, urls []string) error {
 	return nil
 }
 
-func (c *client) ask(ctx context.Context, transport http.RoundTripper, url string) (r result) {
+func (c *client) ask(interrupt context.Context, transport http.RoundTripper, url string) (r result) {
+	ctx := interrupt
 	if c.timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.timeout)
@@ -68,6 +73,9 @@ func (c *client) ask(ctx context.Context, transport http.RoundTripper, url strin
 	}
 	start := time.Now()
 	print := func() {
+		if interrupt.Err() != nil {
+			return // says nothing of the URL
+		}
 		r.stamp, r.Milliseconds = now(), float64(time.Since(start).Microseconds())/1000
 		c.log(r)
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -270,6 +271,24 @@ func TestGet(t *testing.T) {
 			}
 		})
 	}
+	t.Run("interrupted", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		out := &lines{}
+		ended := make(chan error, 1)
+		go func() {
+			ended <- run(ctx, []string{"get", "-timeout", "0", "-follow", r.url("/tick?interval=1h")}, out)
+		}()
+		for len(decodeLines[result](t, out)) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+		if got := decodeLines[result](t, out); len(got) != 1 || !got[0].OK {
+			t.Errorf("printed %+v, want nothing of the interrupt", got)
+		}
+	})
 	if err := run(t.Context(), []string{"sing"}, io.Discard); err == nil || !strings.Contains(err.Error(), `command "sing"`) {
 		t.Errorf("unknown command: %v", err)
 	}

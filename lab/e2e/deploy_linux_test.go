@@ -1,0 +1,287 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"flock.fritzlab.net/flock/lab/cgroup"
+	"flock.fritzlab.net/flock/lab/plan"
+)
+
+// ownNodeOnly: with the token of an agent's pod one may write the status of that
+// node's NodeConfig and nothing else.
+func ownNodeOnly(t *testing.T) {
+	const status, spec = `{"status":{"observedGeneration":1}}`, `{"spec":{"mtu":1400}}`
+	pod := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--field-selector=spec.nodeName=node1",
+		"--output=jsonpath={.items[0].metadata.name} {.items[0].metadata.uid}")
+	name, uid, _ := strings.Cut(pod, " ")
+	token := func(args ...string) string {
+		return strings.TrimSpace(mustKubectl(t, append([]string{"--namespace=flock-system", "create", "token", "flock"}, args...)...))
+	}
+	inPod := token("--bound-object-kind=Pod", "--bound-object-name="+name, "--bound-object-uid="+uid)
+	asStatus := func(node string) []string {
+		return []string{"patch", "nodeconfig", node, "--subresource=status", "--type=merge", "--patch=" + status}
+	}
+	for _, c := range []struct {
+		name, token string
+		args        []string
+		refusal     string // empty: it is allowed
+	}{
+		{"status of its own", inPod, asStatus("node1"), ""},
+		{"status of another", inPod, asStatus("node2"), `the agent on node "node1" may write the status of its own NodeConfig only, not that of "node2"`},
+		{"token of no pod", token(), asStatus("node1"), `the agent on node "" may write`},
+		{"spec of its own", inPod, []string{"patch", "nodeconfig", "node1", "--type=merge", "--patch=" + spec}, "cannot patch resource"},
+		{"read", inPod, []string{"get", "nodeconfigs"}, ""},
+		{"secrets", inPod, []string{"get", "secrets", "--all-namespaces"}, "cannot list resource"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// Without the administrator's certificate, which would go first.
+			server := fmt.Sprintf("https://[%s]:6443", plan.ControlPlaneLAN.IPv6.Addr())
+			out, err := lab(append([]string{"exec", plan.ControlPlane, "--", "env", "KUBECONFIG=/dev/null",
+				"kubectl", "--server=" + server, "--insecure-skip-tls-verify", "--token=" + c.token}, c.args...)...)
+			switch {
+			case c.refusal == "" && err != nil:
+				t.Errorf("refused: %s", out)
+			case c.refusal != "" && (err == nil || !strings.Contains(out, c.refusal)):
+				t.Errorf("answer %q, %v: want %q", out, err, c.refusal)
+			}
+		})
+	}
+}
+
+// replaceFlock: flock's pods are replaced one by one, then every BIRD and every
+// agent is killed. Meanwhile a pod on each node goes on answering the outside
+// host, and the router never loses a route to the nodes' pods.
+func replaceFlock(t *testing.T) {
+	began := time.Now()
+	routes := watchRoutes(t)
+	var asked []*asking
+	for _, n := range plan.Nodes(3) {
+		for _, url := range demoURLs(t, n.Name()) {
+			asked = append(asked, ask(t, url))
+		}
+	}
+
+	mustKubectl(t, "--namespace=flock-system", "rollout", "restart", "daemonset/flock")
+	mustKubectl(t, "--namespace=flock-system", "rollout", "status", "daemonset/flock", "--timeout=180s")
+	t.Logf("rolled out anew in %s", time.Since(began).Round(100*time.Millisecond))
+	sessionsUp(t)
+
+	for _, program := range []string{"/usr/sbin/bird", "/usr/local/bin/flock-agent"} {
+		killed := 0
+		for _, n := range plan.Nodes(3) {
+			killed += killOn(t, n.Name(), program)
+		}
+		if killed != 3 {
+			t.Errorf("%d of %s killed, want 3", killed, program)
+		}
+		eventually(t, time.Minute, func() error {
+			ready := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--output=jsonpath={range .items[*].status.containerStatuses[*]}{.name}={.ready},{.restartCount} {end}")
+			container := map[string]string{"/usr/sbin/bird": "bird", "/usr/local/bin/flock-agent": "agent"}[program]
+			if strings.Count(ready, container+"=true,1 ") != 3 || strings.Contains(ready, "false") {
+				return fmt.Errorf("containers: %s", ready)
+			}
+			return nil
+		})
+		sessionsUp(t)
+	}
+
+	for _, a := range asked {
+		a.allAnswered(t)
+	}
+	routes.noneLost(t)
+}
+
+// sessionsUp waits until the router has a session with every node and family,
+// each recovered: a BIRD that ends again before that does lose its routes, as
+// RFC 4724 section 4.2 wants it ("consecutive restarts").
+func sessionsUp(t *testing.T) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		out, err := lab("exec", plan.Tor, "--", "birdc", "show", "protocols", "all")
+		if err != nil || strings.Count(out, "BGP state:          Established") != 6 || strings.Contains(out, "graceful restart active") {
+			return fmt.Errorf("want 6 sessions, none of them in a restart: %v\n%s", err, out)
+		}
+		return nil
+	})
+}
+
+// killOn kills what runs program on a node, and counts.
+func killOn(t *testing.T, node, program string) (killed int) {
+	t.Helper()
+	tree, err := cgroup.ForLab(labName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids, err := tree.Processes(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		cmdline, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		if err != nil {
+			continue // ended meanwhile
+		}
+		if argv0, _, _ := strings.Cut(string(cmdline), "\x00"); argv0 == program {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			killed++
+		}
+	}
+	return killed
+}
+
+// demoURLs are those of one of prove's pods on the node, of both families.
+func demoURLs(t *testing.T, node string) (urls []string) {
+	t.Helper()
+	ips := strings.Fields(mustKubectl(t, "--namespace=demo", "get", "pods", "--field-selector=status.phase=Running,spec.nodeName="+node, "--output=jsonpath={.items[0].status.podIPs[*].ip}"))
+	if len(ips) != 2 {
+		t.Fatalf("prove's pods on %s: addresses %q, want two", node, ips)
+	}
+	for _, ip := range ips {
+		if strings.Contains(ip, ":") {
+			ip = "[" + ip + "]"
+		}
+		urls = append(urls, "http://"+ip+":8080/")
+	}
+	return urls
+}
+
+// asking is the outside host asking a pod, over a new connection each time.
+type asking struct {
+	url string
+	background
+}
+
+func ask(t *testing.T, url string) *asking {
+	t.Helper()
+	a := &asking{url: url}
+	echo := "/var/lib/flock-lab/" + labName + "/images/bin/echo"
+	a.start(t, plan.Outside, echo, "get", "-n", "1000000", "-interval", "50ms", "-timeout", "1s", url)
+	eventually(t, 10*time.Second, func() error {
+		if !strings.Contains(a.said(), `"ok":true`) {
+			return fmt.Errorf("%s: no answer: %s", url, a.said())
+		}
+		return nil
+	})
+	return a
+}
+
+func (a *asking) allAnswered(t *testing.T) {
+	t.Helper()
+	said, n := a.stop(t), 0
+	for line := range strings.Lines(said) {
+		var r struct {
+			OK    bool
+			Error string
+			Wall  time.Time
+		}
+		if json.Unmarshal([]byte(line), &r) != nil {
+			continue // cut off at the end
+		}
+		n++
+		if !r.OK {
+			t.Errorf("%s: at %s: %s", a.url, r.Wall.Format(time.TimeOnly), r.Error)
+		}
+	}
+	t.Logf("%s: answered %d times", a.url, n)
+}
+
+// routeWatch is what the router's kernel says of its routes.
+type routeWatch struct{ background }
+
+const markerRoute = "2001:db8:dead::/64"
+
+func watchRoutes(t *testing.T) *routeWatch {
+	t.Helper()
+	w := &routeWatch{}
+	w.start(t, plan.Tor, "ip", "-timestamp", "monitor", "route")
+	// The monitor says nothing when it is ready: until it shows a change.
+	eventually(t, 10*time.Second, func() error {
+		mustLab(t, "exec", plan.Tor, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)
+		mustLab(t, "exec", plan.Tor, "--", "ip", "-6", "route", "del", "unreachable", markerRoute)
+		if !strings.Contains(w.said(), "Deleted unreachable "+markerRoute) {
+			return fmt.Errorf("ip monitor shows no change of a route: %s", w.said())
+		}
+		return nil
+	})
+	return w
+}
+
+func (w *routeWatch) noneLost(t *testing.T) {
+	t.Helper()
+	said := w.stop(t)
+	for line := range strings.Lines(said) {
+		for _, n := range plan.Nodes(3) {
+			for _, p := range n.Pods().All() {
+				if strings.Contains(line, "Deleted "+p.String()) {
+					t.Errorf("the router lost a route: %s", line)
+				}
+			}
+		}
+	}
+}
+
+// background is a command that runs in a member until it is stopped.
+type background struct {
+	cmd     *exec.Cmd
+	mu      sync.Mutex // guards out
+	out     bytes.Buffer
+	done    chan struct{}
+	stopped sync.Once
+}
+
+func (b *background) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.Write(p)
+}
+
+func (b *background) said() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.String()
+}
+
+func (b *background) start(t *testing.T, member string, argv ...string) {
+	t.Helper()
+	// In a group of its own, so that what lab exec has started ends with it.
+	b.cmd = exec.Command(program, append([]string{"--name", labName, "exec", member, "--"}, argv...)...)
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	b.cmd.Stdout, b.cmd.Stderr = b, b
+	if err := b.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b.done = make(chan struct{})
+	go func() { _ = b.cmd.Wait(); close(b.done) }()
+	t.Cleanup(func() { b.stop(t) })
+}
+
+// stop ends the command, which must not have ended by itself, and returns what
+// it has said. It may be called again.
+func (b *background) stop(t *testing.T) string {
+	t.Helper()
+	b.stopped.Do(func() {
+		select {
+		case <-b.done:
+			t.Errorf("%s: ended by itself: %s", strings.Join(b.cmd.Args, " "), b.said())
+		default:
+			_ = syscall.Kill(-b.cmd.Process.Pid, syscall.SIGTERM)
+		}
+	})
+	<-b.done
+	return b.said()
+}
