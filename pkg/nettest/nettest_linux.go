@@ -141,7 +141,8 @@ func (n *NS) ReadSysctl(name string) string {
 }
 
 // Veth connects the namespace to another by a pair of links: name here, peerName
-// there. Both are up and carry packets; no address on them is ever tentative.
+// there. Both are up and carry packets, and have their link-local address; no
+// address on them is ever tentative.
 func (n *NS) Veth(name string, peer *NS, peerName string) {
 	n.t.Helper()
 	n.IP("link", "add", name, "type", "veth", "peer", "name", peerName, "netns", peer.Path())
@@ -154,6 +155,9 @@ func (n *NS) Veth(name string, peer *NS, peerName string) {
 		n.await("carrier on "+name, func() bool {
 			// Besides telling, asking makes the kernel begin to send (Linux 6.8).
 			return strings.Contains(ns.IP("link", "show", "dev", name), "state UP")
+		})
+		n.await("link-local address on "+name, func() bool {
+			return strings.Contains(ns.IP("-6", "route", "show", "table", "local", "dev", name), "local fe80:")
 		})
 	}
 }
