@@ -155,7 +155,7 @@ func (h *Host) Prune(known []Attachment) (released []Link, unrouted []netip.Pref
 	}
 	var deletions []rtnl.Message
 	for _, r := range routes {
-		if r.Metric == MetricLocal && !wanted[hop{r.Dst, r.Link}] {
+		if r.Metric == MetricLocal && r.Nexthop == 0 && !wanted[hop{r.Dst, r.Link}] {
 			deletions = append(deletions, rtnl.DelRoute(r))
 			unrouted = append(unrouted, r.Dst)
 		}

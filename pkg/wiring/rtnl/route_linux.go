@@ -29,7 +29,7 @@ func routeMessage(verb string, typ, flags uint16, r Route) Message {
 	switch {
 	case r.Unreachable:
 		header[7] = unix.RTN_UNREACHABLE
-	case fam == unix.AF_INET && !r.Gateway.IsValid():
+	case fam == unix.AF_INET && !r.Gateway.IsValid() && r.Nexthop == 0:
 		header[6] = unix.RT_SCOPE_LINK
 	}
 	m := newMessage(fmt.Sprintf("%s route %v", verb, r), typ, flags, header)
@@ -38,6 +38,9 @@ func routeMessage(verb string, typ, flags uint16, r Route) Message {
 	}
 	if r.Link != 0 {
 		m.u32(unix.RTA_OIF, uint32(r.Link))
+	}
+	if r.Nexthop != 0 {
+		m.u32(rtaNexthop, r.Nexthop)
 	}
 	if r.Gateway.IsValid() {
 		m.addr(unix.RTA_GATEWAY, r.Gateway)
@@ -135,6 +138,8 @@ func parseRoute(b []byte) (r Route, ok bool, err error) {
 			r.Metric = getU32(v)
 		case unix.RTA_TABLE:
 			table = getU32(v)
+		case rtaNexthop:
+			r.Nexthop = getU32(v)
 		case unix.RTA_MULTIPATH:
 			inner = r.parseMultipath(v)
 		}

@@ -88,10 +88,13 @@ type Route struct {
 	Src     netip.Addr // preferred source; invalid: none
 	// Link is the outgoing link, 0 for unreachable routes; Links are those of a
 	// multipath route, which is only read.
-	Link   int
-	Links  []int
-	Metric uint32
-	Proto  uint8 // RTPROT_…
+	Link  int
+	Links []int
+	// Nexthop is the ID of the nexthop that the route is on, in place of Link
+	// and Gateway; 0: none.
+	Nexthop uint32
+	Metric  uint32
+	Proto   uint8 // RTPROT_…
 	// Unreachable: the route answers with ICMP "unreachable" (RTN_UNREACHABLE);
 	// else it is a unicast route.
 	Unreachable bool
