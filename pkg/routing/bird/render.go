@@ -134,6 +134,8 @@ protocol kernel kernel%s {
 const kernelEnd = `	};
 	# Pods keep their routes while BIRD is away.
 	learn;
+	# A thousand addresses come or go at once, and none of it is left to the scan.
+	netlink rx buffer 16777216;
 	persist;
 	graceful restart;
 	# Routes from peers lose against a connected subnet.
