@@ -82,7 +82,9 @@ type facts struct {
 	notFound    bool
 	kept        bool // announced by an earlier run of the agent
 	verdict     *Verdict
-	exited      *exit // the latest exit that the verdict does not know of
+	exited      *exit // the latest of a container that the verdict names
+	// drain is how long the pod may keep the flows that it is busy with.
+	drain time.Duration
 	// readyFrom is since when pod and link have been well without a break.
 	readyFrom time.Time
 	delay     time.Duration
@@ -120,7 +122,7 @@ func decide(f facts, now time.Time) decision {
 		return f.crashed(now, SandboxExited, "")
 	case f.terminating:
 		return f.leaving(now)
-	case f.exited != nil:
+	case f.exited != nil && f.verdict.Ready: // it does not know of the exit
 		return f.crashed(now, ContainerExited, f.exited.name)
 	case f.notFound:
 		return f.resting(now, NotFound, "")
@@ -158,6 +160,9 @@ func (f facts) crashed(now time.Time, r Reason, detail string) decision {
 
 // resting pods are withdrawn, and may come back.
 func (f facts) resting(now time.Time, r Reason, detail string) decision {
+	if f.exited != nil {
+		return f.crashed(now, r, detail)
+	}
 	return f.fade(now, r, detail, Draining, f.withdrawn.Add(LingerTime))
 }
 
@@ -171,11 +176,11 @@ func (f facts) leaving(now time.Time) decision {
 }
 
 // fade takes a role, at most the one given, back in the course of time: no
-// Draining past DrainTime, nothing past end, if there is one.
+// Draining past the drain time, nothing past end, if there is one.
 func (f facts) fade(now time.Time, r Reason, detail string, role Role, end time.Time) decision {
 	d := decision{reason: r, detail: detail, role: min(f.role, role)}
 	if d.role == Draining {
-		if d.until = f.withdrawn.Add(DrainTime); now.Before(d.until) {
+		if d.until = f.withdrawn.Add(f.drain); now.Before(d.until) {
 			return d
 		}
 		d.role = LastResort

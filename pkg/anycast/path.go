@@ -67,9 +67,10 @@ func (s *State) decide(now time.Time, p *path, cause time.Time) {
 		notFound:    pod.notFound,
 		kept:        p.kept,
 		verdict:     pod.verdict,
-		exited:      pod.unknownExit(),
+		exited:      pod.lastExit(),
 		readyFrom:   from,
 		delay:       p.delay,
+		drain:       s.Drain,
 		role:        p.now.role,
 		withdrawn:   p.withdrawn(now),
 	}, now)

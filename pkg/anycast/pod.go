@@ -119,13 +119,13 @@ func (p *pod) remember(id string, x exit) {
 	}
 }
 
-// unknownExit is the latest exit that the pod's verdict does not know of: it
-// names the container as if it ran.
-func (p *pod) unknownExit() *exit {
-	var latest *exit
-	if p.verdict == nil || !p.verdict.Ready {
-		return nil // it does not claim that anything runs
+// lastExit is the latest exit of a container that the pod's verdict names. If the
+// verdict is Ready, it does not know of that.
+func (p *pod) lastExit() *exit {
+	if p.verdict == nil {
+		return nil
 	}
+	var latest *exit
 	for _, c := range p.verdict.Containers {
 		x, ok := p.exits[c.ID]
 		if !ok || x.restarts >= 0 && c.Restarts > x.restarts {
@@ -142,7 +142,7 @@ func (p *pod) unknownExit() *exit {
 // may have known for longer than this agent: its time is in whole seconds, cut
 // off.
 func (p *pod) updateReady(now time.Time) {
-	switch ready := p.verdict != nil && p.verdict.Ready && !p.terminating && p.unknownExit() == nil; {
+	switch ready := p.verdict != nil && p.verdict.Ready && !p.terminating && p.lastExit() == nil; {
 	case !ready:
 		p.readyFrom = time.Time{}
 	case p.readyFrom.IsZero():

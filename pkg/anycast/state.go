@@ -10,6 +10,10 @@ import (
 // State is everything known, and what follows from it for each pod and address.
 // It has no clock and no lock: its owner says what time it is.
 type State struct {
+	// Drain is how long a withdrawn pod keeps the flows that it is busy with
+	// beside announced ones: DrainTime, or 0 where the kernel cannot.
+	Drain time.Duration
+
 	source  Source
 	pods    map[UID]*pod
 	sandbox map[string]*attachment // by container ID
@@ -46,6 +50,7 @@ type attachment struct {
 // are still attached, until a source of pods has spoken.
 func NewState(now time.Time, attached []Attached, kernel map[netip.Addr]Entry) *State {
 	s := &State{
+		Drain:   DrainTime,
 		pods:    map[UID]*pod{},
 		sandbox: map[string]*attachment{},
 		byLink:  map[int]*attachment{},
@@ -257,6 +262,9 @@ func (s *State) link(now time.Time, index int, up bool) *pod {
 	}
 	return a.pod
 }
+
+// Knows tells whether a link is a pod's.
+func (s *State) Knows(link int) bool { return s.byLink[link] != nil }
 
 func (s *State) pod(uid UID) *pod {
 	p := s.pods[uid]
