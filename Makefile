@@ -31,7 +31,7 @@ lab: bin/lab ## Bring up a cluster on this machine and prove that it works (root
 .PHONY: bench
 bench: bin/lab ## Measure flock against its baselines in the lab, also into out/bench.json (root)
 	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../bin/bench ./cmd/bench
-	bin/lab up
+	bin/lab up --cni flock
 	bin/bench
 
 .PHONY: generate
