@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/embed"
+	"flock.fritzlab.net/flock/pkg/grant"
 	"flock.fritzlab.net/flock/pkg/ipam"
 	"flock.fritzlab.net/flock/pkg/store"
 )
@@ -78,10 +80,11 @@ func (l *Ledger) Configure(c ipam.Config) {
 	l.alloc.Configure(c)
 }
 
-// Promise takes an address for each request and records them, with what r says
-// of the attachment, as pending. Asked again for an attachment that it has
-// promised, it returns that promise: created is false then.
-func (l *Ledger) Promise(r store.Record, requests []ipam.Request) (promised store.Record, created bool, err error) {
+// Promise takes the addresses that plan grants to a pod that is w, and records
+// them, with what r says of the attachment, as pending. Asked again for an
+// attachment that it has promised, it returns that promise: created is false then.
+// The errors are those of [grant.Plan.Take], and ErrReleasing.
+func (l *Ledger) Promise(r store.Record, plan grant.Plan, w embed.Workload) (promised store.Record, created bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if known, ok := l.records[r.ID]; ok {
@@ -92,22 +95,19 @@ func (l *Ledger) Promise(r store.Record, requests []ipam.Request) (promised stor
 	}
 	now := l.now()
 	l.expire(now)
-	r.State, r.Addrs, r.RestsSince = store.Pending, nil, time.Time{}
-	undo := func() {
-		for _, a := range r.Addrs {
-			l.alloc.Release(a.Addr, time.Time{}) // never used: no rest
-		}
+	taken, err := plan.Take(l.alloc, w, now)
+	if err != nil {
+		return store.Record{}, false, err
 	}
-	for _, want := range requests {
-		lease, err := l.alloc.Allocate(want, now)
-		if err != nil {
-			undo()
-			return store.Record{}, false, err
-		}
-		r.Addrs = append(r.Addrs, store.Address(lease))
+	r.State, r.RestsSince = store.Pending, time.Time{}
+	r.Addrs, r.Further, r.Anycast = addresses(taken.Own), addresses(taken.Further), nil
+	for _, a := range taken.Anycast {
+		r.Anycast = append(r.Anycast, store.Anycast{Addr: a.Addr, Pool: a.Pool})
 	}
 	if err := l.store.Put(r); err != nil {
-		undo()
+		for _, a := range r.Held() {
+			l.alloc.Release(a.Addr, time.Time{}) // never used: no rest
+		}
 		return store.Record{}, false, err
 	}
 	l.records[r.ID] = r
@@ -181,6 +181,30 @@ func (l *Ledger) Retired() []netip.Prefix {
 	return l.alloc.Retired()
 }
 
+// Holder returns the attachment that holds addr for itself, or, with anycast true,
+// one that shares it.
+func (l *Ledger) Holder(addr netip.Addr) (r store.Record, anycast, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if slices.ContainsFunc(r.Held(), func(a store.Address) bool { return a.Addr == addr }) {
+			return r, false, true
+		}
+		if slices.ContainsFunc(r.Anycast, func(a store.Anycast) bool { return a.Addr == addr }) {
+			return r, true, true
+		}
+	}
+	return store.Record{}, false, false
+}
+
+func addresses(leases []ipam.Lease) []store.Address {
+	var out []store.Address
+	for _, l := range leases {
+		out = append(out, store.Address(l))
+	}
+	return out
+}
+
 // move writes first: what the record says is what is remembered.
 func (l *Ledger) move(id store.ID, to store.State) error {
 	r, ok := l.records[id]
@@ -196,7 +220,7 @@ func (l *Ledger) move(id store.ID, to store.State) error {
 }
 
 func (l *Ledger) hold(r store.Record) error {
-	for _, a := range r.Addrs {
+	for _, a := range r.Held() {
 		if err := l.alloc.Reserve(ipam.Lease(a)); err != nil {
 			return err
 		}
@@ -205,7 +229,7 @@ func (l *Ledger) hold(r store.Record) error {
 }
 
 func (l *Ledger) rest(r store.Record) {
-	for _, a := range r.Addrs {
+	for _, a := range r.Held() {
 		l.alloc.Release(a.Addr, r.RestsSince)
 	}
 	l.resting = append(l.resting, r)

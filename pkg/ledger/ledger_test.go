@@ -10,14 +10,16 @@ import (
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/embed"
+	"flock.fritzlab.net/flock/pkg/grant"
 	"flock.fritzlab.net/flock/pkg/ipam"
 	"flock.fritzlab.net/flock/pkg/store"
 )
 
 var (
 	epoch   = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	dual    = []ipam.Request{{Family: ipam.IPv6}, {Family: ipam.IPv4}}
-	v4only  = []ipam.Request{{Family: ipam.IPv4}}
+	dual    = grant.Plan{IPv6: &grant.Source{}, IPv4: &grant.Source{}}
+	v4only  = grant.Plan{IPv4: &grant.Source{}}
 	cidr6   = netip.MustParsePrefix("2001:db8:1::/64")
 	cidr4   = netip.MustParsePrefix("10.0.0.0/29") // six addresses
 	nodeCfg = ipam.Config{Node: "node1", IPv6: []netip.Prefix{cidr6}, IPv4: []netip.Prefix{cidr4}, Quarantine: time.Minute}
@@ -42,9 +44,9 @@ func attachment(name string) store.Record {
 	return store.Record{ID: store.ID{ContainerID: name, IfName: "eth0"}, PodNamespace: "shop", PodName: name, HostIf: "flock-" + name}
 }
 
-func promise(t *testing.T, l *Ledger, name string, requests []ipam.Request) store.Record {
+func promise(t *testing.T, l *Ledger, name string, plan grant.Plan) store.Record {
 	t.Helper()
-	r, _, err := l.Promise(attachment(name), requests)
+	r, _, err := l.Promise(attachment(name), plan, embed.Workload{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +67,7 @@ func TestPromiseIsKeptOverRestarts(t *testing.T) {
 	if len(a.Addrs) != 2 || !cidr6.Contains(a.Addrs[0].Addr) || !cidr4.Contains(a.Addrs[1].Addr) || a.State != store.Pending {
 		t.Fatalf("promised %+v", a)
 	}
-	again, created, err := l.Promise(attachment("a"), dual)
+	again, created, err := l.Promise(attachment("a"), dual, embed.Workload{})
 	if err != nil || created || !reflect.DeepEqual(again, a) {
 		t.Errorf("asked again: %+v, created %t, %v; want the same promise", again, created, err)
 	}
@@ -102,7 +104,7 @@ func TestReleasedAddressRests(t *testing.T) {
 				t.Helper()
 				reopen()
 				var full *ipam.ExhaustedError
-				if _, _, err := l.Promise(attachment("late"), v4only); !errors.As(err, &full) {
+				if _, _, err := l.Promise(attachment("late"), v4only, embed.Workload{}); !errors.As(err, &full) {
 					t.Fatalf("%s: %v, want the CIDR to be exhausted", when, err)
 				}
 			}
@@ -111,7 +113,7 @@ func TestReleasedAddressRests(t *testing.T) {
 				t.Fatal(ok, err)
 			}
 			refused("released, link not gone")
-			if _, _, err := l.Promise(attachment("a"), v4only); !errors.Is(err, ErrReleasing) {
+			if _, _, err := l.Promise(attachment("a"), v4only, embed.Workload{}); !errors.Is(err, ErrReleasing) {
 				t.Errorf("asked for the released attachment: %v, want %v", err, ErrReleasing)
 			}
 			must(t, l.Free(a.ID))
@@ -132,7 +134,7 @@ func TestFailedPromiseHoldsNothing(t *testing.T) {
 	for i := range 6 {
 		promise(t, l, fmt.Sprint(i), v4only)
 	}
-	if _, _, err := l.Promise(attachment("a"), dual); err == nil || !strings.Contains(err.Error(), "10.0.0.0/29") {
+	if _, _, err := l.Promise(attachment("a"), dual, embed.Workload{}); err == nil || !strings.Contains(err.Error(), "10.0.0.0/29") {
 		t.Errorf("%v, want an error that names the full CIDR", err)
 	}
 	if n := len(l.alloc.Leases()); n != 6 {
@@ -186,7 +188,7 @@ func TestModel(t *testing.T) {
 			r := attachment(fmt.Sprint("c", rnd.IntN(8)))
 			switch rnd.IntN(6) {
 			case 0, 1:
-				got, _, err := l.Promise(r, dual)
+				got, _, err := l.Promise(r, dual, embed.Workload{})
 				if err != nil {
 					break // exhausted, or being released
 				}

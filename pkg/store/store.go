@@ -52,6 +52,13 @@ type Address struct {
 	CIDR netip.Prefix `json:"cidr,omitzero"`
 }
 
+// Anycast is an anycast address that an attachment may announce.
+type Anycast struct {
+	Addr netip.Addr `json:"addr"`
+	// Pool is the AddressPool that granted it.
+	Pool string `json:"pool"`
+}
+
 // Record is one attachment.
 type Record struct {
 	ID
@@ -66,9 +73,20 @@ type Record struct {
 	MTU int `json:"mtu"`
 	// Addrs are the pod's own addresses, at most one of each family, IPv6 first.
 	Addrs []Address `json:"addrs"`
+	// Further are its other static addresses.
+	Further []Address `json:"further,omitempty"`
+	// Anycast addresses sit on the pod's interface and are routed to it only while
+	// the pod is Ready. They are shared with other pods.
+	Anycast []Anycast `json:"anycast,omitempty"`
 	// RestsSince is when a resting attachment's link was gone.
 	RestsSince time.Time `json:"restsSince,omitzero"`
 }
+
+// Pod returns namespace/name, as kubectl users write it.
+func (r Record) Pod() string { return r.PodNamespace + "/" + r.PodName }
+
+// Held are the addresses that nobody else may have while r stands.
+func (r Record) Held() []Address { return slices.Concat(r.Addrs, r.Further) }
 
 // Store is a directory of records. It has one owner; its methods are not safe
 // for concurrent use.
