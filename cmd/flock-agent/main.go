@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"flock.fritzlab.net/flock/pkg/agent"
+	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/version"
 )
 
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
 	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
 	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
+	flag.StringVar(&c.PodsAPI, "pods-api", pods.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, pods are learned from the API server; empty: always from there")
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz and /readyz answer; empty: none")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
 	flag.BoolVar(&showVersion, "version", false, "print the version and end")

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -22,6 +23,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
+	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
 	"flock.fritzlab.net/flock/pkg/version"
 	"flock.fritzlab.net/flock/pkg/wiring"
@@ -33,19 +35,23 @@ type Config struct {
 	StateDir      string
 	Kubeconfig    string
 	HealthAddress string
+	PodsAPI       string // the kubelet's socket; empty: ask the API server
 	Log           *slog.Logger
 }
 
 // Agent serves the pods of one node.
 type Agent struct {
 	Config
-	api *kube.Client
-	// nodeConfig is what the API server says of the node.
-	nodeConfig *kube.Cache[*v1alpha1.NodeConfig]
-	ledger     *ledger.Ledger
-	host       *wiring.Host
-	reaper     *wiring.Reaper
-	bird       *bird.Applier
+	api  *kube.Client
+	pods pods.Source
+	// What the API server says.
+	nodeConfig   *kube.Cache[*v1alpha1.NodeConfig]
+	addressPools *kube.Cache[*v1alpha1.AddressPool]
+	namespaces   *kube.Cache[*corev1.Namespace]
+	ledger       *ledger.Ledger
+	host         *wiring.Host
+	reaper       *wiring.Reaper
+	bird         *bird.Applier
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.
@@ -74,6 +80,11 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
+	a.addressPools = a.api.AddressPools(func() {})
+	a.namespaces = a.api.Namespaces()
+	if a.pods, err = pods.New(pods.Config{Node: c.NodeName, Socket: c.PodsAPI, API: server, Log: c.Log}); err != nil {
+		return err
+	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	birdDir := filepath.Join(c.StateDir, "bird")
 	if err := os.MkdirAll(birdDir, 0o700); err != nil {
@@ -105,6 +116,9 @@ func Run(ctx context.Context, c Config) error {
 		},
 		a.followNode,
 		func(ctx context.Context) error { a.nodeConfig.Run(ctx); return nil },
+		func(ctx context.Context) error { a.addressPools.Run(ctx); return nil },
+		func(ctx context.Context) error { a.namespaces.Run(ctx); return nil },
+		func(ctx context.Context) error { return a.pods.Watch(ctx, func(pods.Event) {}) },
 		a.followLinks,
 		func(ctx context.Context) error { a.reaper.Run(ctx); return nil },
 		func(ctx context.Context) error { a.bird.Run(ctx); return nil },

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/config"
-	"flock.fritzlab.net/flock/pkg/ipam"
 	"flock.fritzlab.net/flock/pkg/ledger"
 	"flock.fritzlab.net/flock/pkg/store"
 	"flock.fritzlab.net/flock/pkg/wiring"
@@ -17,38 +17,25 @@ import (
 // serving is what a pod's attachment takes from the node. It is replaced as a
 // whole, so a call sees one configuration from beginning to end.
 type serving struct {
-	node config.Node
-	mtu  int // bytes
+	node      config.Node
+	nodeAddrs []netip.Addr // of the node's own interfaces
+	mtu       int          // bytes
 }
 
-// Add implements cni.Backend: promise, wire, commit, answer.
-func (a *Agent) Add(_ context.Context, c *cni.Call) (*cni.Result, error) {
+// Add implements cni.Backend: plan, promise, wire, commit, answer.
+func (a *Agent) Add(ctx context.Context, c *cni.Call) (*cni.Result, error) {
 	s := a.serving.Load()
 	if s == nil {
 		return nil, cni.TryAgainLater("%s", *a.waiting.Load())
 	}
-	mtu := s.mtu
-	if c.Config.MTU != 0 {
-		mtu = c.Config.MTU
-	}
-	record, created, err := a.ledger.Promise(store.Record{
-		ID:           id(c.Attachment()),
-		PodNamespace: c.Pod.Namespace,
-		PodName:      c.Pod.Name,
-		PodUID:       c.Pod.UID,
-		HostIf:       wiring.HostIfName(c.ContainerID),
-		MTU:          mtu,
-	}, requests(s.node))
-	if errors.Is(err, ledger.ErrReleasing) {
-		return nil, cni.TryAgainLater("container %s: %w", c.ContainerID, err)
-	}
+	record, err := a.promise(ctx, s, c)
 	if err != nil {
-		return nil, fmt.Errorf("pod %s: %w", c.Pod, err)
+		return nil, err
 	}
 	attached, err := a.host.Attach(c.NetNS, attachment(record))
 	if err != nil {
 		err = fmt.Errorf("pod %s: %w", c.Pod, err)
-		if created || record.State == store.Pending {
+		if record.State == store.Pending {
 			err = errors.Join(err, a.release(record.ID))
 		}
 		return nil, err
@@ -58,6 +45,41 @@ func (a *Agent) Add(_ context.Context, c *cni.Call) (*cni.Result, error) {
 	}
 	a.Log.Info("pod attached", "pod", c.Pod, "hostIf", record.HostIf, "addresses", addrs(record))
 	return result(record, attached), nil
+}
+
+// promise returns the attachment's record, a new one or that of an earlier ADD.
+func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Record, error) {
+	if known, ok := a.ledger.Lookup(id(c.Attachment())); ok && known.State != store.Released {
+		return known, nil
+	}
+	plan, w, err := a.plan(ctx, s, c)
+	if err != nil {
+		return store.Record{}, err
+	}
+	wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := a.ledger.AwaitFree(wait, static(plan)); err != nil {
+		return store.Record{}, cni.TryAgainLater("pod %s: an address it asks for is still held: %w", c.Pod, err)
+	}
+	mtu := s.mtu
+	if c.Config.MTU != 0 {
+		mtu = c.Config.MTU
+	}
+	record, _, err := a.ledger.Promise(store.Record{
+		ID:           id(c.Attachment()),
+		PodNamespace: c.Pod.Namespace,
+		PodName:      c.Pod.Name,
+		PodUID:       c.Pod.UID,
+		HostIf:       wiring.HostIfName(c.ContainerID),
+		MTU:          mtu,
+	}, plan, w)
+	if errors.Is(err, ledger.ErrReleasing) {
+		return record, cni.TryAgainLater("container %s: %w", c.ContainerID, err)
+	}
+	if err != nil {
+		return record, fmt.Errorf("pod %s: %w", c.Pod, err)
+	}
+	return record, nil
 }
 
 // Del implements cni.Backend. It is done when the release is recorded and no
@@ -87,7 +109,7 @@ func (a *Agent) GC(_ context.Context, _ *cni.Call, valid []cni.AttachmentID) err
 	var errs []error
 	for _, r := range a.ledger.Records() {
 		if !keep[r.ID] && r.State == store.Committed {
-			a.Log.Info("attachment is not the runtime's any more", "pod", r.PodNamespace+"/"+r.PodName, "container", r.ContainerID)
+			a.Log.Info("attachment is not the runtime's any more", "pod", r.Pod(), "container", r.ContainerID)
 			errs = append(errs, a.release(r.ID))
 		}
 	}
@@ -132,7 +154,7 @@ func (a *Agent) free(containerID string) error {
 		if err := a.ledger.Free(r.ID); err != nil {
 			return err
 		}
-		a.Log.Info("pod detached", "pod", r.PodNamespace+"/"+r.PodName, "hostIf", r.HostIf, "addresses", addrs(r))
+		a.Log.Info("pod detached", "pod", r.Pod(), "hostIf", r.HostIf, "addresses", addrs(r))
 		if len(a.ledger.Retired()) != retired {
 			a.cidrsChanged.give()
 		}
@@ -144,17 +166,7 @@ func id(a cni.AttachmentID) store.ID {
 	return store.ID{ContainerID: a.ContainerID, IfName: a.IfName}
 }
 
-func requests(n config.Node) []ipam.Request {
-	var rs []ipam.Request
-	if n.Defaults.IPv6 {
-		rs = append(rs, ipam.Request{Family: ipam.IPv6})
-	}
-	if n.Defaults.IPv4 {
-		rs = append(rs, ipam.Request{Family: ipam.IPv4})
-	}
-	return rs
-}
-
+// addrs are the pod's own addresses, at most one of each family.
 func addrs(r store.Record) []netip.Addr {
 	as := make([]netip.Addr, len(r.Addrs))
 	for i, a := range r.Addrs {
@@ -164,16 +176,25 @@ func addrs(r store.Record) []netip.Addr {
 }
 
 func attachment(r store.Record) wiring.Attachment {
-	as := addrs(r)
-	return wiring.Attachment{
+	w := wiring.Attachment{
 		ContainerID: r.ContainerID,
 		HostIf:      r.HostIf,
 		PodIf:       r.IfName,
-		Alias:       r.PodNamespace + "/" + r.PodName,
+		Alias:       r.Pod(),
 		MTU:         r.MTU,
-		Addrs:       as,
-		Routed:      as,
 	}
+	for _, a := range r.Held() {
+		w.Addrs = append(w.Addrs, a.Addr)
+		if a.CIDR.IsValid() {
+			w.Routed = append(w.Routed, a.Addr)
+		} else {
+			w.Announced = append(w.Announced, a.Addr)
+		}
+	}
+	for _, a := range r.Anycast {
+		w.Addrs = append(w.Addrs, a.Addr)
+	}
+	return w
 }
 
 // result is the same for every call about r: a retried ADD must not differ.

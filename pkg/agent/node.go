@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"time"
@@ -100,8 +101,16 @@ func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
 	if err != nil {
 		return err
 	}
+	own, err := a.host.Addrs()
+	if err != nil {
+		return err
+	}
+	exclude := slices.Clone(node.Exclude)
+	for _, addr := range own {
+		exclude = append(exclude, netip.PrefixFrom(addr, addr.BitLen()))
+	}
 	a.ledger.Configure(ipam.Config{
-		Node: nc.Name, IPv6: node.IPv6, IPv4: node.IPv4, Exclude: node.Exclude, Quarantine: node.Quarantine,
+		Node: nc.Name, IPv6: node.IPv6, IPv4: node.IPv4, Exclude: exclude, Quarantine: node.Quarantine,
 	})
 	summaries := slices.Concat(node.Summaries(), a.ledger.Retired())
 	if _, err := a.host.ApplyNode(wiring.NodeState{Summaries: summaries}); err != nil {
@@ -114,7 +123,7 @@ func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
 		}
 	}
 	a.bird.Set(bird.Render(routing.IntentOf(node)))
-	if a.serving.Swap(&serving{node: node, mtu: mtu}) == nil {
+	if a.serving.Swap(&serving{node: node, nodeAddrs: own, mtu: mtu}) == nil {
 		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
 	}
 	a.changed()

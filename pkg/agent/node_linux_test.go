@@ -151,8 +151,7 @@ type sandbox struct {
 func (n *node) sandbox(id string) *sandbox { return &sandbox{n, nettest.New(n.t), id} }
 
 func (s *sandbox) conf() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.ns.Path(), IfName: "eth0",
-		Args: [][2]string{{"K8S_POD_NAMESPACE", "shop"}, {"K8S_POD_NAME", s.id}}}
+	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.ns.Path(), IfName: "eth0"}
 }
 
 func (s *sandbox) add() ([]netip.Addr, error) {

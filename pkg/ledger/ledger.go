@@ -9,6 +9,7 @@ package ledger
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type Ledger struct {
 	alloc   *ipam.Allocator
 	records map[store.ID]store.Record
 	resting []store.Record // by RestsSince
+	freed   chan struct{}  // closed, and replaced, when an attachment is gone
 }
 
 // Open reads the ledger in dir, or begins one. Until Configure it gives out
@@ -51,6 +53,7 @@ func Open(dir string, now func() time.Time) (*Ledger, error) {
 		store:   s,
 		alloc:   ipam.New(ipam.Config{}, rand.Reader),
 		records: map[store.ID]store.Record{},
+		freed:   make(chan struct{}),
 	}
 	// In the order of their rest, so that the allocator sees it too; and before
 	// what is in use, because an address may be in both.
@@ -146,6 +149,8 @@ func (l *Ledger) Free(id store.ID) error {
 		return err
 	}
 	delete(l.records, id)
+	close(l.freed)
+	l.freed = make(chan struct{})
 	l.rest(r)
 	l.expire(r.RestsSince)
 	return nil
@@ -195,6 +200,31 @@ func (l *Ledger) Holder(addr netip.Addr) (r store.Record, anycast, ok bool) {
 		}
 	}
 	return store.Record{}, false, false
+}
+
+// AwaitFree waits while an attachment that was given up still holds one of addrs:
+// a pod with a static address is often followed by one with the same, before the
+// old one's link is gone.
+func (l *Ledger) AwaitFree(ctx context.Context, addrs []netip.Addr) error {
+	for {
+		l.mu.Lock()
+		freed := l.freed
+		var held *store.Record
+		for _, r := range l.records {
+			if r.State == store.Released && slices.ContainsFunc(r.Held(), func(a store.Address) bool { return slices.Contains(addrs, a.Addr) }) {
+				held = &r
+			}
+		}
+		l.mu.Unlock()
+		if held == nil {
+			return nil
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return fmt.Errorf("pod %s: %w", held.Pod(), ErrReleasing)
+		}
+	}
 }
 
 func addresses(leases []ipam.Lease) []store.Address {

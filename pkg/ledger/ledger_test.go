@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -8,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"flock.fritzlab.net/flock/pkg/embed"
@@ -127,6 +129,29 @@ func TestReleasedAddressRests(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestStaticAddressPassesToTheNextPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := open(t, t.TempDir(), &clock{epoch})
+		addr := netip.MustParseAddr("2001:db8:1::5")
+		static := grant.Plan{IPv6: &grant.Source{Static: &grant.Address{Addr: addr, CIDR: cidr6}}}
+		old := promise(t, l, "old", static)
+		if r, anycast, ok := l.Holder(addr); !ok || anycast || r.ID != old.ID {
+			t.Errorf("%v is held by %+v, %t, %t", addr, r, anycast, ok)
+		}
+		l.Release(old.ID)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := l.AwaitFree(short, []netip.Addr{addr}); !errors.Is(err, ErrReleasing) {
+			t.Errorf("the link is still there: %v, want %v", err, ErrReleasing)
+		}
+		time.AfterFunc(time.Hour, func() { l.Free(old.ID) })
+		must(t, l.AwaitFree(t.Context(), []netip.Addr{addr}))
+		if got := promise(t, l, "new", static); got.Addrs[0].Addr != addr {
+			t.Errorf("the next pod has %v", got.Addrs)
+		}
+	})
 }
 
 func TestFailedPromiseHoldsNothing(t *testing.T) {

@@ -253,9 +253,8 @@ func (w *wire) read(conn *rtnl.Conn, index int, e *end, where place) error {
 		return err
 	}
 	for _, r := range routes {
-		// On the host, routes of other metrics are announced ones, which have
-		// other owners.
-		if where == inPod || r.Metric == MetricLocal {
+		// On the host, routes of other metrics have other owners.
+		if where == inPod || r.Metric == MetricLocal || r.Metric == MetricStatic {
 			e.routes = append(e.routes, route{r.Dst, r.Gateway, r.Src, r.Metric})
 		}
 	}
@@ -402,7 +401,7 @@ func (w *wire) explain(c change, err error) error {
 		return err
 	}
 	for _, r := range routes {
-		if r.Dst != add.dst || r.Metric != MetricLocal {
+		if r.Dst != add.dst || r.Metric != add.metric {
 			continue
 		}
 		if l, linkErr := w.h.conn.LinkByIndex(r.Link); linkErr == nil {

@@ -17,7 +17,11 @@ const (
 	// MetricLocal is the metric of routes to pods of this node that are covered
 	// by a summary: the routing daemon must not announce them.
 	MetricLocal = 1024
-	// MetricAnnounced is the metric of routes that the routing daemon announces.
+	// MetricStatic is the metric of routes to pods of this node that no summary
+	// covers: the routing daemon announces them.
+	MetricStatic = 768
+	// MetricAnnounced is the metric of the other routes that it announces:
+	// summaries and anycast addresses.
 	MetricAnnounced = 512
 )
 
@@ -53,9 +57,10 @@ type Attachment struct {
 	// each family is the source of what the pod itself starts.
 	Addrs []netip.Addr
 	// Routed is the subset of Addrs that gets host routes of MetricLocal to the
-	// link. The routes of the rest, such as anycast addresses, are their
-	// owner's.
-	Routed []netip.Addr
+	// link, and Announced the one that gets those of MetricStatic, because no
+	// summary covers it. The routes of the rest, such as anycast addresses, are
+	// their owner's.
+	Routed, Announced []netip.Addr
 }
 
 // Attached is what the kernel chose, or was told, for an attachment.
@@ -147,11 +152,12 @@ func (a Attachment) Validate() error {
 			bad("address %v: named twice", addr)
 		}
 	}
-	for i, addr := range a.Routed {
+	routed := slices.Concat(a.Routed, a.Announced)
+	for i, addr := range routed {
 		if !slices.Contains(a.Addrs, addr) {
 			bad("routed address %v: not among the pod's addresses", addr)
 		}
-		if slices.Contains(a.Routed[:i], addr) {
+		if slices.Contains(routed[:i], addr) {
 			bad("routed address %v: named twice", addr)
 		}
 	}

@@ -3,6 +3,7 @@ package wiring
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,6 +111,22 @@ func readSwitch(name string) (on, there bool, err error) {
 		return false, false, fmt.Errorf("sysctl net/%s: %w", name, err)
 	}
 	return strings.TrimSpace(string(b)) != "0", true, nil
+}
+
+// Addrs are the addresses of the node's own interfaces, without link-local ones
+// and the loopback's.
+func (h *Host) Addrs() ([]netip.Addr, error) {
+	all, err := h.conn.Addrs(0)
+	if err != nil {
+		return nil, err
+	}
+	var addrs []netip.Addr
+	for _, a := range all {
+		if addr := a.Prefix.Addr(); addr.IsGlobalUnicast() {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs, nil
 }
 
 // UplinkMTU is the MTU, in bytes, that a pod's packet fits through whatever way

@@ -86,6 +86,9 @@ func desired(a Attachment) state {
 	for _, addr := range a.Routed {
 		s.host.routes = append(s.host.routes, route{dst: hostPrefix(addr), metric: MetricLocal})
 	}
+	for _, addr := range a.Announced {
+		s.host.routes = append(s.host.routes, route{dst: hostPrefix(addr), metric: MetricStatic})
+	}
 	if i := slices.IndexFunc(a.Addrs, netip.Addr.Is6); i >= 0 {
 		ll := LinkLocal(podMAC)
 		s.host.addrs = append(s.host.addrs, address{hostLinkLocal, true})

@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/annotation"
+	"flock.fritzlab.net/flock/pkg/cni"
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/embed"
+	"flock.fritzlab.net/flock/pkg/grant"
+	"flock.fritzlab.net/flock/pkg/pods"
+	"flock.fritzlab.net/flock/pkg/store"
+)
+
+// plan finds out what a pod asks for and what of it it may have.
+func (a *Agent) plan(ctx context.Context, s *serving, c *cni.Call) (grant.Plan, embed.Workload, error) {
+	pod := &pods.Pod{} // of a runtime that is not Kubernetes': it asks for nothing
+	if c.Pod.Name != "" {
+		var err error
+		pod, err = a.pods.Get(ctx, pods.Ref(c.Pod))
+		if errors.Is(err, pods.ErrNotFound) {
+			return grant.Plan{}, embed.Workload{}, fmt.Errorf("pod %s: neither the kubelet nor the API server knows it (any more)", c.Pod)
+		}
+		if err != nil {
+			return grant.Plan{}, embed.Workload{}, cni.TryAgainLater("pod %s: its annotations are not known yet: %w", c.Pod, err)
+		}
+	}
+	request, warnings, err := annotation.Parse(pod.Annotations, s.node.Defaults)
+	for _, w := range warnings {
+		a.Log.Warn("annotation is passed over", "pod", c.Pod, "warning", string(w))
+	}
+	if err != nil {
+		return grant.Plan{}, embed.Workload{}, fmt.Errorf("pod %s: %w", c.Pod, err)
+	}
+	in := grant.Input{
+		Request: request, Namespace: c.Pod.Namespace,
+		NodeName: a.NodeName, Node: s.node, NodeAddrs: s.nodeAddrs,
+		Holder: func(addr netip.Addr) (grant.Holder, bool) { return a.holder(addr, c) },
+	}
+	if needsPool(request, s.node) {
+		if in.NamespaceLabels, in.Pools, err = a.pools(c.Pod.Namespace); err != nil {
+			return grant.Plan{}, embed.Workload{}, cni.TryAgainLater("pod %s: %w", c.Pod, err)
+		}
+	}
+	plan, err := grant.Decide(in)
+	if err != nil {
+		return grant.Plan{}, embed.Workload{}, fmt.Errorf("pod %s: %w", c.Pod, err)
+	}
+	return plan, workload(pod), nil
+}
+
+// holder says who else of this node's pods has addr. One that was given up is
+// none: its link is on the way out, and Add waits for that.
+func (a *Agent) holder(addr netip.Addr, c *cni.Call) (grant.Holder, bool) {
+	r, anycast, ok := a.ledger.Holder(addr)
+	if !ok || r.ID == id(c.Attachment()) || r.State == store.Released {
+		return grant.Holder{}, false
+	}
+	return grant.Holder{Pod: r.Pod(), Anycast: anycast}, true
+}
+
+// static lists the addresses that p grants by name to one pod alone.
+func static(p grant.Plan) []netip.Addr {
+	var addrs []netip.Addr
+	for _, from := range []*grant.Source{p.IPv6, p.IPv4} {
+		if from != nil && from.Static != nil {
+			addrs = append(addrs, from.Static.Addr)
+		}
+	}
+	for _, a := range p.Further {
+		addrs = append(addrs, a.Addr)
+	}
+	return addrs
+}
+
+// needsPool tells whether r asks for what only an AddressPool can grant. Other
+// pods must not wait for the API server.
+func needsPool(r annotation.Request, n config.Node) bool {
+	if len(r.Anycast) > 0 {
+		return true
+	}
+	for _, addr := range r.Static {
+		within := false
+		for _, cidr := range n.Summaries() {
+			within = within || cidr.Contains(addr)
+		}
+		if !within {
+			return true
+		}
+	}
+	return false
+}
+
+// pools are what a pool's decision depends on: the namespace's labels and all
+// valid pools.
+func (a *Agent) pools(namespace string) (map[string]string, []config.Pool, error) {
+	if !a.namespaces.Synced() || !a.addressPools.Synced() {
+		return nil, nil, errors.New("its annotations ask for addresses of an AddressPool, and the API server has not told of those yet")
+	}
+	ns, ok := a.namespaces.Get(namespace)
+	if !ok {
+		return nil, nil, fmt.Errorf("the API server has not told of namespace %s yet", namespace)
+	}
+	var valid []config.Pool
+	for _, ap := range a.addressPools.List() {
+		pool, err := config.ParsePool(ap)
+		if err != nil {
+			a.Log.Error("an AddressPool is passed over", "error", err)
+			continue
+		}
+		valid = append(valid, pool)
+	}
+	return ns.Labels, valid, nil
+}
+
+func workload(p *pods.Pod) embed.Workload {
+	owners := make([]metav1.OwnerReference, len(p.Owners))
+	for i, o := range p.Owners {
+		owners[i] = metav1.OwnerReference{APIVersion: o.APIVersion, Kind: o.Kind, Name: o.Name, Controller: &p.Owners[i].Controller}
+	}
+	w := embed.Workload{Namespace: p.Namespace, App: embed.AppOf(p.Name, p.Labels, owners)}
+	for _, c := range p.Containers {
+		if !c.Init {
+			w.Image = c.Image
+			break
+		}
+	}
+	return w
+}
