@@ -201,6 +201,9 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	if want := []string{
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
+		"get,list,watch flock.fritzlab.net/addresspools",
+		"get,list,watch /pods",
+		"get,list,watch /namespaces",
 		"get,update,patch flock.fritzlab.net/nodeconfigs/status",
 		"create,patch events.k8s.io/events",
 	}; !slices.Equal(may, want) {
