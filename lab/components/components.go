@@ -94,7 +94,10 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 	for i, b := range todo {
 		began := time.Now()
 		fmt.Fprintf(progress, "build %d of %d: %s (cold about %s min) … ", i+1, len(todo), strings.Join(b.programs, ", "), b.minutes)
-		if err := b.run(ctx, module, cache); err != nil {
+		stop := dots(progress)
+		err := b.run(ctx, module, cache)
+		stop()
+		if err != nil {
 			fmt.Fprintln(progress, "failed")
 			return "", err
 		}
@@ -104,6 +107,29 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 		fmt.Fprintf(progress, "built in %.0f s, kept in %s\n", time.Since(start).Seconds(), cache)
 	}
 	return cache, nil
+}
+
+// dots prints one every ten seconds until it is stopped: the compiler does not say
+// how far it is.
+func dots(progress io.Writer) (stop func()) {
+	tick := time.NewTicker(10 * time.Second)
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-tick.C:
+				fmt.Fprint(progress, ". ")
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		tick.Stop()
+		close(end)
+		<-ended
+	}
 }
 
 func missing(cache string) []build {
