@@ -64,4 +64,4 @@ test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine
 check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
 
 .PHONY: test
-test: check ## Run all tests
+test: check test-cluster ## Run all tests (root)

@@ -117,7 +117,7 @@ what is right is left alone.`,
 	}
 	cmd.Flags().IntVar(&want.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
-	cmd.Flags().StringVar(&cni, "cni", string(cluster.PTP), "network plugin: flock, or ptp, the reference plugin with static routes")
+	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, or ptp, the reference plugin with static routes")
 	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
 	return cmd
 }
