@@ -57,6 +57,7 @@ func (m *Message) nest(typ uint16, fill func()) {
 	start := len(m.b)
 	m.b = append(m.b, 0, 0, 0, 0)
 	fill()
+	m.pad()
 	native.PutUint16(m.b[start:], uint16(len(m.b)-start))
 	native.PutUint16(m.b[start+2:], typ)
 }
