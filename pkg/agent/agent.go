@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/kube"
@@ -52,6 +53,8 @@ type Agent struct {
 	host         *wiring.Host
 	reaper       *wiring.Reaper
 	bird         *bird.Applier
+	fib          *anycast.FIB
+	anycast      *anycast.Controller
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.
@@ -60,8 +63,8 @@ type Agent struct {
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
 	// statusDue asks the status writer to look, nodeConfigChanged and
-	// cidrsChanged ask the follower of the node.
-	statusDue, nodeConfigChanged, cidrsChanged signal
+	// cidrsChanged ask the follower of the node, poolsChanged the anycast side.
+	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -75,14 +78,14 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("no way to reach the API server: %w", err)
 	}
 	server.UserAgent = "flock-agent/" + version.Version
-	a := &Agent{Config: c, statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal()}
+	a := &Agent{Config: c, statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal()}
 	if a.api, err = kube.NewClient(server); err != nil {
 		return err
 	}
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
-	a.addressPools = a.api.AddressPools(func() {})
+	a.addressPools = a.api.AddressPools(a.poolsChanged.give)
 	a.namespaces = a.api.Namespaces()
-	if a.pods, err = pods.New(pods.Config{Node: c.NodeName, Socket: c.PodsAPI, API: server, Log: c.Log}); err != nil {
+	if a.pods, err = pods.New(pods.Config{Node: c.NodeName, Socket: c.PodsAPI, API: server, Log: c.Log, OnStatus: a.sourceChanged}); err != nil {
 		return err
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
@@ -101,6 +104,10 @@ func Run(ctx context.Context, c Config) error {
 	if err := a.reconcile(); err != nil {
 		return err
 	}
+	if err := a.openAnycast(); err != nil {
+		return err
+	}
+	defer a.fib.Close()
 	a.bird = bird.NewApplier(bird.ApplierConfig{
 		Dir:      birdDir,
 		Socket:   filepath.Join(birdDir, "bird.ctl"),
@@ -118,7 +125,9 @@ func Run(ctx context.Context, c Config) error {
 		func(ctx context.Context) error { a.nodeConfig.Run(ctx); return nil },
 		func(ctx context.Context) error { a.addressPools.Run(ctx); return nil },
 		func(ctx context.Context) error { a.namespaces.Run(ctx); return nil },
-		func(ctx context.Context) error { return a.pods.Watch(ctx, func(pods.Event) {}) },
+		a.followPods,
+		a.followPools,
+		a.anycast.Run,
 		a.followLinks,
 		func(ctx context.Context) error { a.reaper.Run(ctx); return nil },
 		func(ctx context.Context) error { a.bird.Run(ctx); return nil },

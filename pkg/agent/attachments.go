@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/ledger"
@@ -42,6 +43,9 @@ func (a *Agent) Add(ctx context.Context, c *cni.Call) (*cni.Result, error) {
 	}
 	if err := a.ledger.Commit(record.ID); err != nil {
 		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(record.ID)))
+	}
+	if len(record.Anycast) > 0 {
+		a.anycast.Tell(a.announcer(record, attached.HostIfIndex))
 	}
 	a.Log.Info("pod attached", "pod", c.Pod, "hostIf", record.HostIf, "addresses", addrs(record))
 	return result(record, attached), nil
@@ -131,6 +135,7 @@ func (a *Agent) release(id store.ID) error {
 	if err != nil || !ok {
 		return err
 	}
+	a.anycast.Tell(anycast.Detached{ContainerID: id.ContainerID})
 	link, there, err := a.host.Unroute(id.ContainerID)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 
+	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/store"
 	"flock.fritzlab.net/flock/pkg/wiring"
 )
@@ -88,6 +89,7 @@ func (a *Agent) linkGone(l wiring.Link) {
 		return
 	}
 	if err == nil {
+		a.anycast.Tell(anycast.Detached{ContainerID: l.ContainerID})
 		err = a.free(l.ContainerID)
 	}
 	if err != nil {

@@ -338,7 +338,31 @@ func TestOnlyAPodsOwnFlowsMove(t *testing.T) {
 	}
 }
 
-// The same with groups that are not resilient shows what they are for.
+// A draining pod that is busy with nothing gets nothing.
+func TestDrainingPodGetsNoNewFlows(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	f.router.IP("-6", "route", "add", dns.String(), "via", "2001:db8:0:1::11")
+	c, _ := run(t, Config{Kernel: f.fib})
+	for _, name := range []string{"a", "b", "c"} {
+		ns, a := f.pod(name, both...)
+		serveUDP(t, ns, name, dns)
+		c.Tell(a)
+		c.Tell(verdict(name, true, name+"1/0"))
+	}
+	c.Tell(terminating(verdict("b", true, "b1/0")))
+	settle(t, c)
+	if _, by := f.flows("udp", dns, 200); by["b"] != 0 || by["a"] == 0 || by["c"] == 0 {
+		t.Errorf("new flows by pod: %v", by)
+	}
+	for _, p := range status(t, c).Paths {
+		if p.Pod.Name == "b" && p.Role != Draining {
+			t.Errorf("%+v", p)
+		}
+	}
+}
+
+// Groups that are not resilient show what those that are are for.
 func TestPlainGroupsMoveFlowsOfOthers(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)

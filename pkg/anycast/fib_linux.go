@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -78,8 +80,8 @@ func OpenFIB() (*FIB, error) {
 		return nil, errors.New(`sysctl net.ipv4.nexthop_compat_mode=0: want 1, or the routing daemon cannot read anycast routes; set it with "sysctl net.ipv4.nexthop_compat_mode=1"`)
 	}
 	for _, family := range []string{"ipv6", "ipv4"} {
-		if err := hashPorts("/proc/sys/net/" + family + "/fib_multipath_hash_policy"); err != nil {
-			return nil, err
+		if err := hashPorts(family); err != nil {
+			return nil, fmt.Errorf(`sysctl net.%s.fib_multipath_hash_policy: want 1, so that flows are spread by their ports too; set it with "sysctl net.%[1]s.fib_multipath_hash_policy=1": %w`, family, err)
 		}
 	}
 	conn, err := rtnl.Dial()
@@ -102,10 +104,16 @@ func OpenFIB() (*FIB, error) {
 // of addresses alone. That would send all that one client says to one pod, and for
 // IPv6 it takes in the flow label, which Linux clients change in mid-flow when an
 // answer is late.
-func hashPorts(sysctl string) error {
+func hashPorts(family string) error {
+	sysctl := filepath.Join(wiring.SysctlDir(), family, "fib_multipath_hash_policy")
 	b, err := os.ReadFile(sysctl)
-	if err != nil || strings.TrimSpace(string(b)) != "0" {
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // a kernel without the family, or without ECMP
+		return nil
+	case err != nil:
 		return err
+	case strings.TrimSpace(string(b)) != "0":
+		return nil // somebody has chosen
 	}
 	return os.WriteFile(sysctl, []byte("1"), 0o644)
 }

@@ -315,3 +315,14 @@ func TestOpenFIBWantsRoutesThatTheDaemonCanRead(t *testing.T) {
 		}
 	})
 }
+
+func TestOpenFIBHashesPorts(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, 0)
+	const v6, v4 = "ipv6/fib_multipath_hash_policy", "ipv4/fib_multipath_hash_policy"
+	n.Sysctl(v4, "2") // the operator's choice
+	n.fib(t)
+	if got := n.ReadSysctl(v6) + n.ReadSysctl(v4); got != "12" {
+		t.Errorf("hash policies of IPv6 and IPv4: %s, want 1 and 2", got)
+	}
+}

@@ -253,8 +253,9 @@ func (w *wire) read(conn *rtnl.Conn, index int, e *end, where place) error {
 		return err
 	}
 	for _, r := range routes {
-		// On the host, routes of other metrics have other owners.
-		if where == inPod || r.Metric == MetricLocal || r.Metric == MetricStatic {
+		// On the host, routes of other metrics and those by nexthop objects have
+		// other owners.
+		if where == inPod || r.Nexthop == 0 && (r.Metric == MetricLocal || r.Metric == MetricStatic) {
 			e.routes = append(e.routes, route{r.Dst, r.Gateway, r.Src, r.Metric})
 		}
 	}

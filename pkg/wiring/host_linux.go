@@ -118,7 +118,8 @@ func sameFile(a, b *os.File) (bool, error) {
 // namespace of the thread that looks.
 const mountedSysctls = "/host/proc/sys/net"
 
-var sysctlDir = sync.OnceValue(func() string {
+// SysctlDir is where /proc/sys/net can be written.
+var SysctlDir = sync.OnceValue(func() string {
 	if _, err := os.Stat(mountedSysctls); err == nil {
 		return mountedSysctls
 	}
@@ -128,7 +129,7 @@ var sysctlDir = sync.OnceValue(func() string {
 // writeSysctl writes below /proc/sys/net, on a thread in the namespace in
 // question.
 func writeSysctl(name, value string) error {
-	if err := os.WriteFile(filepath.Join(sysctlDir(), name), []byte(value), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(SysctlDir(), name), []byte(value), 0); err != nil {
 		return fmt.Errorf("sysctl net/%s=%s (in a container: mount the host's /proc/sys/net at %s): %w", name, value, mountedSysctls, err)
 	}
 	return nil

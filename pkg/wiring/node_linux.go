@@ -104,7 +104,7 @@ func (h *Host) nodeActual() (NodeActual, error) {
 // readSwitch reads a sysctl that is 0 or not; there is false if the kernel has
 // none of that name.
 func readSwitch(name string) (on, there bool, err error) {
-	b, err := os.ReadFile(filepath.Join(sysctlDir(), name))
+	b, err := os.ReadFile(filepath.Join(SysctlDir(), name))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, false, nil
 	} else if err != nil {

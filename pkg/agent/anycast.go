@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/anycast"
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/pods"
+	"flock.fritzlab.net/flock/pkg/store"
+)
+
+// openAnycast makes the controller of anycast addresses, which starts from what
+// the records hold.
+func (a *Agent) openAnycast() error {
+	fib, err := anycast.OpenFIB()
+	if err != nil {
+		return err
+	}
+	links, err := a.host.List()
+	if err != nil {
+		return err
+	}
+	index := map[string]int{}
+	for _, l := range links {
+		index[l.ContainerID] = l.IfIndex
+	}
+	var attached []anycast.Attached
+	for _, r := range a.ledger.Records() {
+		if r.State == store.Committed && len(r.Anycast) > 0 {
+			attached = append(attached, a.announcer(r, index[r.ContainerID]))
+		}
+	}
+	a.fib = fib
+	a.anycast = anycast.NewController(anycast.Config{
+		Kernel:       fib,
+		Attached:     attached,
+		OnTransition: a.onTransition,
+		Log:          a.Log,
+	})
+	return nil
+}
+
+// announcer is r as the anycast controller knows it.
+func (a *Agent) announcer(r store.Record, ifIndex int) anycast.Attached {
+	t := anycast.Attached{
+		ContainerID: r.ContainerID,
+		Pod:         anycast.Pod{Namespace: r.PodNamespace, Name: r.PodName, UID: anycast.UID(r.PodUID)},
+		Link:        ifIndex,
+	}
+	for _, granted := range r.Anycast {
+		t.Grants = append(t.Grants, anycast.Grant{Addr: granted.Addr, Delay: a.announceDelay(granted.Pool)})
+	}
+	return t
+}
+
+func (a *Agent) announceDelay(pool string) time.Duration {
+	ap, ok := a.addressPools.Get(pool)
+	if !ok {
+		return 0
+	}
+	p, err := config.ParsePool(ap)
+	if err != nil {
+		return 0
+	}
+	return p.Routing.AnnounceDelay
+}
+
+// followPools tells the controller of changed announce delays.
+func (a *Agent) followPools(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.poolsChanged:
+		}
+		for _, r := range a.ledger.Records() {
+			if r.State != store.Committed || len(r.Anycast) == 0 {
+				continue
+			}
+			if l, err := a.host.Lookup(r.ContainerID); err == nil && l.IfIndex != 0 {
+				a.anycast.Tell(a.announcer(r, l.IfIndex))
+			}
+		}
+	}
+}
+
+// followPods takes what the kubelet says of the node's pods to the anycast
+// controller.
+func (a *Agent) followPods(ctx context.Context) error {
+	known := map[string]anycast.Verdict{}
+	return a.pods.Watch(ctx, func(e pods.Event) {
+		switch e.Type {
+		case pods.Deleted:
+			delete(known, e.Pod.UID)
+			a.anycast.Tell(anycast.Gone{UID: anycast.UID(e.Pod.UID)})
+		case pods.Synced:
+			all := anycast.Resync{}
+			for _, v := range known {
+				all.Verdicts = append(all.Verdicts, v)
+			}
+			a.anycast.Tell(all)
+		default:
+			v := verdict(e.Pod)
+			known[e.Pod.UID] = v
+			a.anycast.Tell(v)
+		}
+	})
+}
+
+// verdict is what the kubelet says of a pod. While it has not looked, after its
+// start, the controller is told so, and leaves the pod as it is.
+func verdict(p *pods.Pod) anycast.Verdict {
+	ready := p.Status.Ready
+	if ready.Verdict == pods.Unknown {
+		ready.Message = "Kubelet is initializing"
+	}
+	v := anycast.Verdict{
+		UID:         anycast.UID(p.UID),
+		Ready:       ready.Verdict == pods.Ready,
+		Reason:      ready.Reason,
+		Message:     ready.Message,
+		Since:       ready.Since,
+		Terminating: !p.Deletion.IsZero() || p.Status.Phase == pods.Succeeded || p.Status.Phase == pods.Failed,
+	}
+	for _, r := range p.Status.Runs {
+		if !r.Init {
+			v.Containers = append(v.Containers, anycast.Container{Name: r.Container, ID: r.ID, Restarts: int(r.Restarts)})
+		}
+	}
+	return v
+}
+
+// sourceChanged is told where the pods are learned from.
+func (a *Agent) sourceChanged(s pods.Status) {
+	a.Log.Info("pods are learned from", "source", s.Origin.String(), "kubelet", s.Kubelet, "apiserver", s.APIServer)
+	if s.Origin == pods.None {
+		a.anycast.Tell(anycast.SourceLost{Why: "neither the kubelet nor the API server tells of the node's pods"})
+	}
+	a.changed()
+}
+
+// onTransition is told what the kernel has.
+func (a *Agent) onTransition(t anycast.Transition) {
+	word := "anycast address withdrawn"
+	if t.Announced {
+		word = "anycast address announced"
+	}
+	a.Log.Info(word, "pod", t.Pod, "address", t.Addr, "reason", string(t.Reason), "detail", t.Detail, "took", t.Latency())
+	a.changed()
+}
