@@ -29,6 +29,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
+	if e.Errno == unix.EPERM {
+		return fmt.Sprintf("%s: %v; CAP_NET_ADMIN is needed", e.What, e.Errno)
+	}
 	if e.Detail != "" {
 		return fmt.Sprintf("%s: %v: %s", e.What, e.Errno, e.Detail)
 	}
