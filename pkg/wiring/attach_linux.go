@@ -326,7 +326,7 @@ func (w *wire) request(cs []change) error {
 // delivered to until it has been through the (empty) duplicate detection.
 func (w *wire) awaitReady() error {
 	var unready error
-	for deadline := time.Now().Add(readyTimeout); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(w.h.readyTimeout); time.Now().Before(deadline); {
 		var err error
 		if unready, err = w.unready(); unready == nil || err != nil {
 			return err
@@ -336,14 +336,10 @@ func (w *wire) awaitReady() error {
 		pause := unix.NsecToTimespec(readyPoll.Nanoseconds())
 		unix.Nanosleep(&pause, nil)
 	}
-	return fmt.Errorf("pod %s: not ready after %v: %w", w.a.Alias, readyTimeout, unready)
+	return fmt.Errorf("pod %s: not ready after %v: %w", w.a.Alias, w.h.readyTimeout, unready)
 }
 
-const (
-	readyPoll = 50 * time.Microsecond
-	// readyTimeout is a few rounds of the link watch, which can take a second.
-	readyTimeout = 5 * time.Second
-)
+const readyPoll = 50 * time.Microsecond
 
 func (w *wire) unready() (unready, err error) {
 	for _, end := range []struct {

@@ -3,6 +3,7 @@ package wiring
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -83,8 +84,12 @@ func TestAttachConvergesAfterDeathAtEveryStep(t *testing.T) {
 			p := node.podWith(t, "c0ffee", "2001:db8:100::5", "10.244.0.5", "2001:db8:a::53")
 			killed := node.open(t)
 			inject(killed, &fault{at: at, dead: true})
-			if _, err := killed.Attach(p.File(), p.Attachment); !errors.Is(err, errInjected) {
+			_, err := killed.Attach(p.File(), p.Attachment)
+			if !errors.Is(err, errInjected) {
 				t.Fatalf("error %v, want the injected one", err)
+			}
+			if at > 0 && !strings.Contains(err.Error(), "undo: ") {
+				t.Errorf("error %q does not say that something is left", err)
 			}
 			node.attach(t, p)
 			same(t, "host", node.ns, host)
@@ -291,6 +296,40 @@ func TestSandboxOnTheNodesOwnNetwork(t *testing.T) {
 	if _, err := node.Attach(node.ns.File(), p.Attachment); err == nil || !strings.Contains(err.Error(), "node's own") {
 		t.Errorf("error %v, want one about the node's own namespace", err)
 	}
+}
+
+func TestNotANamespace(t *testing.T) {
+	t.Parallel()
+	node := newNode(t)
+	p := node.pod(t)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if _, err := node.Attach(null, p.Attachment); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), os.DevNull) {
+		t.Errorf("error %v, want one that names %s", err, os.DevNull)
+	}
+}
+
+// A link on which nothing flows is not handed out.
+func TestAttachWithoutCarrier(t *testing.T) {
+	t.Parallel()
+	node := newNode(t)
+	p := node.pod(t)
+	host := listing(node.ns)
+	node.readyTimeout = 50 * time.Millisecond
+	exec := node.exec
+	node.exec = func(c *rtnl.Conn, ms []rtnl.Message) []error {
+		errs := exec(c, ms)
+		p.Try("ip", "link", "set", "eth0", "down")
+		return errs
+	}
+	_, err := node.Attach(p.File(), p.Attachment)
+	if err == nil || !strings.Contains(err.Error(), "has no carrier") || !strings.Contains(err.Error(), p.Alias) {
+		t.Errorf("error %v, want one about the carrier of %s", err, p.Alias)
+	}
+	same(t, "host", node.ns, host)
 }
 
 // The pod's end, and with it the host's, may vanish at any moment: Attach says

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,8 @@ type Host struct {
 	// most of it, and spinning for it is dearer than waiting in turn: with 30 at
 	// once the last is ready no later for it, the average one a quarter sooner.
 	slots chan struct{}
+	// readyTimeout is a few rounds of the kernel's link watch, of a second each.
+	readyTimeout time.Duration
 	// links tells of links that come and go.
 	links *rtnl.Watch
 	// exec carries requests out. Tests cut in here.
@@ -38,7 +41,7 @@ func Open() (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node's network namespace: %w", err)
 	}
-	h := &Host{netns: netns, slots: make(chan struct{}, attachSlots), exec: func(c *rtnl.Conn, ms []rtnl.Message) []error { return c.Do(ms...) }}
+	h := &Host{netns: netns, slots: make(chan struct{}, attachSlots), readyTimeout: 5 * time.Second, exec: func(c *rtnl.Conn, ms []rtnl.Message) []error { return c.Do(ms...) }}
 	for _, c := range []**rtnl.Conn{&h.conn, &h.deletions} {
 		if *c, err = rtnl.Dial(); err != nil {
 			h.Close()
