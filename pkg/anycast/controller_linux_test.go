@@ -182,6 +182,12 @@ func TestControllerTriesAgainWhatTheKernelRefused(t *testing.T) {
 		if s.Fault == "" {
 			t.Error("no fault")
 		}
+		// What never was in the kernel is not told to be withdrawn.
+		c.Tell(verdict("a", false, "c1/0"))
+		settle(t, c)
+		c.Tell(verdict("a", true, "c1/0"))
+		settle(t, c)
+		transitions.wantNothing(t)
 		// Another address is none the worse.
 		c.Tell(verdict("b", true, "d1/0"))
 		transitions.want(t, "b+Ready")
