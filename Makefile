@@ -50,8 +50,12 @@ lint: ## Run gofmt, go vet and staticcheck
 	cd lab && go vet -tags cluster ./...
 	cd lab && go tool -modfile=../tools/go.mod staticcheck -tags cluster ./...
 
+.PHONY: packages
+packages: bin/lab ## Install the Debian packages that the tests need and that are missing (root)
+	@bin/lab packages
+
 .PHONY: test-unit
-test-unit: ## Run the pure tests and those in network namespaces (root)
+test-unit: packages ## Run the pure tests and those in network namespaces (root)
 	go test ./...
 	cd lab && go test ./...
 	cd lab && go test -count=1 ./deploy ./image # they read files outside of their module, of which go's cache knows nothing

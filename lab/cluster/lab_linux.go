@@ -92,7 +92,7 @@ const lockPatience = 2 * time.Minute
 func Up(ctx context.Context, dir state.Dir, want Settings, patience time.Duration, progress io.Writer) (*Lab, error) {
 	l := &Lab{Dir: dir, Settings: want, Progress: progress, began: time.Now()}
 	l.Boot = bootID()
-	if err := components.Install(ctx, progress); err != nil {
+	if err := components.Install(ctx, components.ForLab, progress); err != nil {
 		return nil, err
 	}
 	var err error

@@ -12,8 +12,11 @@ import (
 	"time"
 )
 
-// packages are Debian's, each with a program by which one sees that it is there.
-var packages = []struct{ name, program string }{
+// Package is one of Debian's, with a program by which one sees that it is there.
+type Package struct{ name, program string }
+
+// ForLab is what the lab runs.
+var ForLab = []Package{
 	{"etcd-server", "etcd"},
 	{"runc", "runc"},
 	{"bird2", "bird"},
@@ -25,9 +28,18 @@ var packages = []struct{ name, program string }{
 	{"mount", "mount"},
 }
 
-// Install installs the Debian packages that are missing. Their services are not
+// ForTests is what flock's own tests need beside that: the routers that they
+// hold it against.
+var ForTests = []Package{
+	{"frr", "/usr/lib/frr/bgpd"},
+	{"gobgpd", "gobgpd"},
+	{"procps", "ps"},
+	{"util-linux", "setpriv"},
+}
+
+// Install installs those of packages that are missing. Their services are not
 // started: the lab runs the programs itself, in its own namespaces.
-func Install(ctx context.Context, progress io.Writer) error {
+func Install(ctx context.Context, packages []Package, progress io.Writer) error {
 	var names []string
 	for _, p := range packages {
 		if _, err := exec.LookPath(p.program); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,8 +56,19 @@ the machine's own network, and nothing listens where others could reach it.`,
 	root.CompletionOptions.DisableDefaultCmd = true
 	name := root.PersistentFlags().String("name", "lab", "`name` of the lab; labs of different names live side by side")
 	dir := func() (state.Dir, error) { return state.For(*name) }
-	root.AddCommand(buildCommand(), upCommand(dir), proveCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
+	root.AddCommand(packagesCommand(), buildCommand(), upCommand(dir), proveCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
 	return root
+}
+
+func packagesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "packages",
+		Short: "Install the Debian packages that the lab and the tests need",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return components.Install(cmd.Context(), slices.Concat(components.ForLab, components.ForTests), os.Stdout)
+		},
+	}
 }
 
 func buildCommand() *cobra.Command {
@@ -71,7 +83,7 @@ reference CNI plugins into a cache that all labs share. lab up does it too.`,
 			if err != nil {
 				return err
 			}
-			if err := components.Install(cmd.Context(), os.Stdout); err != nil {
+			if err := components.Install(cmd.Context(), components.ForLab, os.Stdout); err != nil {
 				return err
 			}
 			cache, err := components.Build(cmd.Context(), filepath.Join(checkout, "lab"), os.Stdout)
