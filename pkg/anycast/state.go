@@ -104,6 +104,7 @@ func (s *State) Apply(now time.Time, e Event, arrived time.Time) {
 			touch(a.pod)
 		}
 	case Verdict:
+		s.source.Lost = ""
 		touch(s.judge(now, e))
 	case Gone:
 		if p := s.pods[e.UID]; p != nil {

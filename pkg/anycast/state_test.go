@@ -331,6 +331,26 @@ func TestRestartDoesNotDelayWhatIsAnnounced(t *testing.T) {
 	}
 }
 
+func TestSourceIsLostUntilItSpeaks(t *testing.T) {
+	s := NewState(start, nil, nil)
+	for i, step := range []struct {
+		event Event
+		want  Source
+	}{
+		{Link{}, Source{}},
+		{SourceLost{}, Source{Lost: "no source of pods can be reached"}},
+		{Resync{}, Source{Synced: true}},
+		{SourceLost{Why: "kubelet: no socket"}, Source{Synced: true, Lost: "kubelet: no socket"}},
+		{Exited{ContainerID: "c1"}, Source{Synced: true, Lost: "kubelet: no socket"}},
+		{verdict("a", true), Source{Synced: true}},
+	} {
+		s.Apply(start, step.event, start)
+		if got := s.Source(); got != step.want {
+			t.Errorf("step %d: %+v, want %+v", i, got, step.want)
+		}
+	}
+}
+
 func TestTransitionsTellCauseAndReason(t *testing.T) {
 	s := NewState(start, nil, nil)
 	s.Apply(start, sandbox("a", 4, time.Second), start)
