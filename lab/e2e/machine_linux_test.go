@@ -15,10 +15,12 @@ import (
 	"time"
 
 	"flock.fritzlab.net/flock/lab/cgroup"
+	"flock.fritzlab.net/flock/lab/state"
 )
 
 // machine is what `ip netns`, `ip link`, `mount`, `nft list ruleset` and the like
-// show of this machine, a line an element.
+// show of this machine, a line an element. Other labs are left out: a person may
+// bring one up or down meanwhile.
 type machine map[string]bool
 
 func observe(t *testing.T) machine {
@@ -39,6 +41,9 @@ func observe(t *testing.T) machine {
 			t.Fatalf("%s: %v", strings.Join(argv, " "), err)
 		}
 		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, state.Root+"/") && !strings.Contains(line, state.Root+"/"+labName+"/") {
+				continue
+			}
 			m[argv[0]+": "+strings.TrimSpace(line)] = true
 		}
 	}
@@ -51,6 +56,15 @@ func observe(t *testing.T) machine {
 		for _, e := range entries {
 			m["file: "+filepath.Join(dir, e.Name())] = true
 		}
+	}
+	labs, err := state.Labs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(labs, labName) {
+		m["file: "+state.Root+"/"+labName] = true
+	} else if len(labs) > 0 {
+		delete(m, "file: "+state.Root)
 	}
 	return m
 }
