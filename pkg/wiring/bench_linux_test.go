@@ -53,7 +53,7 @@ func (n *testNode) release(b *testing.B, pods []testPod) (unroute, reap []time.D
 
 // BenchmarkAttach wires dual-stack pods one after another on a node that has
 // none to 95 of them, and releases them again. Its baseline is the least that
-// anything with a veth costs: the one request that creates it, with nothing set.
+// anything with a veth costs: the one request that creates it.
 func BenchmarkAttach(b *testing.B) {
 	node := newNode(b)
 	node.apply(b)

@@ -2,6 +2,7 @@ package wiring
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -130,6 +131,31 @@ func TestReleasedLinkIsNotInTheWay(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// The same for a link that has not even got its alias.
+func TestReleasedHalfDoneLinkIsNotTakenBack(t *testing.T) {
+	t.Parallel()
+	node := newNode(t)
+	p := node.pod(t)
+	killed := node.open(t)
+	inject(killed, &fault{at: 1, dead: true})
+	if _, err := killed.Attach(p.File(), p.Attachment); !errors.Is(err, errInjected) {
+		t.Fatal(err)
+	}
+	l, ok, err := node.Unroute(p.ContainerID)
+	if !ok || err != nil || l.ContainerID != "" {
+		t.Fatalf("unroute = %+v, %t, %v", l, ok, err)
+	}
+	if got := node.attach(t, p); got.HostIfIndex == l.IfIndex {
+		t.Error("the link that waits for the reaper was taken back")
+	}
+	if gone, err := node.DeleteReleased([]Link{l}); err != nil || len(gone) != 1 {
+		t.Errorf("gone %+v, %v; want the old link", gone, err)
+	}
+	if err := node.Check(p.File(), p.Attachment); err != nil {
+		t.Error(err)
 	}
 }
 
