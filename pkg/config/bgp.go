@@ -1,7 +1,9 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -29,12 +31,14 @@ type BGP struct {
 	Peers    []BGPPeer  // in the order given, names unique
 	// Multipath is how many equal routes are used at once, at least 1.
 	Multipath int
-	// SourceIPv6 and SourceIPv4 are preferred for the node's own traffic on
-	// learned routes; invalid: the kernel chooses.
-	SourceIPv6, SourceIPv4 netip.Addr
+	Sources   Sources
 	// GracefulShutdown: every peer is to prefer other paths (RFC 8326).
 	GracefulShutdown bool
 }
+
+// Sources are addresses that the node sends from on learned routes; invalid: the
+// kernel chooses.
+type Sources struct{ IPv6, IPv4 netip.Addr }
 
 // BGPPeer is one router. Every default is in place.
 type BGPPeer struct {
@@ -121,13 +125,10 @@ func parseBGP(path *field.Path, b *v1alpha1.BGP, errs *field.ErrorList) *BGP {
 		LocalAS:          parseAS(path.Child("localAS"), b.LocalAS, errs),
 		RouterID:         parseRouterID(path.Child("routerID"), b.RouterID, errs),
 		Multipath:        int(orDefault(b.Multipath, DefaultMultipath)),
+		Sources:          parseSources(path.Child("sourceAddresses"), b.SourceAddresses, errs),
 		GracefulShutdown: b.GracefulShutdown,
 	}
 	between(path.Child("multipath"), int64(out.Multipath), 1, 64, errs)
-	if s := b.SourceAddresses; s != nil {
-		out.SourceIPv6 = parseSource(path.Child("sourceAddresses", "ipv6"), s.IPv6, netip.Addr.Is6, errs)
-		out.SourceIPv4 = parseSource(path.Child("sourceAddresses", "ipv4"), s.IPv4, netip.Addr.Is4, errs)
-	}
 	if len(b.Peers) == 0 {
 		*errs = append(*errs, field.Required(path.Child("peers"), "name at least one router, or leave spec.bgp out"))
 	}
@@ -149,6 +150,16 @@ func parseRouterID(path *field.Path, s string, errs *field.ErrorList) netip.Addr
 		*errs = append(*errs, field.Invalid(path, s, "must be four decimal numbers, as in 192.0.2.1, and not 0.0.0.0 (RFC 6286)"))
 	}
 	return id
+}
+
+func parseSources(path *field.Path, s *v1alpha1.SourceAddresses, errs *field.ErrorList) Sources {
+	if s == nil {
+		return Sources{}
+	}
+	return Sources{
+		IPv6: parseSource(path.Child("ipv6"), s.IPv6, netip.Addr.Is6, errs),
+		IPv4: parseSource(path.Child("ipv4"), s.IPv4, netip.Addr.Is4, errs),
+	}
 }
 
 // parseSource reads an address of the node itself; "" is none.
@@ -174,8 +185,24 @@ func parseAS(path *field.Path, as int64, errs *field.ErrorList) uint32 {
 // between refuses a number outside low to high.
 func between(path *field.Path, n, low, high int64, errs *field.ErrorList) {
 	if n < low || n > high {
-		*errs = append(*errs, field.Invalid(path, n, betweenText(low, high)))
+		*errs = append(*errs, field.Invalid(path, n, fmt.Sprintf("must be between %d and %d", low, high)))
 	}
+}
+
+// oneOf refuses a word that is not among allowed, the first of which may stand
+// for none.
+func oneOf[T comparable](path *field.Path, word T, errs *field.ErrorList, allowed ...T) {
+	if slices.Contains(allowed, word) {
+		return
+	}
+	var none T
+	var names []string
+	for _, a := range allowed {
+		if a != none {
+			names = append(names, fmt.Sprint(a))
+		}
+	}
+	*errs = append(*errs, field.NotSupported(path, fmt.Sprint(word), names))
 }
 
 func orDefault[T any](p *T, otherwise T) T {

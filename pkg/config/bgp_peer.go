@@ -29,7 +29,7 @@ func parsePeer(at *field.Path, nodeAS uint32, p v1alpha1.BGPPeer, errs *field.Er
 	}
 	parseWhere(at, p, &out, errs)
 	parseWho(at, p, &out, errs)
-	parseFamilies(at.Child("families"), p.Families, &out, errs)
+	out.IPv6, out.IPv4 = parseFamilies(at.Child("families"), p.Families, errs)
 	parseTimers(at.Child("timers"), p.Timers, &out, errs)
 	out.BFD = parseBFD(at.Child("bfd"), p.BFD, errs)
 	if out.BFD != nil && out.Multihop != 0 && !out.Source.IsValid() {
@@ -41,21 +41,16 @@ func parsePeer(at *field.Path, nodeAS uint32, p v1alpha1.BGPPeer, errs *field.Er
 	if ref := p.PasswordSecretRef; ref != nil {
 		out.Password = parseSecretRef(at.Child("passwordSecretRef"), ref, errs)
 	}
-	switch p.AddPaths {
-	case "", v1alpha1.AddPathsOff:
-	case v1alpha1.AddPathsReceive, v1alpha1.AddPathsSend, v1alpha1.AddPathsBoth:
-		out.AddPathsReceive = p.AddPaths != v1alpha1.AddPathsSend
-		out.AddPathsSend = p.AddPaths != v1alpha1.AddPathsReceive
-	default:
-		*errs = append(*errs, field.NotSupported(at.Child("addPaths"), p.AddPaths, []v1alpha1.AddPaths{v1alpha1.AddPathsOff, v1alpha1.AddPathsReceive, v1alpha1.AddPathsSend, v1alpha1.AddPathsBoth}))
-	}
+	oneOf(at.Child("addPaths"), p.AddPaths, errs, "", v1alpha1.AddPathsOff, v1alpha1.AddPathsReceive, v1alpha1.AddPathsSend, v1alpha1.AddPathsBoth)
+	out.AddPathsReceive = p.AddPaths == v1alpha1.AddPathsReceive || p.AddPaths == v1alpha1.AddPathsBoth
+	out.AddPathsSend = p.AddPaths == v1alpha1.AddPathsSend || p.AddPaths == v1alpha1.AddPathsBoth
 	return out
 }
 
 // parseWhere reads how the router is reached.
 func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.ErrorList) {
 	if p.Interface != "" && !isInterfaceName(p.Interface) {
-		*errs = append(*errs, field.Invalid(at.Child("interface"), p.Interface, "not the name of an interface: want letters, digits, dots, dashes and underscores, at most 15, as in eth0 or bond0.100"))
+		*errs = append(*errs, field.Invalid(at.Child("interface"), p.Interface, notAnInterface))
 	}
 	if p.Address == "" {
 		if p.Interface == "" {
@@ -104,26 +99,21 @@ func parseWho(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Erro
 		*errs = append(*errs, field.Forbidden(at.Child("peerType"), "set either remoteAS or peerType"))
 	case p.PeerType == v1alpha1.PeerInternal:
 		out.RemoteAS = out.LocalAS
-	case p.PeerType == v1alpha1.PeerExternal:
 	case p.PeerType != "":
-		*errs = append(*errs, field.NotSupported(at.Child("peerType"), p.PeerType, []v1alpha1.BGPPeerType{v1alpha1.PeerExternal, v1alpha1.PeerInternal}))
+		oneOf(at.Child("peerType"), p.PeerType, errs, v1alpha1.PeerExternal, v1alpha1.PeerInternal)
 	default:
 		out.RemoteAS = parseAS(at.Child("remoteAS"), p.RemoteAS, errs)
 	}
 }
 
-func parseFamilies(path *field.Path, families []v1alpha1.Family, out *BGPPeer, errs *field.ErrorList) {
-	out.IPv6, out.IPv4 = len(families) == 0, len(families) == 0
+// parseFamilies reads which families are meant; none said is both.
+func parseFamilies(path *field.Path, families []v1alpha1.Family, errs *field.ErrorList) (ipv6, ipv4 bool) {
 	for i, f := range families {
-		switch f {
-		case v1alpha1.FamilyIPv6:
-			out.IPv6 = true
-		case v1alpha1.FamilyIPv4:
-			out.IPv4 = true
-		default:
-			*errs = append(*errs, field.NotSupported(path.Index(i), f, []v1alpha1.Family{v1alpha1.FamilyIPv6, v1alpha1.FamilyIPv4}))
-		}
+		oneOf(path.Index(i), f, errs, v1alpha1.FamilyIPv6, v1alpha1.FamilyIPv4)
+		ipv6 = ipv6 || f == v1alpha1.FamilyIPv6
+		ipv4 = ipv4 || f == v1alpha1.FamilyIPv4
 	}
+	return ipv6 || len(families) == 0, ipv4 || len(families) == 0
 }
 
 func parseTimers(path *field.Path, t *v1alpha1.BGPTimers, out *BGPPeer, errs *field.ErrorList) {
@@ -168,16 +158,12 @@ func parseRestart(path *field.Path, g *v1alpha1.BGPGracefulRestart, errs *field.
 	if g.LongLivedStaleSeconds != nil {
 		between(path.Child("longLivedStaleSeconds"), int64(*g.LongLivedStaleSeconds), 1, 1<<24-1, errs)
 	}
-	switch g.Mode {
-	case "":
+	oneOf(path.Child("mode"), g.Mode, errs, "", v1alpha1.GracefulRestartEnabled, v1alpha1.GracefulRestartAware, v1alpha1.GracefulRestartDisabled)
+	if g.Mode == "" {
 		out.Mode = v1alpha1.GracefulRestartEnabled
-	case v1alpha1.GracefulRestartEnabled:
-	case v1alpha1.GracefulRestartAware, v1alpha1.GracefulRestartDisabled:
-		if g.LongLivedStaleSeconds != nil {
-			*errs = append(*errs, field.Forbidden(path.Child("longLivedStaleSeconds"), "it needs mode enabled (RFC 9494 builds on RFC 4724)"))
-		}
-	default:
-		*errs = append(*errs, field.NotSupported(path.Child("mode"), g.Mode, []v1alpha1.GracefulRestartMode{v1alpha1.GracefulRestartEnabled, v1alpha1.GracefulRestartAware, v1alpha1.GracefulRestartDisabled}))
+	}
+	if out.Mode != v1alpha1.GracefulRestartEnabled && g.LongLivedStaleSeconds != nil {
+		*errs = append(*errs, field.Forbidden(path.Child("longLivedStaleSeconds"), "it needs mode enabled (RFC 9494 builds on RFC 4724)"))
 	}
 	return out
 }
@@ -281,8 +267,6 @@ func isInterfaceName(s string) bool {
 	return true
 }
 
-func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
+const notAnInterface = "not the name of an interface: want letters, digits, dots, dashes and underscores, at most 15, as in eth0 or bond0.100"
 
-func betweenText(low, high int64) string {
-	return fmt.Sprintf("must be between %d and %d", low, high)
-}
+func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }

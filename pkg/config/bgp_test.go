@@ -136,7 +136,7 @@ func TestPeerOptions(t *testing.T) {
 	if !got.Peers[0].Internal() || got.Peers[1].Internal() || got.Peers[1].RemoteAS != 0 || got.Peers[1].Multihop != 255 {
 		t.Errorf("who is internal, who is not: %+v", got.Peers)
 	}
-	if got.Multipath != 1 || !got.GracefulShutdown || got.SourceIPv6 != netip.MustParseAddr("2001:db8::11") || got.SourceIPv4 != netip.MustParseAddr("203.0.113.11") {
+	if got.Multipath != 1 || !got.GracefulShutdown || got.Sources != (Sources{netip.MustParseAddr("2001:db8::11"), netip.MustParseAddr("203.0.113.11")}) {
 		t.Errorf("%+v", got)
 	}
 }

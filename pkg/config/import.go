@@ -35,18 +35,11 @@ func parseImport(path *field.Path, i *v1alpha1.Import, errs *field.ErrorList) Im
 		MaxPrefixesAction: i.MaxPrefixesAction,
 	}
 	between(path.Child("maxPrefixes"), int64(out.MaxPrefixes), 1, 10_000_000, errs)
-	switch i.MaxPrefixesAction {
-	case "":
+	oneOf(path.Child("maxPrefixesAction"), i.MaxPrefixesAction, errs, "", v1alpha1.MaxPrefixesBlock, v1alpha1.MaxPrefixesWarn, v1alpha1.MaxPrefixesRestart, v1alpha1.MaxPrefixesDisable)
+	if i.MaxPrefixesAction == "" {
 		out.MaxPrefixesAction = v1alpha1.MaxPrefixesBlock
-	case v1alpha1.MaxPrefixesBlock, v1alpha1.MaxPrefixesWarn, v1alpha1.MaxPrefixesRestart, v1alpha1.MaxPrefixesDisable:
-	default:
-		*errs = append(*errs, field.NotSupported(path.Child("maxPrefixesAction"), i.MaxPrefixesAction, []v1alpha1.MaxPrefixesAction{v1alpha1.MaxPrefixesBlock, v1alpha1.MaxPrefixesWarn, v1alpha1.MaxPrefixesRestart, v1alpha1.MaxPrefixesDisable}))
 	}
-	switch i.Policy {
-	case v1alpha1.ImportNone, v1alpha1.ImportDefault, v1alpha1.ImportAll, v1alpha1.ImportPrefixes:
-	default:
-		*errs = append(*errs, field.NotSupported(path.Child("policy"), i.Policy, []v1alpha1.ImportPolicy{v1alpha1.ImportNone, v1alpha1.ImportDefault, v1alpha1.ImportAll, v1alpha1.ImportPrefixes}))
-	}
+	oneOf(path.Child("policy"), i.Policy, errs, v1alpha1.ImportNone, v1alpha1.ImportDefault, v1alpha1.ImportAll, v1alpha1.ImportPrefixes)
 	if (i.Policy == v1alpha1.ImportPrefixes) != (len(i.Prefixes) > 0) {
 		*errs = append(*errs, field.Invalid(path.Child("prefixes"), len(i.Prefixes), "prefixes and policy go together: list prefixes with policy prefixes, and only then"))
 	}

@@ -33,6 +33,8 @@ type Node struct {
 	MTU int
 	// BGP is nil where the node announces nothing by BGP.
 	BGP *BGP
+	// OSPF is nil where the node announces nothing by OSPF.
+	OSPF *OSPF
 }
 
 // Defaults are the node's answers for pods without annotations.
@@ -90,6 +92,9 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	}
 	if nc.Spec.BGP != nil {
 		n.BGP = parseBGP(spec.Child("bgp"), nc.Spec.BGP, &errs)
+	}
+	if nc.Spec.OSPF != nil {
+		n.OSPF = parseOSPF(spec.Child("ospf"), nc.Spec.OSPF, &errs)
 	}
 	if err := errs.ToAggregate(); err != nil {
 		return Node{}, fmt.Errorf("nodeconfig %s: %w", nc.Name, err)

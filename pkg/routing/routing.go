@@ -38,26 +38,62 @@ type Intent struct {
 	// from routers too: a route into the node's own subnet, more specific than
 	// the link's, would send its traffic through the router.
 	OnLink []netip.Prefix
+	// Addresses are what routers know the node by: its InternalIPs. A session
+	// comes from one of them where the router is on the same subnet and the
+	// configuration does not say otherwise. Without it the daemon takes any of
+	// the link's addresses, and after a restart perhaps another: one from a router
+	// advertisement, or a virtual one.
+	Addresses []netip.Addr
 	// BGP is nil where the node does not speak it.
 	BGP *config.BGP
+	// OSPF is nil where the node does not speak it.
+	OSPF *config.OSPF
 	// Passwords by the reference that the configuration makes. A session whose
 	// password is missing stays down.
 	Passwords map[config.SecretRef]Password
 }
 
-// IntentOf is the routing part of a node's configuration. OnLink and Passwords
-// are for the caller to add.
+// IntentOf is the routing part of a node's configuration. OnLink, Addresses and
+// Passwords are for the caller to add.
 func IntentOf(n config.Node) Intent {
-	return Intent{Own: n.Summaries(), BGP: n.BGP}
+	return Intent{Own: n.Summaries(), BGP: n.BGP, OSPF: n.OSPF}
+}
+
+// Source is the node's address for a session with p; invalid if the daemon is to
+// choose.
+func (in Intent) Source(p config.BGPPeer) netip.Addr {
+	if p.Source.IsValid() || !p.Addr.IsValid() || p.Multihop > 0 {
+		return p.Source
+	}
+	for _, a := range in.Addresses {
+		for _, link := range in.OnLink {
+			if link.Contains(a) && link.Contains(p.Addr) {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
 }
 
 // Secrets are the references to passwords that in makes, without doubles.
 func (in Intent) Secrets() []config.SecretRef {
 	var refs []config.SecretRef
+	add := func(ref config.SecretRef) {
+		if !slices.Contains(refs, ref) {
+			refs = append(refs, ref)
+		}
+	}
 	if in.BGP != nil {
 		for _, p := range in.BGP.Peers {
-			if p.Password != nil && !slices.Contains(refs, *p.Password) {
-				refs = append(refs, *p.Password)
+			if p.Password != nil {
+				add(*p.Password)
+			}
+		}
+	}
+	if in.OSPF != nil {
+		for _, i := range in.OSPF.Interfaces {
+			if i.Authentication != nil {
+				add(i.Authentication.Password)
 			}
 		}
 	}

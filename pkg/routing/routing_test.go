@@ -69,3 +69,26 @@ func TestPasswordIsNotPrinted(t *testing.T) {
 		}
 	}
 }
+
+func TestSource(t *testing.T) {
+	in := Intent{
+		Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8:0:1::11")},
+		OnLink:    []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:0:1::/64"), netip.MustParsePrefix("2001:db8:0:2::/64")},
+	}
+	for _, test := range []struct {
+		peer config.BGPPeer
+		want string
+	}{
+		{config.BGPPeer{Addr: netip.MustParseAddr("2001:db8:0:1::1")}, "2001:db8:0:1::11"},
+		{config.BGPPeer{Addr: netip.MustParseAddr("192.0.2.1")}, "192.0.2.11"},
+		{config.BGPPeer{Addr: netip.MustParseAddr("192.0.2.1"), Source: netip.MustParseAddr("192.0.2.12")}, "192.0.2.12"},
+		{config.BGPPeer{Addr: netip.MustParseAddr("2001:db8:0:2::1")}, "invalid IP"}, // of another link
+		{config.BGPPeer{Addr: netip.MustParseAddr("fe80::1"), Interface: "eth0"}, "invalid IP"},
+		{config.BGPPeer{Interface: "eth0"}, "invalid IP"},
+		{config.BGPPeer{Addr: netip.MustParseAddr("2001:db8:0:1::1"), Multihop: 2}, "invalid IP"},
+	} {
+		if got := in.Source(test.peer).String(); got != test.want {
+			t.Errorf("%+v: %s, want %s", test.peer, got, test.want)
+		}
+	}
+}

@@ -97,7 +97,8 @@ type BGPPeer struct {
 	// +optional
 	LocalAS int64 `json:"localAS,omitempty"`
 
-	// SourceAddress of the session. Default: the node's address on the link.
+	// SourceAddress of the session. Default: the node's InternalIP if it is of the
+	// router's subnet, otherwise any address of the link.
 	// +kubebuilder:validation:MaxLength=39
 	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="not an IP address: want one of the node's, as in 2001:db8::11"
 	// +optional

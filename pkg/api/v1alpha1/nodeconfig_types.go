@@ -60,6 +60,10 @@ type NodeConfigSpec struct {
 	// daemon is configured; something else must route the prefixes here.
 	// +optional
 	BGP *BGP `json:"bgp,omitempty"`
+
+	// OSPF announces the node's prefixes too, beside BGP or in its place.
+	// +optional
+	OSPF *OSPF `json:"ospf,omitempty"`
 }
 
 // PodCIDRs are a node's pod prefixes by family. A prefix must not overlap another

@@ -247,8 +247,7 @@ func (a *Applier) meet(ctx context.Context, conn *birdc.Conn) error {
 	before := a.state.BIRD
 	a.state.BIRD = s
 	a.mu.Unlock()
-	// Both times are computed from a clock that is read twice.
-	if before.Version != s.Version || s.Boot.Sub(before.Boot).Abs() > time.Second {
+	if before.Version != s.Version || !before.Boot.Equal(s.Boot) {
 		a.Log.Info("bird is running", "version", s.Version, "since", s.Boot)
 	}
 	return nil

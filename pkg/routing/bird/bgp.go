@@ -19,12 +19,12 @@ const (
 )
 
 // renderBGP writes the sessions, and the protocols that they need beside them.
-func renderBGP(c *conf, b *config.BGP, passwords map[config.SecretRef]routing.Password) {
-	renderNextHopTables(c, b)
-	renderBFD(c, b)
-	renderAdvertisements(c, b)
-	for _, p := range b.Peers {
-		renderPeer(c, b, p, passwords)
+func renderBGP(c *conf, in routing.Intent) {
+	renderNextHopTables(c, in.BGP)
+	renderAdvertisements(c, in.BGP)
+	for _, p := range in.BGP.Peers {
+		p.Source = in.Source(p)
+		renderPeer(c, in.BGP, p, in.Passwords)
 	}
 }
 
@@ -47,17 +47,6 @@ protocol direct {
 	ipv4 { table onlink4; import all; };
 }
 `
-
-// renderBFD writes the protocol that the peers' BFD sessions run in. It listens
-// for both kinds, since a change of that would restart the sessions of all.
-func renderBFD(c *conf, b *config.BGP) {
-	for _, p := range b.Peers {
-		if p.BFD != nil {
-			c.add("\nprotocol bfd {}\n")
-			return
-		}
-	}
-}
 
 // renderAdvertisements writes the router advertisements by which an unnumbered
 // peer learns the node's link-local address. They offer neither a default route
@@ -100,7 +89,9 @@ func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.S
 		seconds(errorWaitMin), seconds(errorWaitMax), seconds(errorForget))
 	renderRestart(c, p.Restart)
 	if p.BFD != nil {
-		c.add(bfdOptions, millis(p.BFD.Receive), millis(p.BFD.Transmit), number(p.BFD.Multiplier))
+		c.add("\tbfd {")
+		renderBFDIntervals(c, *p.BFD)
+		c.add(" };\n")
 	}
 	c.add("\tdebug { states };\n")
 	for _, f := range families {
@@ -118,13 +109,6 @@ const timers = `	hold time %s;
 	connect retry time %s;
 	error wait time %s, %s;
 	error forget time %s;
-`
-
-const bfdOptions = `	bfd {
-		min rx interval %s;
-		min tx interval %s;
-		multiplier %s;
-	};
 `
 
 // renderNeighbor writes who the router is and how far away.
@@ -170,7 +154,7 @@ func renderRestart(c *conf, r config.GracefulRestart) {
 
 func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family) {
 	c.add("\tipv%s {\n", f)
-	renderImport(c, p.Import, f)
+	renderImport(c, p.Import, f, sparing)
 	renderExport(c, p, b.GracefulShutdown || p.GracefulShutdown)
 	c.add("\t\tnext hop self;\n")
 	// RFC 8950: the pods' IPv4 needs none on the fabric. With a router that
@@ -191,6 +175,9 @@ func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family) {
 	}
 	c.add("\t};\n")
 }
+
+// sparing does as a router asks that is about to go (RFC 8326 section 4.2).
+const sparing = "\t\t\tif (65535,0) ~ bgp_community then bgp_local_pref = 0;\n"
 
 // carries tells whether a session carries the routes of a family.
 func carries(p config.BGPPeer, f family) bool {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -80,6 +81,14 @@ func wantSameStatements(t *testing.T, in routing.Intent) {
 			p.Interface = "twin"
 		}
 		bgp.Peers = append(bgp.Peers, p)
+	}
+	if in.OSPF != nil {
+		ospf := *in.OSPF
+		ospf.Interfaces = slices.Clone(ospf.Interfaces)
+		for i := range ospf.Interfaces {
+			ospf.Interfaces[i].Name = "twin"
+		}
+		twin.OSPF = &ospf
 	}
 	if len(in.Passwords) > 0 {
 		twin.Passwords = map[config.SecretRef]routing.Password{}
@@ -179,6 +188,10 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ch
 			p.Import.Prefixes = []v1alpha1.PrefixMatch{{Prefix: v1alpha1.CIDR(cidr), GE: some(0), LE: some(0)}}
 		}
 	}
+	var ospf *v1alpha1.OSPF
+	if iface != "" && yes() {
+		ospf = fuzzedOSPF(iface, cidr, next, some)
+	}
 	second := v1alpha1.BGPPeer{Name: "second", Address: "2001:db8::fffe", RemoteAS: 64513}
 	return &v1alpha1.NodeConfig{Spec: v1alpha1.NodeConfigSpec{
 		PodCIDRs: v1alpha1.PodCIDRs{IPv6: []v1alpha1.CIDR{"2001:db8:100:1::/64"}},
@@ -186,7 +199,38 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ch
 			LocalAS: 64601, RouterID: "192.0.2.11", GracefulShutdown: yes(), Multipath: some(1),
 			Peers: []v1alpha1.BGPPeer{p, second},
 		},
+		OSPF: ospf,
 	}}
+}
+
+func fuzzedOSPF(iface, cidr string, next func() int, some func(int) *int32) *v1alpha1.OSPF {
+	yes := func() bool { return next()%2 == 1 }
+	i := v1alpha1.OSPFInterface{
+		Name: iface, Cost: some(1), Priority: int32(next()), HelloSeconds: some(1), DeadSeconds: some(2),
+		NetworkType: []v1alpha1.OSPFNetworkType{"", "broadcast", "point-to-point"}[next()%3],
+	}
+	if yes() {
+		i.BFD = &v1alpha1.BFD{ReceiveMilliseconds: some(10), TransmitMilliseconds: some(10), Multiplier: some(2)}
+	}
+	if yes() {
+		i.Authentication = &v1alpha1.OSPFAuthentication{
+			PasswordSecretRef: v1alpha1.SecretKeyRef{Name: "bgp", Key: "tor"}, KeyID: int32(next()),
+			Algorithm:     []v1alpha1.OSPFAlgorithm{"", "hmac-sha-256", "hmac-sha-384", "hmac-sha-512"}[next()%4],
+			IPv4Algorithm: []v1alpha1.OSPFAlgorithm{"", "md5", "hmac-sha-256", "hmac-sha-384", "hmac-sha-512"}[next()%5],
+			Families:      [][]v1alpha1.Family{nil, {"ipv6"}, {"ipv4"}}[next()%3],
+		}
+	}
+	o := &v1alpha1.OSPF{
+		RouterID: "192.0.2.11", Area: []string{"", "0.0.0.7", "255.255.255.255"}[next()%3],
+		IPv4Version: []v1alpha1.OSPFVersion{"", "v2", "v3"}[next()%3],
+		Families:    [][]v1alpha1.Family{nil, {"ipv6"}, {"ipv4"}}[next()%3],
+		Cost:        some(1), MetricType: int32(next() % 3),
+		Interfaces: []v1alpha1.OSPFInterface{i, {Name: "second"}},
+	}
+	if yes() {
+		o.Import = &v1alpha1.Import{Policy: "prefixes", Prefixes: []v1alpha1.PrefixMatch{{Prefix: v1alpha1.CIDR(cidr)}}}
+	}
+	return o
 }
 
 // TestRandomOptions lets BIRD judge combinations of options that nobody thought
@@ -198,7 +242,7 @@ func TestRandomOptions(t *testing.T) {
 	where := [][3]string{{"2001:db8::1", "", "2001:db8::2"}, {"fe80::1", "eth0", ""}, {"", "eth0", ""}, {"192.0.2.1", "", "192.0.2.2"}, {"192.0.2.1", "eth0", ""}}
 	judged := 0
 	for range 20_000 {
-		choices := make([]byte, 60)
+		choices := make([]byte, 80)
 		for i := range choices {
 			// Small numbers, or the limits would refuse nearly all.
 			choices[i] = byte(random.IntN(1 << random.IntN(9)))
@@ -208,7 +252,7 @@ func TestRandomOptions(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if judged++; judged > 300 {
+		if judged++; judged > 400 {
 			return
 		}
 		in := routing.IntentOf(node)

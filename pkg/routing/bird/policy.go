@@ -43,8 +43,9 @@ const never = `
 # subnets of this node's links, its pod CIDRs.
 `
 
-// renderImport writes the import side of a channel.
-func renderImport(c *conf, i config.Import, f family) {
+// renderImport writes the import side of a channel. Further are statements of
+// the protocol's own on what is accepted.
+func renderImport(c *conf, i config.Import, f family, further string) {
 	if !i.Any() {
 		c.add("\t\timport none;\n")
 		return
@@ -67,8 +68,7 @@ func renderImport(c *conf, i config.Import, f family) {
 	default:
 		c.add("\t\t\tif net.len > 0 then reject;\n")
 	}
-	// RFC 8326 section 4.2: the router asks to prefer other paths.
-	c.add("\t\t\tif %s ~ bgp_community then bgp_local_pref = 0;\n\t\t\taccept;\n\t\t};\n", community(config.GracefulShutdown))
+	c.add(further + "\t\t\taccept;\n\t\t};\n")
 	c.add("\t\timport limit %s action %s;\n", number(i.MaxPrefixes), limitAction(i.MaxPrefixesAction))
 }
 
@@ -85,10 +85,13 @@ func limitAction(a v1alpha1.MaxPrefixesAction) symbol {
 	return symbol{"block"}
 }
 
-// renderExport writes the export side of a channel: only what came from the
-// kernel, and never a default route (RFC 8212: nothing without a policy).
+// exportable lets pass only what came from the kernel, and never a default route
+// (RFC 8212: nothing without a policy).
+const exportable = "\t\texport filter {\n\t\t\tif source != RTS_INHERIT || net.len = 0 then reject;\n"
+
+// renderExport writes the export side of a BGP channel.
 func renderExport(c *conf, p config.BGPPeer, shutdown bool) {
-	c.add("\t\texport filter {\n\t\t\tif source != RTS_INHERIT || net.len = 0 then reject;\n")
+	c.add(exportable)
 	e := p.Export
 	for _, v := range e.Communities {
 		c.add("\t\t\tbgp_community.add(%s);\n", community(v))

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"time"
 
 	"flock.fritzlab.net/flock/pkg/config"
@@ -35,19 +36,32 @@ var dummyRouterID = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 // the daemon what it has loaded.
 func Render(in routing.Intent) []byte {
 	c := new(conf)
-	bgp := in.BGP
-	if bgp == nil {
-		bgp = &config.BGP{RouterID: dummyRouterID, Multipath: 1}
-	}
-	c.add(header, addr(bgp.RouterID), seconds(recoveryWait), seconds(scanTime))
+	c.add(header, addr(routerID(in)), seconds(recoveryWait), seconds(scanTime))
 	c.add(learn, number(routing.Protocol), number(routing.LocalMetric), number(ownPreference))
 	renderNever(c, in)
 	for _, f := range families {
-		renderKernel(c, bgp, f)
+		renderKernel(c, in, f)
 	}
-	renderBGP(c, bgp, in.Passwords)
+	renderBFD(c, in)
+	if in.BGP != nil {
+		renderBGP(c, in)
+	}
+	if in.OSPF != nil {
+		renderOSPF(c, in.OSPF, in.Passwords)
+	}
 	c.add(trailer, digestOf(c.Bytes()))
 	return c.Bytes()
+}
+
+// routerID is BIRD's own. A protocol that has another says so itself.
+func routerID(in routing.Intent) netip.Addr {
+	switch {
+	case in.BGP != nil:
+		return in.BGP.RouterID
+	case in.OSPF != nil:
+		return in.OSPF.RouterID
+	}
+	return dummyRouterID
 }
 
 const header = `# The configuration of BIRD on this node. flock-agent renders it from the node's
@@ -84,52 +98,46 @@ filter flock_routes {
 `
 
 // renderKernel writes what couples BIRD with the kernel's routes of a family.
-func renderKernel(c *conf, b *config.BGP, f family) {
-	source := b.SourceIPv6
-	if f == ipv4 {
-		source = b.SourceIPv4
+func renderKernel(c *conf, in routing.Intent, f family) {
+	multipath := config.DefaultMultipath
+	if in.BGP != nil {
+		multipath = in.BGP.Multipath
 	}
-	takes := imports(b, f)
-	if takes {
-		c.add(fromPeers, f)
-		c.addIf(source.IsValid(), "\tkrt_prefsrc = %s;\n", addr(source))
-		c.add("\taccept;\n}\n")
-	}
-	c.add(kernel, f, f, f)
-	if takes {
-		c.add("\t\texport filter flock_from_peers%s;\n", f)
+	c.add("\nprotocol kernel kernel%s {\n\tipv%s {\n\t\ttable master%s;\n\t\timport filter flock_routes;\n", f, f, f)
+	bgp := in.BGP != nil && slices.ContainsFunc(in.BGP.Peers, func(p config.BGPPeer) bool { return p.Import.Any() && carries(p, f) })
+	ospf := in.OSPF != nil && in.OSPF.Import.Any() && speaks(in.OSPF, f)
+	if bgp || ospf {
+		// A route whose next hop is on no link becomes none in the kernel,
+		// rather than an unreachable one that hides the node's own.
+		c.add("\t\texport filter {\n\t\t\tif dest != RTD_UNICAST then reject;\n")
+		if bgp {
+			c.add("\t\t\tif source = RTS_BGP then {%s accept; }\n", preferredSource(in.BGP.Sources, f))
+		}
+		if ospf {
+			c.add("\t\t\tif source ~ [ RTS_OSPF, RTS_OSPF_IA, RTS_OSPF_EXT1, RTS_OSPF_EXT2 ] then {%s accept; }\n", preferredSource(in.OSPF.Sources, f))
+		}
+		c.add("\t\t\treject;\n\t\t};\n")
 	} else {
 		c.add("\t\texport none;\n")
 	}
 	// Never without merge paths, scan time or metric: a change of one of them
 	// restarts the protocol, and every announcement would be withdrawn for a
 	// moment. A limit may change.
-	c.add(kernelEnd, number(kernelMetric), number(b.Multipath), seconds(scanTime))
+	c.add(kernelEnd, number(kernelMetric), number(multipath), seconds(scanTime))
 }
 
-// imports tells whether any peer may give the node routes of a family.
-func imports(b *config.BGP, f family) bool {
-	for _, p := range b.Peers {
-		if p.Import.Any() && carries(p, f) {
-			return true
-		}
+// preferredSource is the statement that makes the node send from its address of
+// the family, or none.
+func preferredSource(s config.Sources, f family) term {
+	a := s.IPv6
+	if f == ipv4 {
+		a = s.IPv4
 	}
-	return false
+	if !a.IsValid() {
+		return symbol{}
+	}
+	return symbol{" krt_prefsrc = " + addr(a).term() + ";"}
 }
-
-const fromPeers = `
-# A route whose next hop is on no link becomes none in the kernel, rather than an
-# unreachable one that hides the node's own.
-filter flock_from_peers%s {
-	if source != RTS_BGP || dest != RTD_UNICAST then reject;
-`
-
-const kernel = `
-protocol kernel kernel%s {
-	ipv%s {
-		table master%s;
-		import filter flock_routes;
-`
 
 const kernelEnd = `	};
 	# Pods keep their routes while BIRD is away.

@@ -43,6 +43,8 @@ func TestAnnounces(t *testing.T) {
 	daemon := routingtest.StartBIRD(node, conf, "-R")
 	routingtest.StartBIRDWith(router, routerConf)
 	established(t, daemon, "peer_tor")
+	// Another address of the link must not become the session's after a restart.
+	node.IP("addr add 2001:db8:0:1:8000::1/64 dev eth0 nodad")
 
 	node.IP("-6 route add unreachable 2001:db8:100:1::/64 proto 85 metric 512")
 	node.IP("route add unreachable 10.244.1.0/24 proto 85 metric 512")

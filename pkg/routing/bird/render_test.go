@@ -19,7 +19,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // intentOf reads a NodeConfig and adds what the agent adds: the subnets of the
-// links, and a password for every reference.
+// links, the node's addresses, and a password for every reference.
 func intentOf(t testing.TB, nodeConfig []byte) routing.Intent {
 	t.Helper()
 	var nc v1alpha1.NodeConfig
@@ -32,6 +32,7 @@ func intentOf(t testing.TB, nodeConfig []byte) routing.Intent {
 	}
 	in := routing.IntentOf(node)
 	in.OnLink = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:0:1::/64")}
+	in.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8:0:1::11")}
 	in.Passwords = map[config.SecretRef]routing.Password{}
 	for _, ref := range in.Secrets() {
 		if in.Passwords[ref], err = routing.ParsePassword([]byte("correct-horse-battery-staple")); err != nil {

@@ -58,7 +58,7 @@ func TestParseProtocols(t *testing.T) {
 		lines = append(lines, l)
 	}
 	// BIRD runs in a zone two hours ahead of UTC.
-	now := time.Date(2026, 11, 23, 19, 54, 0, 0, time.UTC)
+	now := time.Date(2026, 11, 23, 19, 54, 0, 123e6, time.UTC)
 	status, err := parseStatus([]Line{
 		{1000, "BIRD 2.0.12"},
 		{1011, "Router ID is 192.0.2.11"},
@@ -72,7 +72,7 @@ func TestParseProtocols(t *testing.T) {
 		t.Fatal(err)
 	}
 	boot := time.Date(2026, 11, 23, 19, 53, 27, 963e6, time.UTC)
-	if want := (Status{Version: "2.0.12", RouterID: "192.0.2.11", Boot: boot, Loaded: boot, GracefulRestart: true, State: "Daemon is up and running", skew: -2 * time.Hour}); status != want {
+	if want := (Status{Version: "2.0.12", RouterID: "192.0.2.11", Boot: boot, Loaded: boot, GracefulRestart: true, State: "Daemon is up and running", zone: -2 * time.Hour, known: true}); status != want {
 		t.Errorf("have %+v\nwant %+v", status, want)
 	}
 

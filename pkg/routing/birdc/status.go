@@ -23,9 +23,9 @@ type Status struct {
 	// State in BIRD's words: "Daemon is up and running".
 	State string
 
-	// skew is the difference between this host's clock in UTC and what BIRD
-	// prints, whatever its zone.
-	skew time.Duration
+	// zone is what BIRD's clock is behind UTC. BIRD runs on this host.
+	zone  time.Duration
+	known bool // whether zone is
 }
 
 // ShowStatus asks for BIRD's condition.
@@ -49,7 +49,9 @@ func parseStatus(lines []Line, now time.Time) (Status, error) {
 				s.RouterID = id
 			} else if t, ok := strings.CutPrefix(l.Text, "Current server time is "); ok {
 				if t, err := time.Parse(timeLayout, t); err == nil {
-					s.skew = now.Sub(t)
+					// Zones differ by quarters of an hour; the rest is how long
+					// the reply took, and would make each answer another time.
+					s.zone, s.known = now.Sub(t).Round(15*time.Minute), true
 				}
 			} else if t, ok := strings.CutPrefix(l.Text, "Last reboot on "); ok {
 				boot, _ = time.Parse(timeLayout, t)
@@ -71,8 +73,8 @@ func parseStatus(lines []Line, now time.Time) (Status, error) {
 
 // clock turns a time that BIRD printed into one of this host.
 func (s Status) clock(t time.Time) time.Time {
-	if t.IsZero() || s.skew == 0 {
+	if t.IsZero() || !s.known {
 		return time.Time{}
 	}
-	return t.Add(s.skew).UTC()
+	return t.Add(s.zone).UTC()
 }

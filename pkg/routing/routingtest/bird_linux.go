@@ -82,3 +82,19 @@ func (b *BIRD) Protocol(name string) birdc.Protocol {
 	}
 	return birdc.Protocol{}
 }
+
+// Show returns the lines of BIRD's answer to a command, and none if it does not
+// answer.
+func (b *BIRD) Show(command string) []string {
+	c, err := birdc.Dial(context.Background(), b.Socket)
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	lines, _ := c.Do(context.Background(), command)
+	var out []string
+	for _, l := range lines {
+		out = append(out, l.Text)
+	}
+	return out
+}

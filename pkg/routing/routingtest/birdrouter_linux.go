@@ -1,14 +1,11 @@
 package routingtest
 
 import (
-	"context"
 	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-
-	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
 type birdRouter struct{ *BIRD }
@@ -76,7 +73,7 @@ var attribute = regexp.MustCompile(`^\s+BGP\.(\w+): (.*)$`)
 func (r *birdRouter) Route(prefix string) (Path, bool) {
 	p := Path{MED: -1, LocalPref: 100}
 	found := false
-	for _, line := range r.show("show route for " + prefix + " protocol node all") {
+	for _, line := range r.Show("show route for " + prefix + " protocol node all") {
 		found = found || strings.HasPrefix(line, prefix)
 		m := attribute.FindStringSubmatch(line)
 		if m == nil {
@@ -104,7 +101,7 @@ func (r *birdRouter) Route(prefix string) (Path, bool) {
 }
 
 func (r *birdRouter) BFD() bool {
-	for _, line := range r.show("show bfd sessions") {
+	for _, line := range r.Show("show bfd sessions") {
 		if f := strings.Fields(line); len(f) > 2 && f[2] == "Up" {
 			return true
 		}
@@ -117,20 +114,6 @@ func (r *birdRouter) Notification() string {
 		return p.BGP.LastError
 	}
 	return ""
-}
-
-func (r *birdRouter) show(command string) []string {
-	c, err := birdc.Dial(context.Background(), r.Socket)
-	if err != nil {
-		return nil
-	}
-	defer c.Close()
-	lines, _ := c.Do(context.Background(), command)
-	var out []string
-	for _, l := range lines {
-		out = append(out, l.Text)
-	}
-	return out
 }
 
 // tuples reads "(1,2) (3,4)" as 1:2 and 3:4, ordered.

@@ -29,25 +29,38 @@ func StartFRR(ns *NS, c RouterConfig) (Router, error) {
 	if !c.Neighbor.IsValid() {
 		r.peer = c.Interface
 	}
-	// The daemons drop to their own user.
+	if err := r.own(); err != nil {
+		return nil, err
+	}
+	r.start("zebra", "")
+	if c.BFD {
+		r.start("bfdd", "")
+	}
+	r.start("bgpd", frrBGP(r.peer, c))
+	return r, nil
+}
+
+// StartFRROSPF starts FRRouting with OSPFv2 and OSPFv3 as the node's neighbor.
+func StartFRROSPF(ns *NS, ospfd, ospf6d string) (log func() string, err error) {
+	r := &frr{ns: ns, daemons: map[string]*Daemon{}}
+	if err := r.own(); err != nil {
+		return nil, err
+	}
+	r.start("zebra", "")
+	r.start("ospfd", ospfd)
+	r.start("ospf6d", ospf6d)
+	return r.Log, nil
+}
+
+// own gives the daemons' directory to the user that they drop to.
+func (r *frr) own() error {
 	owner, err := user.Lookup("frr")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	uid, _ := strconv.Atoi(owner.Uid)
 	gid, _ := strconv.Atoi(owner.Gid)
-	if err := os.Chown(ns.Dir, uid, gid); err != nil {
-		return nil, err
-	}
-	names := []string{"zebra", "bgpd"}
-	if c.BFD {
-		names = []string{"zebra", "bfdd", "bgpd"}
-	}
-	configs := map[string]string{"bgpd": frrBGP(r.peer, c)}
-	for _, name := range names {
-		r.start(name, configs[name])
-	}
-	return r, nil
+	return os.Chown(r.ns.Dir, uid, gid)
 }
 
 // start runs a daemon and waits until it answers.
