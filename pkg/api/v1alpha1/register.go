@@ -14,6 +14,7 @@ func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&NodeConfig{}, &NodeConfigList{},
 		&AddressPool{}, &AddressPoolList{},
+		&AddressClaim{}, &AddressClaimList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
