@@ -295,6 +295,8 @@ func TestStateAgainstTheWholeHistory(t *testing.T) {
 	}
 }
 
+// FuzzState is to be run with -fuzzminimizetime=1x: what a map's order decides is
+// no coverage that an input could be minimized for.
 func FuzzState(f *testing.F) {
 	r := rand.New(rand.NewPCG(1, 2))
 	seed := make([]byte, 400)
