@@ -21,6 +21,7 @@ import (
 
 	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
@@ -43,8 +44,11 @@ type Config struct {
 // Agent serves the pods of one node.
 type Agent struct {
 	Config
-	api  *kube.Client
-	pods pods.Source
+	api     *kube.Client
+	pods    pods.Source
+	claims  *claim.Keeper
+	events  *kube.Recorder
+	metrics *metrics
 	// What the API server says.
 	nodeConfig   *kube.Cache[*v1alpha1.NodeConfig]
 	addressPools *kube.Cache[*v1alpha1.AddressPool]
@@ -73,33 +77,85 @@ func Run(ctx context.Context, c Config) error {
 	if c.NodeName == "" {
 		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
 	}
-	server, err := apiServer(c.Kubeconfig)
+	a := &Agent{
+		Config: c, metrics: newMetrics(),
+		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(),
+	}
+	a.wait("flock's agent on node %s is starting", a.NodeName)
+	if err := a.connect(); err != nil {
+		return err
+	}
+	if err := a.open(); err != nil {
+		return err
+	}
+	defer a.close()
+
+	a.Log.Info("flock-agent starts", "version", version.Version, "node", a.NodeName)
+	forever := func(run func(context.Context)) func(context.Context) error {
+		return func(ctx context.Context) error { run(ctx); return nil }
+	}
+	return together(ctx,
+		func(ctx context.Context) error {
+			return cni.Serve(ctx, filepath.Join(a.StateDir, "cni.sock"), a, a.Log)
+		},
+		a.followNode,
+		a.followPods,
+		a.followPools,
+		a.followLinks,
+		a.anycast.Run,
+		forever(a.nodeConfig.Run),
+		forever(a.addressPools.Run),
+		forever(a.namespaces.Run),
+		forever(a.claims.Run),
+		forever(a.events.Run),
+		forever(a.reaper.Run),
+		forever(a.bird.Run),
+		a.reportStatus,
+		a.serveHealth,
+	)
+}
+
+// connect makes the clients of the API server and the kubelet. It contacts
+// neither.
+func (a *Agent) connect() error {
+	server, err := apiServer(a.Kubeconfig)
 	if err != nil {
 		return fmt.Errorf("no way to reach the API server: %w", err)
 	}
 	server.UserAgent = "flock-agent/" + version.Version
-	a := &Agent{Config: c, statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal()}
 	if a.api, err = kube.NewClient(server); err != nil {
 		return err
 	}
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
 	a.addressPools = a.api.AddressPools(a.poolsChanged.give)
 	a.namespaces = a.api.Namespaces()
-	if a.pods, err = pods.New(pods.Config{Node: c.NodeName, Socket: c.PodsAPI, API: server, Log: c.Log, OnStatus: a.sourceChanged}); err != nil {
+	claims, err := kube.NewClaims(server)
+	if err != nil {
 		return err
 	}
-	a.wait("flock's agent on node %s is starting", a.NodeName)
-	birdDir := filepath.Join(c.StateDir, "bird")
+	a.claims = claim.New(claim.Config{Node: a.NodeName, API: claims, Log: a.Log})
+	if a.events, err = kube.NewRecorder(server, a.NodeName, a.Log); err != nil {
+		return err
+	}
+	a.pods, err = pods.New(pods.Config{Node: a.NodeName, Socket: a.PodsAPI, API: server, Log: a.Log, OnStatus: a.sourceChanged})
+	return err
+}
+
+// open reads what the node has promised and holds it against the kernel.
+func (a *Agent) open() (err error) {
+	birdDir := filepath.Join(a.StateDir, "bird")
 	if err := os.MkdirAll(birdDir, 0o700); err != nil {
 		return err
 	}
-	if a.ledger, err = ledger.Open(filepath.Join(c.StateDir, "attachments"), time.Now); err != nil {
+	if a.ledger, err = ledger.Open(filepath.Join(a.StateDir, "attachments"), time.Now); err != nil {
 		return err
+	}
+	for _, r := range a.ledger.Records() {
+		a.claims.Restore(r.ID.String(), claimsOf(r))
 	}
 	if a.host, err = wiring.Open(); err != nil {
 		return err
 	}
-	defer a.host.Close()
 	a.reaper = wiring.NewReaper(a.host, func(wiring.Link) {}, a.Log) // followLinks sees them go
 	if err := a.reconcile(); err != nil {
 		return err
@@ -107,7 +163,6 @@ func Run(ctx context.Context, c Config) error {
 	if err := a.openAnycast(); err != nil {
 		return err
 	}
-	defer a.fib.Close()
 	a.bird = bird.NewApplier(bird.ApplierConfig{
 		Dir:      birdDir,
 		Socket:   filepath.Join(birdDir, "bird.ctl"),
@@ -115,25 +170,12 @@ func Run(ctx context.Context, c Config) error {
 		OnChange: func(bird.State) { a.changed() },
 		Log:      a.Log,
 	})
+	return nil
+}
 
-	a.Log.Info("flock-agent starts", "version", version.Version, "node", a.NodeName)
-	return together(ctx,
-		func(ctx context.Context) error {
-			return cni.Serve(ctx, filepath.Join(a.StateDir, "cni.sock"), a, a.Log)
-		},
-		a.followNode,
-		func(ctx context.Context) error { a.nodeConfig.Run(ctx); return nil },
-		func(ctx context.Context) error { a.addressPools.Run(ctx); return nil },
-		func(ctx context.Context) error { a.namespaces.Run(ctx); return nil },
-		a.followPods,
-		a.followPools,
-		a.anycast.Run,
-		a.followLinks,
-		func(ctx context.Context) error { a.reaper.Run(ctx); return nil },
-		func(ctx context.Context) error { a.bird.Run(ctx); return nil },
-		a.reportStatus,
-		a.serveHealth,
-	)
+func (a *Agent) close() {
+	a.fib.Close()
+	a.host.Close()
 }
 
 func apiServer(kubeconfig string) (*rest.Config, error) {

@@ -2,10 +2,17 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"flock.fritzlab.net/flock/pkg/anycast"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/store"
 )
@@ -142,10 +149,40 @@ func (a *Agent) sourceChanged(s pods.Status) {
 
 // onTransition is told what the kernel has.
 func (a *Agent) onTransition(t anycast.Transition) {
-	word := "anycast address withdrawn"
+	word, reason := "withdrawn", "AnycastWithdrawn"
 	if t.Announced {
-		word = "anycast address announced"
+		word, reason = "announced", "AnycastAnnounced"
 	}
-	a.Log.Info(word, "pod", t.Pod, "address", t.Addr, "reason", string(t.Reason), "detail", t.Detail, "took", t.Latency())
+	a.Log.Info("anycast address "+word, "pod", t.Pod, "address", t.Addr, "reason", string(t.Reason), "detail", t.Detail, "took", t.Latency())
+	a.metrics.transition(t)
+	a.events.Event(kube.PodRef{Namespace: t.Pod.Namespace, Name: t.Pod.Name, UID: string(t.Pod.UID)}, kube.Normal, reason, "Announce",
+		strings.TrimSpace(fmt.Sprintf("%s %s on node %s: %s %s", t.Addr, word, a.NodeName, t.Reason, t.Detail)))
 	a.changed()
+}
+
+// anycastStatus is what people see of the node's anycast addresses, the most
+// interesting first.
+func (a *Agent) anycastStatus(ctx context.Context) ([]v1alpha1.AnycastStatus, error) {
+	const most = 256
+	s, err := a.anycast.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(s.Paths, func(p, q anycast.Path) int {
+		switch {
+		case p.Announced == q.Announced:
+			return 0
+		case q.Announced:
+			return -1
+		}
+		return 1
+	})
+	var out []v1alpha1.AnycastStatus
+	for _, p := range s.Paths[:min(len(s.Paths), most)] {
+		out = append(out, v1alpha1.AnycastStatus{
+			Address: p.Addr.String(), Pod: p.Pod.String(), Announced: p.Announced,
+			Reason: string(p.Reason), Message: p.Detail, Since: metav1.NewTime(p.Since.Truncate(time.Second)),
+		})
+	}
+	return out, nil
 }

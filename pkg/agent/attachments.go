@@ -7,9 +7,12 @@ import (
 	"net/netip"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/annotation"
 	"flock.fritzlab.net/flock/pkg/anycast"
+	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
 	"flock.fritzlab.net/flock/pkg/store"
 	"flock.fritzlab.net/flock/pkg/wiring"
@@ -24,13 +27,17 @@ type serving struct {
 }
 
 // Add implements cni.Backend: plan, promise, wire, commit, answer.
-func (a *Agent) Add(ctx context.Context, c *cni.Call) (*cni.Result, error) {
+func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error) {
+	defer a.metrics.call(cni.CommandAdd, time.Now(), &err)
 	s := a.serving.Load()
 	if s == nil {
 		return nil, cni.TryAgainLater("%s", *a.waiting.Load())
 	}
 	record, err := a.promise(ctx, s, c)
 	if err != nil {
+		if later := (*cni.Error)(nil); !errors.As(err, &later) {
+			a.events.Event(kube.PodRef(c.Pod), kube.Warning, "AddressRefused", "Attach", err.Error())
+		}
 		return nil, err
 	}
 	attached, err := a.host.Attach(c.NetNS, attachment(record))
@@ -65,18 +72,27 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 	if err := a.ledger.AwaitFree(wait, static(plan)); err != nil {
 		return store.Record{}, cni.TryAgainLater("pod %s: an address it asks for is still held: %w", c.Pod, err)
 	}
+	attachment := id(c.Attachment())
+	if err := a.claims.Acquire(ctx, attachment.String(), claims(plan, c.Pod)); errors.Is(err, claim.ErrUnavailable) {
+		return store.Record{}, cni.TryAgainLater("pod %s: %w", c.Pod, err)
+	} else if err != nil {
+		return store.Record{}, fmt.Errorf("pod %s: annotation %s: %w", c.Pod, annotation.Addresses, err)
+	}
 	mtu := s.mtu
 	if c.Config.MTU != 0 {
 		mtu = c.Config.MTU
 	}
 	record, _, err := a.ledger.Promise(store.Record{
-		ID:           id(c.Attachment()),
+		ID:           attachment,
 		PodNamespace: c.Pod.Namespace,
 		PodName:      c.Pod.Name,
 		PodUID:       c.Pod.UID,
 		HostIf:       wiring.HostIfName(c.ContainerID),
 		MTU:          mtu,
 	}, plan, w)
+	if err != nil {
+		a.claims.Release(attachment.String())
+	}
 	if errors.Is(err, ledger.ErrReleasing) {
 		return record, cni.TryAgainLater("container %s: %w", c.ContainerID, err)
 	}
@@ -88,7 +104,8 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 
 // Del implements cni.Backend. It is done when the release is recorded and no
 // packet reaches the pod any more; the link is deleted later.
-func (a *Agent) Del(_ context.Context, c *cni.Call) error {
+func (a *Agent) Del(_ context.Context, c *cni.Call) (err error) {
+	defer a.metrics.call(cni.CommandDel, time.Now(), &err)
 	return a.release(id(c.Attachment()))
 }
 
@@ -159,6 +176,7 @@ func (a *Agent) free(containerID string) error {
 		if err := a.ledger.Free(r.ID); err != nil {
 			return err
 		}
+		a.claims.Release(r.ID.String())
 		a.Log.Info("pod detached", "pod", r.Pod(), "hostIf", r.HostIf, "addresses", addrs(r))
 		if len(a.ledger.Retired()) != retired {
 			a.cidrsChanged.give()

@@ -9,10 +9,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"flock.fritzlab.net/flock/pkg/annotation"
+	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/embed"
 	"flock.fritzlab.net/flock/pkg/grant"
+	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/store"
 )
@@ -33,6 +35,7 @@ func (a *Agent) plan(ctx context.Context, s *serving, c *cni.Call) (grant.Plan, 
 	request, warnings, err := annotation.Parse(pod.Annotations, s.node.Defaults)
 	for _, w := range warnings {
 		a.Log.Warn("annotation is passed over", "pod", c.Pod, "warning", string(w))
+		a.events.Event(kube.PodRef(c.Pod), kube.Warning, "AnnotationIgnored", "Attach", string(w))
 	}
 	if err != nil {
 		return grant.Plan{}, embed.Workload{}, fmt.Errorf("pod %s: %w", c.Pod, err)
@@ -76,6 +79,36 @@ func static(p grant.Plan) []netip.Addr {
 		addrs = append(addrs, a.Addr)
 	}
 	return addrs
+}
+
+// claims are of what pools grant to one pod alone: other nodes could give it too.
+func claims(p grant.Plan, pod cni.PodRef) []claim.Claim {
+	var cs []claim.Claim
+	add := func(a *grant.Address) {
+		if a != nil && a.Pool != "" {
+			cs = append(cs, claim.Claim{Addr: a.Addr, PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID})
+		}
+	}
+	for _, from := range []*grant.Source{p.IPv6, p.IPv4} {
+		if from != nil {
+			add(from.Static)
+		}
+	}
+	for i := range p.Further {
+		add(&p.Further[i])
+	}
+	return cs
+}
+
+// claimsOf are the claims that a recorded attachment has.
+func claimsOf(r store.Record) []claim.Claim {
+	var cs []claim.Claim
+	for _, a := range r.Held() {
+		if !a.CIDR.IsValid() {
+			cs = append(cs, claim.Claim{Addr: a.Addr, PodNamespace: r.PodNamespace, PodName: r.PodName, PodUID: r.PodUID})
+		}
+	}
+	return cs
 }
 
 // needsPool tells whether r asks for what only an AddressPool can grant. Other

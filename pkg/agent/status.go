@@ -55,6 +55,14 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		for _, c := range a.conditions(latest) {
 			meta.SetStatusCondition(&status.Conditions, c)
 		}
+		status.PodSource = a.pods.Status().Origin.String()
+		status.RetiredCIDRs = nil
+		for _, p := range a.ledger.Retired() {
+			status.RetiredCIDRs = append(status.RetiredCIDRs, v1alpha1.CIDR(p.String()))
+		}
+		if anycast, err := a.anycastStatus(ctx); err == nil {
+			status.Anycast = anycast
+		}
 		if !reflect.DeepEqual(status, written) {
 			call, cancel := context.WithTimeout(ctx, 10*time.Second)
 			err := a.api.PatchStatus(call, a.NodeName, status)
@@ -64,8 +72,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 				pause = min(2*pause, lastRetry)
 				a.changed()
 			} else {
-				written.ObservedGeneration = status.ObservedGeneration
-				written.Conditions = append(written.Conditions[:0:0], status.Conditions...)
+				written = *status.DeepCopy()
 				pause = interval
 			}
 		}
@@ -104,7 +111,7 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 }
 
 // serveHealth answers the kubelet's probes: /healthz while the process runs,
-// /readyz while it serves pods.
+// /readyz while it serves pods; and Prometheus: /metrics.
 func (a *Agent) serveHealth(ctx context.Context) error {
 	if a.HealthAddress == "" {
 		return nil
@@ -115,6 +122,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.Handle("GET /metrics", a.metricsHandler())
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if a.serving.Load() == nil {
 			http.Error(w, *a.waiting.Load(), http.StatusServiceUnavailable)

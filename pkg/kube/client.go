@@ -74,10 +74,16 @@ func (c *Client) Namespaces() *Cache[*corev1.Namespace] {
 	return newCache[*corev1.Namespace](c.core, "namespaces", &corev1.Namespace{}, fields.Everything(), onlyLabels, func() {})
 }
 
-// PatchStatus sets what status holds on the NodeConfig called name and leaves
-// the rest as it is (JSON merge patch, RFC 7396).
+// PatchStatus makes status that of the NodeConfig called name (JSON merge patch,
+// RFC 7396, in which null takes a field away).
 func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.NodeConfigStatus) error {
-	patch, err := json.Marshal(map[string]any{"status": status})
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{
+		"conditions":         status.Conditions,
+		"observedGeneration": status.ObservedGeneration,
+		"podSource":          status.PodSource,
+		"retiredCIDRs":       status.RetiredCIDRs,
+		"anycast":            status.Anycast,
+	}})
 	if err != nil {
 		return err
 	}

@@ -186,6 +186,13 @@ func (l *Ledger) Retired() []netip.Prefix {
 	return l.alloc.Retired()
 }
 
+// Usage reports on each configured CIDR.
+func (l *Ledger) Usage() []ipam.Usage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.alloc.Usage()
+}
+
 // Holder returns the attachment that holds addr for itself, or, with anycast true,
 // one that shares it.
 func (l *Ledger) Holder(addr netip.Addr) (r store.Record, anycast, ok bool) {

@@ -98,9 +98,9 @@ type PodCIDRs struct {
 	// +optional
 	Exclude []CIDR `json:"exclude,omitempty"`
 
-	// QuarantineSeconds is how long an IPv4 address rests after its pod has
-	// gone, so that what is still on its way to the old pod does not reach a
-	// new one. Default 60.
+	// QuarantineSeconds is how long an address rests after its pod has gone, so
+	// that what is still on its way to the old pod does not reach a new one. An
+	// IPv6 address that is made of the workload may come back at once. Default 60.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=86400
 	// +optional
@@ -130,7 +130,9 @@ type IPAlgo string
 
 // NodeConfigStatus is what the agent of the node saw last.
 type NodeConfigStatus struct {
-	// Conditions: Ready (pods are served, with the reason why not).
+	// Conditions: Accepted (the spec is in force, or which field is wrong), Ready
+	// (pods are served, or why not) and RoutingConfigured (the routing daemon has
+	// what the spec asks of it).
 	// +listType=map
 	// +listMapKey=type
 	// +optional
@@ -138,4 +140,34 @@ type NodeConfigStatus struct {
 	// ObservedGeneration is the metadata.generation that the agent acted on last.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// PodSource is where the node's pods are learned from: kubelet, apiserver or,
+	// while neither answers, none.
+	// +optional
+	PodSource string `json:"podSource,omitempty"`
+	// RetiredCIDRs are not in spec.podCIDRs any more but stay routed, because
+	// pods that run still have addresses of them.
+	// +listType=atomic
+	// +optional
+	RetiredCIDRs []CIDR `json:"retiredCIDRs,omitempty"`
+	// Anycast lists the pods of the node at their anycast addresses, announced or
+	// not; at most 256, those not announced first.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	// +optional
+	Anycast []AnycastStatus `json:"anycast,omitempty"`
+}
+
+// AnycastStatus is one pod at one anycast address.
+type AnycastStatus struct {
+	Address string `json:"address"`
+	// Pod is namespace/name.
+	Pod string `json:"pod"`
+	// Announced tells whether the node announces the address on the pod's account.
+	Announced bool `json:"announced"`
+	// Reason is why, or why not, in one word; Message says more.
+	Reason string `json:"reason"`
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Since is when the reason began to hold.
+	Since metav1.Time `json:"since"`
 }
