@@ -1,25 +1,21 @@
 package bird
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
 const (
-	confName     = "bird.conf"
-	newName      = "bird.conf.new"
-	rejectedName = "bird.conf.rejected"
-
 	// undoAfter is when BIRD goes back to what it had, if nobody could reach it
 	// after it loaded a configuration.
 	undoAfter = 30 * time.Second
@@ -28,6 +24,14 @@ const (
 
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 5 * time.Second
+
+	// settle is how long after a change in BIRD its sessions are asked for: a
+	// session goes through several states at once.
+	settle = 50 * time.Millisecond
+	// BIRD logs changes of sessions, but not of counters or of OSPF's neighbors.
+	// It is asked for those at intervals, more often while a session is down.
+	askWhileDown = 2 * time.Second
+	askWhileUp   = 15 * time.Second
 )
 
 // RefusedError: BIRD did not accept a configuration. The one before it stays in
@@ -51,6 +55,8 @@ type State struct {
 	Applies int
 	// BIRD as last seen; zero before.
 	BIRD birdc.Status
+	// Sessions with the routers, as BIRD said last; none while BIRD is away.
+	Sessions []routing.Session
 }
 
 // ApplierConfig is what an Applier needs.
@@ -103,16 +109,20 @@ func (a *Applier) State() State {
 
 // Run works until ctx ends. It looks at BIRD when a configuration is set, when
 // BIRD went away or was reconfigured by somebody else, and again with growing
-// delay while the wanted configuration is not loaded.
+// delay while the wanted configuration is not loaded. While it is, Run follows
+// the sessions.
 func (a *Applier) Run(ctx context.Context) {
 	var (
 		want  []byte
 		delay = firstRetry
 		retry = time.NewTimer(0)
+		ask   = time.NewTimer(0)
 		look  = make(chan struct{}, 1) // BIRD did something that calls for a look
+		moved = make(chan struct{}, 1) // a session has moved
 		watch = func() {}              // ends the watcher of the BIRD seen last
 	)
 	retry.Stop()
+	ask.Stop()
 	defer func() { watch() }()
 	for {
 		select {
@@ -122,6 +132,12 @@ func (a *Applier) Run(ctx context.Context) {
 			delay = firstRetry
 		case <-look:
 		case <-retry.C:
+		case <-moved:
+			ask.Reset(settle)
+			continue
+		case <-ask.C:
+			ask.Reset(a.ask(ctx))
+			continue
 		}
 		if want == nil {
 			continue
@@ -137,24 +153,47 @@ func (a *Applier) Run(ctx context.Context) {
 		a.publish(err)
 		if err != nil {
 			watch = func() {}
+			ask.Reset(0) // a BIRD that refuses a configuration runs another
 			retry.Reset(delay)
 			delay = min(2*delay, lastRetry)
 			continue
 		}
 		retry.Stop()
 		delay = firstRetry
-		watch = a.watch(ctx, conn, look)
+		watch = a.watch(ctx, conn, look, moved)
+		ask.Reset(0)
 	}
 }
 
-// watch follows BIRD over conn and asks for a look when it goes away or loads a
-// configuration. The returned function ends it and waits for its end.
-func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look chan<- struct{}) (stop func()) {
+// ask brings the sessions up to date and says when to ask next.
+func (a *Applier) ask(ctx context.Context) time.Duration {
+	sessions, err := Backend{a.Socket}.Sessions(ctx)
+	if ctx.Err() != nil {
+		return askWhileUp
+	}
+	a.mu.Lock()
+	same := reflect.DeepEqual(sessions, a.state.Sessions)
+	a.state.Sessions = sessions
+	s := a.state
+	a.mu.Unlock()
+	if !same && a.OnChange != nil {
+		a.OnChange(s)
+	}
+	if err != nil || slices.ContainsFunc(sessions, func(s routing.Session) bool { return !s.Up }) {
+		return askWhileDown
+	}
+	return askWhileUp
+}
+
+// watch follows BIRD over conn. It asks for a look when BIRD goes away or loads a
+// configuration, and says so when anything else moves. The returned function ends
+// it and waits for its end.
+func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look, moved chan<- struct{}) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	ask := func() {
+	tell := func(c chan<- struct{}) {
 		select {
-		case look <- struct{}{}:
+		case c <- struct{}{}:
 		default:
 		}
 	}
@@ -162,12 +201,13 @@ func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look chan<- struc
 		defer close(done)
 		err := conn.Watch(ctx, func(line string) {
 			if strings.HasPrefix(line, "Reconfigured") {
-				ask()
+				tell(look)
 			}
+			tell(moved)
 		})
 		if ctx.Err() == nil {
 			a.Log.Warn("bird went away", "err", err)
-			ask()
+			tell(look)
 		}
 	}()
 	return func() { cancel(); <-done }
@@ -258,56 +298,6 @@ func (a *Applier) count() {
 	defer a.mu.Unlock()
 	a.state.Applies++
 }
-
-// install makes want the content of bird.conf, if check accepts it and it is not
-// there yet. It returns what was there.
-func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
-	if before, err = os.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
-		return before, nil
-	}
-	if err := a.write(newName, want); err != nil {
-		return before, err
-	}
-	if check != nil {
-		err := check(ctx, a.path(newName))
-		if refusal := new(birdc.ReplyError); errors.As(err, &refusal) {
-			return before, a.reject(a.path(newName), refusal.Text)
-		} else if err != nil {
-			return before, err
-		}
-	}
-	os.Remove(a.path(rejectedName)) // speaks of what is no longer wanted
-	return before, os.Rename(a.path(newName), a.path(confName))
-}
-
-// restore puts back what install has replaced.
-func (a *Applier) restore(before []byte) error {
-	if before == nil {
-		return nil
-	}
-	if err := a.write(newName, before); err != nil {
-		return err
-	}
-	return os.Rename(a.path(newName), a.path(confName))
-}
-
-// write makes a file that only root reads: it may hold passwords.
-func (a *Applier) write(name string, content []byte) error {
-	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
-		return err
-	}
-	os.Remove(a.path(name)) // WriteFile would keep the mode of one that exists
-	return os.WriteFile(a.path(name), content, 0o600)
-}
-
-func (a *Applier) reject(file, message string) error {
-	if err := os.Rename(file, a.path(rejectedName)); err != nil {
-		return err
-	}
-	return &RefusedError{File: a.path(rejectedName), Message: message}
-}
-
-func (a *Applier) path(name string) string { return filepath.Join(a.Dir, name) }
 
 // runs tells whether BIRD has loaded want. A configuration without a digest is
 // somebody else's.

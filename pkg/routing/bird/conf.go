@@ -105,7 +105,9 @@ func word(name string) string {
 
 // peerSymbol is the name of a peer's protocol in BIRD. The prefix keeps the name
 // "path", as bgp_path, from being a word of the language.
-func peerSymbol(name string) symbol { return symbol{"peer_" + word(name)} }
+func peerSymbol(name string) symbol { return symbol{peerPrefix + word(name)} }
+
+const peerPrefix = "peer_"
 
 // interfaceName is quoted, and holds nothing that could end the quotes or be
 // taken for a pattern.

@@ -116,6 +116,12 @@ func TestMatrix(t *testing.T) {
 			router: with(func(c *routingtest.RouterConfig) { c.GracefulRestart = true }),
 			check:  checkRestart,
 		},
+		"unnumbered graceful restart": {
+			missing: map[string]string{"bird": "BIRD 2.0.12 as the router does not find an unnumbered neighbor by itself: give it the node's link-local address, or the node its own"},
+			peer:    `interface: eth0, peerType: external`,
+			router:  routingtest.RouterConfig{LocalAS: routerAS, RemoteAS: nodeAS, Interface: "eth0", GracefulRestart: true},
+			check:   checkRestart,
+		},
 		"attributes": {
 			peer:   numbered + `, export: {communities: ["64512:100", "64512:7"], largeCommunities: ["4200000001:1:100"], med: 50, prepend: 2}`,
 			router: external,

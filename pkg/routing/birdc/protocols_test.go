@@ -110,3 +110,21 @@ func TestParseProtocols(t *testing.T) {
 		t.Error("a status without a version was taken")
 	}
 }
+
+func TestParseOSPFNeighbors(t *testing.T) {
+	got := parseOSPFNeighbors([]Line{
+		{1013, "ospf4: is not up"},
+		{1013, "ospf6:"},
+		{1013, "Router ID   \tPri\t     State     \tDTime\tInterface  Router IP"},
+		{1013, "192.0.2.1   \t  1\tFull/DR   \t38.123\teth0       fe80::1"},
+		{1013, "192.0.2.2   \t  0\t2-Way/Other\t38.123\teth1       fe80::2"},
+		{0, ""},
+	})
+	want := []OSPFNeighbor{
+		{Protocol: "ospf6", RouterID: "192.0.2.1", State: "Full", Role: "DR", Interface: "eth0", Address: "fe80::1"},
+		{Protocol: "ospf6", RouterID: "192.0.2.2", State: "2-Way", Role: "Other", Interface: "eth1", Address: "fe80::2"},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("have %+v\nwant %+v", got, want)
+	}
+}

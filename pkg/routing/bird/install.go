@@ -1,0 +1,68 @@
+package bird
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"flock.fritzlab.net/flock/pkg/routing/birdc"
+)
+
+// The files in an Applier's directory.
+const (
+	confName     = "bird.conf"
+	newName      = "bird.conf.new"
+	rejectedName = "bird.conf.rejected"
+)
+
+// install makes want the content of bird.conf, if check accepts it and it is not
+// there yet. It returns what was there.
+func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
+	if before, err = os.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
+		return before, nil
+	}
+	if err := a.write(newName, want); err != nil {
+		return before, err
+	}
+	if check != nil {
+		err := check(ctx, a.path(newName))
+		if refusal := new(birdc.ReplyError); errors.As(err, &refusal) {
+			return before, a.reject(a.path(newName), refusal.Text)
+		} else if err != nil {
+			return before, err
+		}
+	}
+	os.Remove(a.path(rejectedName)) // speaks of what is no longer wanted
+	return before, os.Rename(a.path(newName), a.path(confName))
+}
+
+// restore puts back what install has replaced.
+func (a *Applier) restore(before []byte) error {
+	if before == nil {
+		return nil
+	}
+	if err := a.write(newName, before); err != nil {
+		return err
+	}
+	return os.Rename(a.path(newName), a.path(confName))
+}
+
+// write makes a file that only root reads: it may hold passwords.
+func (a *Applier) write(name string, content []byte) error {
+	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
+		return err
+	}
+	os.Remove(a.path(name)) // WriteFile would keep the mode of one that exists
+	return os.WriteFile(a.path(name), content, 0o600)
+}
+
+func (a *Applier) reject(file, message string) error {
+	if err := os.Rename(file, a.path(rejectedName)); err != nil {
+		return err
+	}
+	return &RefusedError{File: a.path(rejectedName), Message: message}
+}
+
+func (a *Applier) path(name string) string { return filepath.Join(a.Dir, name) }
