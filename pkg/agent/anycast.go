@@ -34,7 +34,7 @@ func (a *Agent) openAnycast() error {
 	}
 	var attached []anycast.Attached
 	for _, r := range a.ledger.Records() {
-		if r.State == store.Committed && len(r.Anycast) > 0 {
+		if r.State == store.Committed && len(r.Anycast) > 0 && index[r.ContainerID] != 0 {
 			attached = append(attached, a.announcer(r, index[r.ContainerID]))
 		}
 	}
@@ -131,7 +131,7 @@ func verdict(p *pods.Pod) anycast.Verdict {
 		Terminating: !p.Deletion.IsZero() || p.Status.Phase == pods.Succeeded || p.Status.Phase == pods.Failed,
 	}
 	for _, r := range p.Status.Runs {
-		if !r.Init {
+		if !r.Init || r.Running { // a running init container is a sidecar, or the pod is not Ready yet
 			v.Containers = append(v.Containers, anycast.Container{Name: r.Container, ID: r.ID, Restarts: int(r.Restarts)})
 		}
 	}

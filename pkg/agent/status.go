@@ -58,7 +58,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		status.PodSource = a.pods.Status().Origin.String()
 		status.RetiredCIDRs = nil
 		for _, p := range a.ledger.Retired() {
-			status.RetiredCIDRs = append(status.RetiredCIDRs, v1alpha1.CIDR(p.String()))
+			status.RetiredCIDRs = append(status.RetiredCIDRs, p.String())
 		}
 		if anycast, err := a.anycastStatus(ctx); err == nil {
 			status.Anycast = anycast

@@ -148,7 +148,7 @@ type NodeConfigStatus struct {
 	// pods that run still have addresses of them.
 	// +listType=atomic
 	// +optional
-	RetiredCIDRs []CIDR `json:"retiredCIDRs,omitempty"`
+	RetiredCIDRs []string `json:"retiredCIDRs,omitempty"`
 	// Anycast lists the pods of the node at their anycast addresses, announced or
 	// not; at most 256, those not announced first.
 	// +listType=atomic

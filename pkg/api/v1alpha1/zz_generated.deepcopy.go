@@ -540,7 +540,7 @@ func (in *NodeConfigStatus) DeepCopyInto(out *NodeConfigStatus) {
 	}
 	if in.RetiredCIDRs != nil {
 		in, out := &in.RetiredCIDRs, &out.RetiredCIDRs
-		*out = make([]CIDR, len(*in))
+		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
 	if in.Anycast != nil {
