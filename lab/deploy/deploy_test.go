@@ -210,6 +210,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch /namespaces",
 		"patch flock.fritzlab.net/nodeconfigs/status",
 		"get,list,create,delete flock.fritzlab.net/addressclaims",
+		"create,patch events.k8s.io/events",
 	}; !slices.Equal(may, want) {
 		t.Errorf("the agent may %q, want %q", may, want)
 	}

@@ -88,6 +88,10 @@ func (a *Agent) followPools(ctx context.Context) error {
 			if l, err := a.host.Lookup(r.ContainerID); err == nil && l.IfIndex != 0 {
 				a.anycast.Tell(a.announcer(r, l.IfIndex))
 			}
+			// It may have been given up since it was listed.
+			if now, ok := a.ledger.Lookup(r.ID); !ok || now.State != store.Committed {
+				a.anycast.Tell(anycast.Detached{ContainerID: r.ContainerID})
+			}
 		}
 	}
 }
