@@ -1,0 +1,363 @@
+//go:build apiserver
+
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/claim"
+	"flock.fritzlab.net/flock/pkg/claim/claimtest"
+	"flock.fritzlab.net/flock/pkg/kube/kubetest"
+)
+
+// TestAPIServer is one story with one server; its clients are agents, with the rights
+// that deploy/ gives them.
+func TestAPIServer(t *testing.T) {
+	s := &server{kubetest.Start(t, "../../deploy")}
+	t.Run("contract", func(t *testing.T) {
+		s.run(t, "contract", "node1")
+		claimtest.Contract(t, s.claims(t, "node1"))
+	})
+	t.Run("what is no claim", func(t *testing.T) { badClaims(t, s) })
+	t.Run("claims for the own node only", func(t *testing.T) { ownClaimsOnly(t, s) })
+	t.Run("two agents race for an address", func(t *testing.T) { race(t, s) })
+	t.Run("two agents race for that of a pod that is gone", func(t *testing.T) { takeover(t, s) })
+	t.Run("a live pod keeps its own", func(t *testing.T) { refuseNaming(t, s) })
+	t.Run("crash between claim and record", func(t *testing.T) { crash(t, s) })
+	t.Run("events", func(t *testing.T) { events(t, s) })
+	t.Run("outage", func(t *testing.T) { outage(t, s) })
+}
+
+type server struct{ *kubetest.Server }
+
+func (s *server) claims(t *testing.T, node string) *Claims {
+	t.Helper()
+	c, err := NewClaims(s.Agent(node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// agent is a node's keeper of claims; kill ends it as a crash does.
+func (s *server) agent(t *testing.T, node string) (k *claim.Keeper, kill func()) {
+	t.Helper()
+	k = claim.New(claim.Config{Node: node, API: s.claims(t, node), Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); k.Run(ctx) }()
+	kill = func() { cancel(); <-done }
+	t.Cleanup(kill)
+	return k, kill
+}
+
+// run has a pod of the namespace default be on a node, and returns its UID.
+func (s *server) run(t *testing.T, name, node string) (uid string) {
+	t.Helper()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "c", Image: "echo:dev"}}},
+	}
+	made := &corev1.Pod{}
+	if err := s.Core(s.Admin()).Post().Namespace("default").Resource("pods").Body(pod).Do(t.Context()).Into(made); err != nil {
+		t.Fatal(err)
+	}
+	return string(made.UID)
+}
+
+// remove deletes a pod: within its grace period, or with none.
+func (s *server) remove(t *testing.T, name string, grace int64) {
+	t.Helper()
+	o := &metav1.DeleteOptions{GracePeriodSeconds: &grace}
+	if err := s.Core(s.Admin()).Delete().Namespace("default").Resource("pods").Name(name).Body(o).Do(t.Context()).Error(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// holder is the pod whose claim there is on addr.
+func (s *server) holder(t *testing.T, addr netip.Addr) string {
+	t.Helper()
+	c, err := s.claims(t, "node1").GetClaim(t.Context(), v1alpha1.AddressClaimName(addr))
+	if err != nil && !apierrors.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	return c.Spec.PodName
+}
+
+func (s *server) becomes(t *testing.T, addr netip.Addr, holder string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); s.holder(t, addr) != holder; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s is held by %q, want %q", addr, s.holder(t, addr), holder)
+		}
+	}
+}
+
+func address(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8:200::%x", i)) }
+
+func of(pod, uid string, addrs ...netip.Addr) (claims []claim.Claim) {
+	for _, a := range addrs {
+		claims = append(claims, claim.Claim{Addr: a, PodNamespace: "default", PodName: pod, PodUID: uid})
+	}
+	return claims
+}
+
+func badClaims(t *testing.T, s *server) {
+	const good = `
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressClaim
+metadata: {name: 2001-0db8-0200-0000-0000-0000-0000-0007}
+spec: {address: "2001:db8:200::7", podNamespace: shop, podName: web-0, podUID: u, nodeName: node1}
+`
+	for _, c := range []struct{ from, to, want string }{
+		{"0007}", "0008}", "the name must be the address"},
+		{"2001-0db8-0200-0000-0000-0000-0000-0007", "2001-db8-200--7", "the name must be the address"},
+		{`name: 2001-0db8-0200-0000-0000-0000-0000-0007}
+spec: {address: "2001:db8:200::7"`, `name: 203.0.113.7}
+spec: {address: "203.0.113.8"`, "the name must be the address"},
+		{`"2001:db8:200::7"`, `"2001:db8:200::7/128"`, "not an IP address"},
+		{"nodeName: node1", "nodeName: ''", "spec.nodeName"},
+		{"podUID: u, ", "", "spec.podUID"},
+	} {
+		bad := strings.Replace(good, c.from, c.to, 1)
+		if bad == good {
+			t.Fatalf("%q is not in the manifest", c.from)
+		}
+		if out, err := s.TryKubectl(bad, "create", "--dry-run=server", "--filename=-"); err == nil || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %v %s, want %q", c.to, err, out, c.want)
+		}
+	}
+	s.Kubectl(good, "create", "--filename=-")
+	if out, err := s.TryKubectl("", "patch", "addressclaim", "2001-0db8-0200-0000-0000-0000-0000-0007", "--type=merge", `--patch={"spec":{"podUID":"v"}}`); err == nil || !strings.Contains(out, "a claim does not change") {
+		t.Errorf("it was changed: %s", out)
+	}
+	t.Log("\n" + s.Kubectl("", "get", "addressclaims"))
+	s.Kubectl("", "delete", "ac", "--field-selector=spec.nodeName=node1")
+}
+
+func ownClaimsOnly(t *testing.T, s *server) {
+	k := claim.New(claim.Config{Node: "node2", API: s.claims(t, "node1"), Log: slog.New(slog.DiscardHandler)})
+	var err error
+	// The server takes a moment to follow its own policies.
+	for i := 0; i < 100 && err == nil; i++ {
+		err = k.Acquire(t.Context(), "a", of("thief", "u", address(0x700+i)))
+		time.Sleep(50 * time.Millisecond)
+	}
+	if want := `the agent on node "node1" may claim addresses for its own node only, not for "node2"`; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, claim.ErrUnavailable) {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// contend has each agent ask for addr for its pod, all at the same time; one gets it,
+// and the others are told who.
+func contend(t *testing.T, addr netip.Addr, agents []*claim.Keeper, pods, uids []string) (winner int, took []time.Duration) {
+	t.Helper()
+	errs := make([]error, len(agents))
+	took = make([]time.Duration, len(agents))
+	start := make(chan struct{})
+	var done sync.WaitGroup
+	for i, k := range agents {
+		done.Go(func() {
+			<-start
+			began := time.Now()
+			errs[i] = k.Acquire(t.Context(), pods[i], of(pods[i], uids[i], addr))
+			took[i] = time.Since(began)
+		})
+	}
+	close(start)
+	done.Wait()
+	winner = slices.Index(errs, nil)
+	for i, err := range errs {
+		var held *claim.HeldError
+		if i != winner && (!errors.As(err, &held) || winner < 0 || held.Pod != "default/"+pods[winner]) {
+			t.Fatalf("%s: %d won, the answers were %v", addr, winner, errs)
+		}
+	}
+	return winner, took
+}
+
+func race(t *testing.T, s *server) {
+	node1, _ := s.agent(t, "node1")
+	node2, _ := s.agent(t, "node2")
+	pods := []string{"racer1", "racer2"}
+	uids := []string{s.run(t, pods[0], "node1"), s.run(t, pods[1], "node2")}
+	var wins [2]int
+	var won, lost []time.Duration
+	for i := range 100 {
+		w, took := contend(t, address(0x100+i), []*claim.Keeper{node1, node2}, pods, uids)
+		wins[w]++
+		won, lost = append(won, took[w]), append(lost, took[1-w])
+	}
+	t.Logf("100 races: %d to node1, %d to node2; Acquire took %s (median), the refusal %s", wins[0], wins[1], median(won), median(lost))
+	var alone []time.Duration
+	for i := range 100 {
+		began := time.Now()
+		if err := node1.Acquire(t.Context(), "alone", of(pods[0], uids[0], address(0x200+i))); err != nil {
+			t.Fatal(err)
+		}
+		alone = append(alone, time.Since(began))
+	}
+	t.Logf("without contention: Acquire took %s (median), at most %s", median(alone), slices.Max(alone))
+	s.remove(t, pods[0], 0)
+	began := time.Now()
+	node1.Release(pods[0])
+	node1.Release("alone")
+	for i := range 100 {
+		s.becomes(t, address(0x200+i), "")
+	}
+	t.Logf("%d claims were given up within %s", wins[0]+100, time.Since(began).Round(time.Millisecond))
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2].Round(10 * time.Microsecond)
+}
+
+func takeover(t *testing.T, s *server) {
+	node2, _ := s.agent(t, "node2")
+	node3, _ := s.agent(t, "node3")
+	pods := []string{"heir2", "heir3"}
+	uids := []string{s.run(t, pods[0], "node2"), s.run(t, pods[1], "node3")}
+	var took []time.Duration
+	for i := range 20 {
+		crashed, kill := s.agent(t, "node1")
+		uid := s.run(t, "late", "node1")
+		if err := crashed.Acquire(t.Context(), "a", of("late", uid, address(0x300+i))); err != nil {
+			t.Fatal(err)
+		}
+		kill()
+		s.remove(t, "late", 0)
+		w, all := contend(t, address(0x300+i), []*claim.Keeper{node2, node3}, pods, uids)
+		took = append(took, all[w])
+	}
+	t.Logf("20 takeovers, one winner each, %s (median)", median(took))
+}
+
+func refuseNaming(t *testing.T, s *server) {
+	node1, _ := s.agent(t, "node1")
+	node2, _ := s.agent(t, "node2")
+	holder, late := s.run(t, "holder", "node1"), s.run(t, "latecomer", "node2")
+	if err := node1.Acquire(t.Context(), "a", of("holder", holder, address(0x400))); err != nil {
+		t.Fatal(err)
+	}
+	refused := func() {
+		t.Helper()
+		err := node2.Acquire(t.Context(), "b", of("latecomer", late, address(0x400)))
+		if want := "2001:db8:200::400 is held by pod default/holder on node node1: choose another address, or wait until that pod has gone"; err == nil || err.Error() != want {
+			t.Errorf("got %v\nwant %s", err, want)
+		}
+	}
+	refused()
+	s.remove(t, "holder", 30) // it has a grace period, and no kubelet that ends it
+	refused()
+	node1.Release("a") // detached
+	s.becomes(t, address(0x400), "")
+	if err := node2.Acquire(t.Context(), "b", of("latecomer", late, address(0x400))); err != nil {
+		t.Error(err)
+	}
+}
+
+func crash(t *testing.T, s *server) {
+	crashed, kill := s.agent(t, "node1")
+	stays, goes := s.run(t, "stays", "node1"), s.run(t, "goes", "node1")
+	for pod, uid := range map[string]string{"stays": stays, "goes": goes} {
+		if err := crashed.Acquire(t.Context(), pod, of(pod, uid, map[string]netip.Addr{"stays": address(0x500), "goes": address(0x501)}[pod])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill()
+	s.remove(t, "goes", 0)
+	k, _ := s.agent(t, "node1")
+	s.becomes(t, address(0x501), "")
+	if h := s.holder(t, address(0x500)); h != "stays" {
+		t.Errorf("the claim of a pod that lives is %q's", h)
+	}
+	if err := k.Acquire(t.Context(), "again", of("stays", stays, address(0x500))); err != nil {
+		t.Error(err)
+	}
+}
+
+func events(t *testing.T, s *server) {
+	r, err := NewRecorder(s.Agent("node1"), "node1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); r.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	pod := PodRef{"default", "told", s.run(t, "told", "node1")}
+	for range 3 {
+		r.Event(pod, Warning, "AddressRefused", "Attach", "2001:db8:200::7 is held by another pod"+strings.Repeat(".", 2*noteLimit))
+	}
+	var list eventsv1.EventList
+	get := func() []eventsv1.Event {
+		raw := s.Kubectl("", "get", "events.v1.events.k8s.io", "--field-selector=regarding.name=told", "--output=json")
+		list = eventsv1.EventList{}
+		if err := json.Unmarshal([]byte(raw), &list); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(get()) == 0 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	}
+	if len(list.Items) != 1 || string(list.Items[0].Regarding.UID) != pod.UID || list.Items[0].ReportingController != reportingController || list.Items[0].ReportingInstance != "node1" {
+		t.Fatalf("events: %+v", list.Items)
+	}
+	if err := r.sink.patch(t.Context(), "default", list.Items[0].Name, eventsv1.EventSeries{Count: 3, LastObservedTime: metav1.NowMicro()}); err != nil {
+		t.Fatal(err)
+	}
+	if e := get()[0]; e.Series == nil || e.Series.Count != 3 {
+		t.Errorf("series %+v", e.Series)
+	}
+	if out := s.Kubectl("", "describe", "pod", "told"); !strings.Contains(out, "AddressRefused") || !strings.Contains(out, "flock.fritzlab.net/agent") {
+		t.Errorf("kubectl describe pod does not tell:\n%s", out)
+	}
+}
+
+func outage(t *testing.T, s *server) {
+	node1, _ := s.agent(t, "node1")
+	node2, _ := s.agent(t, "node2")
+	going, stays, late := s.run(t, "going", "node1"), s.run(t, "survivor", "node1"), s.run(t, "beginner", "node2")
+	for pod, c := range map[string][]claim.Claim{"going": of("going", going, address(0x600)), "survivor": of("survivor", stays, address(0x601))} {
+		if err := node1.Acquire(t.Context(), pod, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.remove(t, "going", 30)
+	s.Down()
+	node1.Release("going")
+	if err := node2.Acquire(t.Context(), "b", of("beginner", late, address(0x600))); !errors.Is(err, claim.ErrUnavailable) {
+		t.Errorf("a new address in an outage: %v", err)
+	}
+	node1.Release("survivor")
+	if err := node1.Acquire(t.Context(), "second sandbox", of("survivor", stays, address(0x601))); err != nil {
+		t.Errorf("the own address in an outage: %v", err)
+	}
+	s.Up()
+	up := time.Now()
+	s.becomes(t, address(0x600), "")
+	t.Logf("given up %s after the outage", time.Since(up).Round(time.Millisecond))
+	if h := s.holder(t, address(0x601)); h != "survivor" {
+		t.Errorf("the survivor's address is held by %q", h)
+	}
+	if err := node2.Acquire(t.Context(), "b", of("beginner", late, address(0x600))); err != nil {
+		t.Error(err)
+	}
+}
