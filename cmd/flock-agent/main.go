@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command flock-agent is everything flock does on a node: it answers the CNI
 // plugin, wires pods, keeps the node's routes and renders the routing daemon's
 // configuration.
