@@ -29,7 +29,8 @@ const (
 	// session goes through several states at once.
 	settle = 50 * time.Millisecond
 	// BIRD logs changes of sessions, but not of counters or of OSPF's neighbors.
-	// It is asked for those at intervals, more often while a session is down.
+	// It is asked for those at intervals, more often while a session is down or
+	// where BIRD does not tell (version 3).
 	askWhileDown = 2 * time.Second
 	askWhileUp   = 15 * time.Second
 )
@@ -81,8 +82,9 @@ type Applier struct {
 	ApplierConfig
 	inbox chan []byte
 
-	mu    sync.Mutex // guards state
+	mu    sync.Mutex // guards what follows
 	state State
+	blind bool // BIRD does not tell what moves
 }
 
 // NewApplier returns an Applier that does nothing until Run.
@@ -117,7 +119,8 @@ func (a *Applier) Run(ctx context.Context) {
 		delay = firstRetry
 		retry = time.NewTimer(0)
 		ask   = time.NewTimer(0)
-		look  = make(chan struct{}, 1) // BIRD did something that calls for a look
+		last  time.Time                // of the last look at BIRD
+		look  = make(chan struct{}, 1) // BIRD did something that calls for one
 		moved = make(chan struct{}, 1) // a session has moved
 		watch = func() {}              // ends the watcher of the BIRD seen last
 	)
@@ -131,6 +134,10 @@ func (a *Applier) Run(ctx context.Context) {
 		case want = <-a.inbox:
 			delay = firstRetry
 		case <-look:
+			if soon := time.Until(last.Add(firstRetry)); soon > 0 {
+				retry.Reset(soon) // whatever BIRD does, it is not looked at all the time
+				continue
+			}
 		case <-retry.C:
 		case <-moved:
 			ask.Reset(settle)
@@ -143,6 +150,7 @@ func (a *Applier) Run(ctx context.Context) {
 			continue
 		}
 		watch()
+		last = time.Now()
 		conn, err := a.ensure(ctx, want)
 		if ctx.Err() != nil {
 			if conn != nil {
@@ -174,12 +182,12 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 	a.mu.Lock()
 	same := reflect.DeepEqual(sessions, a.state.Sessions)
 	a.state.Sessions = sessions
-	s := a.state
+	s, blind := a.state, a.blind
 	a.mu.Unlock()
 	if !same && a.OnChange != nil {
 		a.OnChange(s)
 	}
-	if err != nil || slices.ContainsFunc(sessions, func(s routing.Session) bool { return !s.Up }) {
+	if err != nil || blind || slices.ContainsFunc(sessions, func(s routing.Session) bool { return !s.Up }) {
 		return askWhileDown
 	}
 	return askWhileUp
@@ -197,6 +205,10 @@ func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look, moved chan<
 		default:
 		}
 	}
+	err := conn.Echo(ctx)
+	a.mu.Lock()
+	a.blind = err != nil
+	a.mu.Unlock()
 	go func() {
 		defer close(done)
 		err := conn.Watch(ctx, func(line string) {

@@ -78,6 +78,7 @@ func TestRealBIRD(t *testing.T) {
 	refused(8002, err)
 
 	events, watcher := make(chan string, 100), dial()
+	must(watcher.Echo(ctx))
 	watchErr := make(chan error, 1)
 	go func() { watchErr <- watcher.Watch(ctx, func(line string) { events <- line }) }()
 	routingtest.Eventually(t, 5*time.Second, func() error {

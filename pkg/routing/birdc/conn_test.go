@@ -170,6 +170,9 @@ func TestWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Echo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	var lines []string
 	err = c.Watch(t.Context(), func(line string) { lines = append(lines, line) })
 	if want := []string{"peer_tor: State changed to up", "Reconfigured"}; !errors.Is(err, ErrClosed) || !reflect.DeepEqual(lines, want) {

@@ -168,7 +168,7 @@ func (c *Channel) detail(key, value string) {
 			}
 		}
 	case "Import updates":
-		if f := strings.Fields(value); len(f) == 5 {
+		if f := strings.Fields(value); len(f) >= 5 { // BIRD 3 has further columns
 			c.Received, _ = strconv.Atoi(f[0])
 			c.Invalid, _ = strconv.Atoi(f[1])
 			c.Filtered, _ = strconv.Atoi(f[2])
