@@ -91,7 +91,10 @@ func (a *apiserver) follow(ctx context.Context, tell func(report)) {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
 			w, err := pods(&o).Watch(ctx)
-			if err == nil {
+			switch list := o.SendInitialEvents != nil && *o.SendInitialEvents; {
+			case list && apierrors.IsInvalid(err): // it is too old for that, and will be asked for a list
+				return w, err
+			case !list && err == nil:
 				tell(report{resumed: true})
 			}
 			return w, lost(err)

@@ -272,6 +272,16 @@ func (w *watcher) expectStatus(o Origin, kubelet string) {
 	}
 }
 
+// eventually waits for what nothing announces.
+func eventually(t *testing.T, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it never came about")
+		}
+	}
+}
+
 func TestKubeletWatch(t *testing.T) {
 	k := startFakeKubelet(t)
 	a, b := apiPod("a", corev1.ConditionTrue, 0), apiPod("b", corev1.ConditionFalse, 0)
