@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"time"
@@ -78,7 +79,11 @@ func (a *apiserver) follow(ctx context.Context, tell func(report)) {
 		return a.client.Get().Resource("pods").VersionedParams(o, a.params)
 	}
 	lost := func(err error) error {
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return io.EOF // of which the reflector makes no fuss
+		default:
 			tell(report{err: fmt.Errorf("API server: %w", err)})
 		}
 		return err

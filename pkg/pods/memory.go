@@ -55,8 +55,8 @@ const (
 	// source in use has it no more.
 	Deleted
 	// Synced is told when what was told is complete: nothing that is not known
-	// by now is on the node. It comes once at the start, and again each time
-	// a source was connected to anew.
+	// by now is on the node. It comes once at the start, and again whenever a
+	// source had to be asked for everything anew.
 	Synced
 )
 
