@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -116,7 +117,7 @@ func (r *rig) process(t *testing.T, on, name string) *process.Process {
 
 func (r *rig) stop(t *testing.T, on, name string) {
 	t.Helper()
-	if err := r.process(t, on, name).Stop(patience); err != nil {
+	if err := r.process(t, on, name).Stop(5 * time.Second); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -193,26 +194,57 @@ func (r *rig) setGate(t *testing.T, name string, open bool) {
 	}
 }
 
-// containerPID finds the first process of a container by its cgroup.
-func containerPID(t *testing.T, containerID string) int {
+// ctr asks the node's containerd.
+func (r *rig) ctr(t *testing.T, args ...string) string {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	cmd, err := r.lab.Command(node, append([]string{"ctr", "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range files {
-		content, err := os.ReadFile(f)
-		if err != nil || !strings.Contains(string(content), containerID) {
+	var complaint strings.Builder
+	cmd.Stderr = &complaint // its warnings too
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("ctr %s: %v: %s", strings.Join(args, " "), err, complaint.String())
+	}
+	return string(out)
+}
+
+// crash kills the first process of a container, and returns when.
+func (r *rig) crash(t *testing.T, containerID string) time.Time {
+	t.Helper()
+	return r.crashLater(t, containerID)()
+}
+
+// crashLater finds the first process of a container, and returns how to kill it.
+func (r *rig) crashLater(t *testing.T, containerID string) func() time.Time {
+	t.Helper()
+	for line := range strings.Lines(r.ctr(t, "tasks", "list")) {
+		fields := strings.Fields(line) // TASK PID STATUS
+		if fields[0] != containerID {
 			continue
 		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		pid, err := strconv.Atoi(fields[1])
 		if err != nil {
 			t.Fatal(err)
 		}
-		return pid
+		return func() time.Time {
+			now := time.Now()
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			return now
+		}
 	}
-	t.Fatalf("no process in a cgroup of container %s", containerID)
-	return 0
+	t.Fatalf("no task of container %s", containerID)
+	return nil
+}
+
+// sandboxOf returns the ID of the pod's sandbox.
+func (r *rig) sandboxOf(t *testing.T, podUID string) string {
+	t.Helper()
+	return strings.TrimSpace(r.ctr(t, "containers", "list", "--quiet",
+		fmt.Sprintf(`labels."io.kubernetes.pod.uid"==%s,labels."io.cri-containerd.kind"==sandbox`, podUID)))
 }
 
 func logger(t *testing.T) *slog.Logger {

@@ -24,9 +24,14 @@ import (
 	"flock.fritzlab.net/flock/pkg/pods"
 )
 
-// TestPods tells one story by each source, and then what happens between them.
-func TestPods(t *testing.T) {
+func TestSources(t *testing.T) {
 	r := bringUp(t)
+	t.Run("pods", func(t *testing.T) { testPods(t, r) })
+	t.Run("exits", func(t *testing.T) { testExits(t, r) })
+}
+
+// testPods tells one story by each source, and then what happens between them.
+func testPods(t *testing.T, r *rig) {
 	cable := &cable{dial: r.config.Dial}
 	for _, s := range []source{
 		{
@@ -198,19 +203,11 @@ func testCrash(t *testing.T, r *rig, s source) {
 	o := observe(t, s.config)
 	uid := string(r.create(t, echo("crash-"+s.name)).UID)
 	before := o.awaitPod(uid, "the pod to be Ready", ready).Status.Runs[0]
-	crash(t, before.ID)
+	r.crash(t, before.ID)
 	o.awaitPod(uid, "another run to be Ready", func(p *pods.Pod) bool {
 		run := p.Status.Runs[0]
 		return ready(p) && run.Running && run.Restarts == before.Restarts+1 && run.ID != before.ID
 	})
-}
-
-// crash kills the first process of a container.
-func crash(t *testing.T, containerID string) {
-	t.Helper()
-	if err := syscall.Kill(containerPID(t, containerID), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func testDeletion(t *testing.T, r *rig, s source) {
@@ -302,7 +299,7 @@ func testWithoutAPIServer(t *testing.T, r *rig) {
 	before := o.awaitPod(uid, "the pod to be Ready", ready)
 	mark := o.mark()
 	r.stop(t, plan.ControlPlane, "kube-apiserver")
-	crash(t, before.Status.Runs[0].ID)
+	r.crash(t, before.Status.Runs[0].ID)
 	o.awaitPod(uid, "another run to be Ready", func(p *pods.Pod) bool { return ready(p) && p.Status.Runs[0].Restarts == 1 })
 	if _, err := o.local.Get(t.Context(), before.Ref); err != nil {
 		t.Errorf("Get without the API server returned %v", err)
