@@ -12,9 +12,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"flock.fritzlab.net/flock/pkg/agent"
+	"flock.fritzlab.net/flock/pkg/exits"
 	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/version"
 )
@@ -37,6 +39,14 @@ func main() {
 	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
 	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
 	flag.StringVar(&c.PodsAPI, "pods-api", pods.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, pods are learned from the API server; empty: always from there")
+	flag.Func("runtime-sockets", "sockets of the container runtime, tried in order, separated by commas; it tells of a crash long before the kubelet does (default \""+strings.Join(exits.DefaultSockets, ",")+"\"; none: the kubelet's pace)", func(s string) error {
+		c.RuntimeSockets = nil
+		if s != "" && s != "none" {
+			c.RuntimeSockets = strings.Split(s, ",")
+		}
+		return nil
+	})
+	c.RuntimeSockets = exits.DefaultSockets
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz and /readyz answer; empty: none")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
 	flag.BoolVar(&showVersion, "version", false, "print the version and end")

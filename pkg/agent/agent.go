@@ -21,6 +21,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
+	"flock.fritzlab.net/flock/pkg/exits"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
 	"flock.fritzlab.net/flock/pkg/pods"
@@ -36,7 +37,9 @@ type Config struct {
 	Kubeconfig    string
 	HealthAddress string
 	PodsAPI       string // the kubelet's socket; empty: ask the API server
-	Log           *slog.Logger
+	// RuntimeSockets are tried in order for the exits of containers.
+	RuntimeSockets []string
+	Log            *slog.Logger
 }
 
 // Agent serves the pods of one node.
@@ -44,6 +47,7 @@ type Agent struct {
 	Config
 	api     *kube.Client
 	pods    pods.Source
+	exits   *exits.Runtime
 	claims  *claim.Keeper
 	events  *kube.Recorder
 	metrics *metrics
@@ -98,6 +102,7 @@ func Run(ctx context.Context, c Config) error {
 		},
 		a.followNode,
 		a.followPods,
+		a.followExits,
 		a.followPools,
 		a.followLinks,
 		a.anycast.Run,
@@ -127,6 +132,7 @@ func (a *Agent) connect() error {
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
 	a.addressPools = a.api.AddressPools(a.poolsChanged.give)
 	a.namespaces = a.api.Namespaces()
+	a.exits = exits.New(exits.Config{Sockets: a.RuntimeSockets, Log: a.Log, OnStatus: func(exits.Status) { a.changed() }})
 	claims, err := kube.NewClaims(server)
 	if err != nil {
 		return err

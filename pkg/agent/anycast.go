@@ -14,6 +14,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/exits"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/store"
@@ -118,6 +119,14 @@ func (a *Agent) followPods(ctx context.Context) error {
 			known[e.Pod.UID] = v
 			a.anycast.Tell(v)
 		}
+	})
+}
+
+// followExits takes the end of containers to the anycast controller, long before
+// the kubelet looks.
+func (a *Agent) followExits(ctx context.Context) error {
+	return a.exits.Watch(ctx, func(e exits.Exit) {
+		a.anycast.Tell(anycast.Exited{ContainerID: e.ID, At: e.At})
 	})
 }
 

@@ -57,6 +57,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		for _, c := range a.conditions(latest) {
 			meta.SetStatusCondition(&status.Conditions, c)
 		}
+		status.ExitSource = a.exits.Status().Way.String()
 		status.PodSource = a.pods.Status().Origin.String()
 		status.RetiredCIDRs = nil
 		for _, p := range a.ledger.Retired() {

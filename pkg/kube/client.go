@@ -81,6 +81,7 @@ func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.N
 		"conditions":         status.Conditions,
 		"observedGeneration": status.ObservedGeneration,
 		"podSource":          status.PodSource,
+		"exitSource":         status.ExitSource,
 		"retiredCIDRs":       status.RetiredCIDRs,
 		"anycast":            status.Anycast,
 	}})

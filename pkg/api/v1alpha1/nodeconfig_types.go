@@ -144,6 +144,10 @@ type NodeConfigStatus struct {
 	// while neither answers, none.
 	// +optional
 	PodSource string `json:"podSource,omitempty"`
+	// ExitSource is how the end of a container is learned of: containerd (its
+	// events), cri (the portable way) or none, at the kubelet's pace.
+	// +optional
+	ExitSource string `json:"exitSource,omitempty"`
 	// RetiredCIDRs are not in spec.podCIDRs any more but stay routed, because
 	// pods that run still have addresses of them.
 	// +listType=atomic
