@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -36,6 +37,18 @@ func main() {
 	var level slog.Level
 	var showVersion bool
 	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
+	addresses := func(s string) error {
+		c.NodeAddresses = nil
+		for field := range strings.SplitSeq(s, ",") {
+			addr, err := netip.ParseAddr(field)
+			if err != nil {
+				return fmt.Errorf("%q is no IP address: want the node's InternalIPs, separated by commas", field)
+			}
+			c.NodeAddresses = append(c.NodeAddresses, addr)
+		}
+		return nil
+	}
+	flag.Func("node-addresses", "the Node's InternalIPs, from which BGP sessions come where a router is on their subnet, separated by commas (default: $NODE_ADDRESSES)", addresses)
 	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
 	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
 	flag.StringVar(&c.PodsAPI, "pods-api", pods.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, pods are learned from the API server; empty: always from there")
@@ -55,6 +68,12 @@ func main() {
 		flag.PrintDefaults()
 	}
 	flag.Parse()
+	if env := os.Getenv("NODE_ADDRESSES"); env != "" && c.NodeAddresses == nil {
+		if err := addresses(env); err != nil {
+			fmt.Fprintf(os.Stderr, "flock-agent: NODE_ADDRESSES=%q: %v\n", env, err)
+			os.Exit(2)
+		}
+	}
 	if showVersion {
 		fmt.Println(version.Version)
 		return

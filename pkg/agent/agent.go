@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -32,7 +33,9 @@ import (
 
 // Config is what the agent's flags say.
 type Config struct {
-	NodeName      string
+	NodeName string
+	// NodeAddresses are the Node's InternalIPs: what routers know it by.
+	NodeAddresses []netip.Addr
 	StateDir      string
 	Kubeconfig    string
 	HealthAddress string

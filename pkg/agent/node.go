@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -124,7 +125,14 @@ func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
 			return err
 		}
 	}
-	a.bird.Set(bird.Render(routing.IntentOf(node)))
+	intent := routing.IntentOf(node)
+	links, err := net.InterfaceAddrs()
+	if err != nil {
+		return err
+	}
+	intent.OnLink = routing.OnLink(links)
+	intent.Addresses = a.NodeAddresses
+	a.bird.Set(bird.Render(intent))
 	if a.serving.Swap(&serving{node: node, nodeAddrs: own, mtu: mtu}) == nil {
 		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
 	}

@@ -10,10 +10,12 @@ import (
 	"reflect"
 	"time"
 
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/routing"
 )
 
 // The condition types of a NodeConfig.
@@ -37,12 +39,17 @@ func (a *Agent) note(generation int64, err error) {
 	a.changed()
 }
 
-// reportStatus writes the NodeConfig's status when it has changed, at most once a
-// second, and again while the API server does not take it.
+// reportStatus writes the NodeConfig's status when something in it has changed
+// that somebody may act on. A few changes are written at once, more at a pace at
+// which a thousand nodes make fewer than 20 writes a second.
 func (a *Agent) reportStatus(ctx context.Context) error {
-	const interval, lastRetry = time.Second, 30 * time.Second
+	const (
+		gather                = time.Second // what comes together is one write
+		firstRetry, lastRetry = time.Second, 30 * time.Second
+	)
+	pace := rate.NewLimiter(rate.Every(time.Minute), 10)
 	var status, written v1alpha1.NodeConfigStatus
-	pause := interval
+	retry := firstRetry
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,31 +60,24 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		if latest == nil {
 			continue // no object to write to is known yet
 		}
-		status.ObservedGeneration = latest.generation
-		for _, c := range a.conditions(latest) {
-			meta.SetStatusCondition(&status.Conditions, c)
+		if a.fillStatus(ctx, latest, &status); reflect.DeepEqual(notable(status), notable(written)) {
+			continue
 		}
-		status.ExitSource = a.exits.Status().Way.String()
-		status.PodSource = a.pods.Status().Origin.String()
-		status.RetiredCIDRs = nil
-		for _, p := range a.ledger.Retired() {
-			status.RetiredCIDRs = append(status.RetiredCIDRs, p.String())
+		if pace.Wait(ctx) != nil {
+			return nil
 		}
-		if anycast, err := a.anycastStatus(ctx); err == nil {
-			status.Anycast = anycast
-		}
-		if !reflect.DeepEqual(status, written) {
-			call, cancel := context.WithTimeout(ctx, 10*time.Second)
-			err := a.api.PatchStatus(call, a.NodeName, status)
-			cancel()
-			if err != nil {
-				a.Log.Debug("status is not written", "error", err, "retry", pause)
-				pause = min(2*pause, lastRetry)
-				a.changed()
-			} else {
-				written = *status.DeepCopy()
-				pause = interval
-			}
+		a.fillStatus(ctx, latest, &status) // as it is after the wait
+		call, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := a.api.PatchStatus(call, a.NodeName, status)
+		cancel()
+		pause := gather
+		if err == nil {
+			written, retry = *status.DeepCopy(), firstRetry
+		} else {
+			a.Log.Debug("status is not written", "error", err, "retry", retry)
+			pause = retry
+			retry = min(2*retry, lastRetry)
+			a.changed()
 		}
 		select {
 		case <-ctx.Done():
@@ -85,6 +85,52 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// fillStatus makes status that of now. It keeps the times of conditions that did
+// not change.
+func (a *Agent) fillStatus(ctx context.Context, latest *outcome, status *v1alpha1.NodeConfigStatus) {
+	status.ObservedGeneration = latest.generation
+	for _, c := range a.conditions(latest) {
+		meta.SetStatusCondition(&status.Conditions, c)
+	}
+	status.PodSource = a.pods.Status().Origin.String()
+	status.ExitSource = a.exits.Status().Way.String()
+	status.RetiredCIDRs = nil
+	for _, p := range a.ledger.Retired() {
+		status.RetiredCIDRs = append(status.RetiredCIDRs, p.String())
+	}
+	status.Sessions = sessions(a.bird.State().Sessions)
+	if anycast, err := a.anycastStatus(ctx); err == nil {
+		status.Anycast = anycast
+	}
+}
+
+// notable is status without what changes all the time.
+func notable(status v1alpha1.NodeConfigStatus) *v1alpha1.NodeConfigStatus {
+	s := status.DeepCopy()
+	for i := range s.Sessions {
+		s.Sessions[i].Sent, s.Sessions[i].Accepted, s.Sessions[i].Rejected = 0, 0, 0
+	}
+	return s
+}
+
+func sessions(all []routing.Session) []v1alpha1.SessionStatus {
+	const most = 64
+	var out []v1alpha1.SessionStatus
+	for _, s := range all[:min(len(all), most)] {
+		t := v1alpha1.SessionStatus{Protocol: s.Protocol, Peer: s.Name, Router: s.Router, Up: s.Up, State: s.State, LastError: s.LastError}
+		if !s.Since.IsZero() {
+			t.Since = &metav1.Time{Time: s.Since.Truncate(time.Second)}
+		}
+		for _, f := range s.Families {
+			t.Sent += int32(f.Sent)
+			t.Accepted += int32(f.Accepted)
+			t.Rejected += int32(f.Rejected)
+		}
+		out = append(out, t)
+	}
+	return out
 }
 
 func (a *Agent) conditions(latest *outcome) []metav1.Condition {

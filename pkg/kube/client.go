@@ -83,6 +83,7 @@ func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.N
 		"podSource":          status.PodSource,
 		"exitSource":         status.ExitSource,
 		"retiredCIDRs":       status.RetiredCIDRs,
+		"sessions":           status.Sessions,
 		"anycast":            status.Anycast,
 	}})
 	if err != nil {

@@ -153,12 +153,42 @@ type NodeConfigStatus struct {
 	// +listType=atomic
 	// +optional
 	RetiredCIDRs []string `json:"retiredCIDRs,omitempty"`
+	// Sessions with the routers, as the routing daemon said last. Counts of
+	// routes are those of the last write, which waits for more than them to change.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	// +optional
+	Sessions []SessionStatus `json:"sessions,omitempty"`
 	// Anycast lists the pods of the node at their anycast addresses, announced or
 	// not; at most 256, those not announced first.
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	// +optional
 	Anycast []AnycastStatus `json:"anycast,omitempty"`
+}
+
+// SessionStatus is what is between the node and one router.
+type SessionStatus struct {
+	// Protocol is bgp or ospf.
+	Protocol string `json:"protocol"`
+	// Peer is the peer's name in the spec; for OSPF the interface and the router.
+	Peer string `json:"peer"`
+	// +optional
+	Router string `json:"router,omitempty"`
+	// Up: routes flow. State is the routing daemon's word for it.
+	Up    bool   `json:"up"`
+	State string `json:"state"`
+	// Since is when the session went up or down.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// Sent and Accepted are routes announced to the router and taken from it;
+	// Rejected counts those that it announced and that were refused.
+	Sent     int32 `json:"sent"`
+	Accepted int32 `json:"accepted"`
+	Rejected int32 `json:"rejected"`
+	// LastError is why the session went down last, in the daemon's words.
+	// +optional
+	LastError string `json:"lastError,omitempty"`
 }
 
 // AnycastStatus is one pod at one anycast address.
