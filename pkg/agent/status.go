@@ -45,10 +45,14 @@ func (a *Agent) note(generation int64, err error) {
 func (a *Agent) reportStatus(ctx context.Context) error {
 	const (
 		gather                = time.Second // what comes together is one write
+		countsEvery           = time.Minute // for what alone is no reason to write
 		firstRetry, lastRetry = time.Second, 30 * time.Second
 	)
 	pace := rate.NewLimiter(rate.Every(time.Minute), 10)
 	var status, written v1alpha1.NodeConfigStatus
+	var wrote time.Time
+	counts := time.AfterFunc(countsEvery, a.changed)
+	defer counts.Stop()
 	retry := firstRetry
 	for {
 		select {
@@ -60,7 +64,12 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		if latest == nil {
 			continue // no object to write to is known yet
 		}
-		if a.fillStatus(ctx, latest, &status); reflect.DeepEqual(notable(status), notable(written)) {
+		a.fillStatus(ctx, latest, &status)
+		if reflect.DeepEqual(status, written) {
+			continue
+		}
+		if wait := countsEvery - time.Since(wrote); wait > 0 && reflect.DeepEqual(notable(status), notable(written)) {
+			counts.Reset(wait)
 			continue
 		}
 		if pace.Wait(ctx) != nil {
@@ -72,7 +81,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		cancel()
 		pause := gather
 		if err == nil {
-			written, retry = *status.DeepCopy(), firstRetry
+			written, wrote, retry = *status.DeepCopy(), time.Now(), firstRetry
 		} else {
 			a.Log.Debug("status is not written", "error", err, "retry", retry)
 			pause = retry
