@@ -90,6 +90,17 @@ func TestMatrix(t *testing.T) {
 			router: with(func(c *routingtest.RouterConfig) { c.Neighbor, c.Interface = netip.MustParseAddr("fe80::11"), "eth0" }),
 			check:  func(*testing.T, play) {},
 		},
+		"passive": {
+			peer: numbered + `, passive: true`, router: external,
+			check: func(*testing.T, play) {},
+		},
+		"local AS, any remote AS": {
+			peer:   `address: "2001:db8:0:1::1", peerType: external, localAS: 4200000001`,
+			router: with(func(c *routingtest.RouterConfig) { c.RemoteAS = 4200000001 }),
+			check: routes(func(p routingtest.Path) error {
+				return want(p, slices.Equal(p.ASPath, []uint32{4200000001}))
+			}),
+		},
 		"md5": {
 			peer:   numbered + `, passwordSecretRef: {name: bgp, key: tor}`,
 			router: with(func(c *routingtest.RouterConfig) { c.MD5 = "correct-horse-battery-staple" }),

@@ -24,12 +24,22 @@ func StartBIRDRouter(ns *NS, c RouterConfig) (Router, error) {
 				fmt.Fprintf(&b, "\troute %s blackhole;\n", p)
 			}
 		}
+		for p, via := range c.AnnounceVia {
+			if is6(p) == (family == 6) {
+				fmt.Fprintf(&b, "\troute %s blackhole { bgp_next_hop = %s; };\n", p, via)
+			}
+		}
 		b.WriteString("}\n")
 	}
 	if c.BFD {
 		b.WriteString("protocol bfd { interface \"*\" { interval 100 ms; multiplier 3; }; }\n")
 	}
-	fmt.Fprintf(&b, "protocol bgp node {\n\tlocal as %d;\n\tneighbor %s as %d;\n\tdirect;\n", c.LocalAS, c.Neighbor, c.RemoteAS)
+	fmt.Fprintf(&b, "protocol bgp node {\n\tlocal as %d;\n\tneighbor %s as %d;\n", c.LocalAS, c.Neighbor, c.RemoteAS)
+	if c.Multihop > 0 {
+		fmt.Fprintf(&b, "\tmultihop %d;\n\tsource address %s;\n", c.Multihop, c.Local)
+	} else {
+		b.WriteString("\tdirect;\n")
+	}
 	fmt.Fprintf(&b, "\tconnect delay time 1; connect retry time %d; error wait time 1, 1;\n", max(c.ConnectRetry, 1))
 	if c.Interface != "" {
 		fmt.Fprintf(&b, "\tinterface \"%s\";\n", c.Interface)
@@ -49,8 +59,12 @@ func StartBIRDRouter(ns *NS, c RouterConfig) (Router, error) {
 	if c.Passive {
 		b.WriteString("\tpassive on;\n")
 	}
+	community := ""
+	if c.Community != "" {
+		community = "bgp_community.add((" + strings.Replace(c.Community, ":", ",", 1) + "));"
+	}
 	for _, family := range []int{6, 4} {
-		fmt.Fprintf(&b, "\tipv%d { import all; export where source = RTS_STATIC; next hop self; ", family)
+		fmt.Fprintf(&b, "\tipv%d { import all; add paths on; export filter { if source != RTS_STATIC then reject; %s accept; }; ", family, community)
 		if family == 4 && c.Neighbor.Is6() {
 			b.WriteString("extended next hop; ")
 		}

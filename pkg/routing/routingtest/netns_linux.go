@@ -41,6 +41,16 @@ func (ns *NS) IP(args string) string {
 	return ns.net.IP(strings.Fields(args)...)
 }
 
+// IPBatch runs the lines of an IPv6 batch of ip(8) in the namespace.
+func (ns *NS) IPBatch(lines string) {
+	ns.t.Helper()
+	cmd := ns.Command("ip", "-6", "-batch", "-")
+	cmd.Stdin = strings.NewReader(lines)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		ns.t.Fatalf("ip -batch: %v: %s", err, out)
+	}
+}
+
 // Sysctl writes value to /proc/sys/net/name in the namespace.
 func (ns *NS) Sysctl(name, value string) {
 	ns.t.Helper()

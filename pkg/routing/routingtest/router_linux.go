@@ -23,11 +23,18 @@ type RouterConfig struct {
 	// ConnectRetry in seconds; 0 for 1.
 	ConnectRetry int
 
+	// Multihop is how many hops the node is away, seen from Local; 0 for a
+	// neighbor. BIRD alone.
+	Multihop int
+	Local    netip.Addr
+
 	// Announce these prefixes.
 	Announce []netip.Prefix
-	// AnnounceVia are prefixes with another next hop than the router. GoBGP
-	// alone takes them, and prefixes that other daemons refuse to announce.
+	// AnnounceVia are prefixes with another next hop than the router. Not FRR.
+	// GoBGP takes prefixes that other daemons refuse to announce.
 	AnnounceVia map[string]string
+	// Community goes with what is announced, as in 64512:100. BIRD alone.
+	Community string
 }
 
 // Path is a route as the router has it from the node.
