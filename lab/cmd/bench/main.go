@@ -37,6 +37,7 @@ func command() *cobra.Command {
 	}
 	root := &cobra.Command{
 		Use:   "bench [NAME…]",
+		Args:  cobra.ArbitraryArgs,
 		Short: "Measure flock in a running lab, beside a baseline",
 		Long: `Measures flock in a running lab, each figure beside that of a baseline taken in
 the same run, turn by turn. Prints a table and writes one JSON object a line.
