@@ -45,9 +45,9 @@ check-generated: generate ## Fail if what is generated is not what is committed
 .PHONY: lint
 lint: ## Run gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt'ed:" $$unformatted >&2; exit 1; }
-	go vet -tags apiserver ./...
+	go vet -tags apiserver,cluster ./...
 	GOOS=darwin go build ./... # the pure parts are for everyone
-	$(TOOL) staticcheck -tags apiserver ./...
+	$(TOOL) staticcheck -tags apiserver,cluster ./...
 	cd lab && go vet -tags cluster ./...
 	cd lab && go tool -modfile=../tools/go.mod staticcheck -tags cluster ./...
 
@@ -64,6 +64,7 @@ test-unit: packages ## Run the pure tests and those in network namespaces (root)
 .PHONY: test-cluster
 test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine (root)
 	cd lab && go test -tags cluster -count=1 -timeout 30m -v ./e2e
+	go test -tags cluster -count=1 -v ./pkg/pods/contract
 
 .PHONY: check
 check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
