@@ -208,7 +208,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch flock.fritzlab.net/addresspools",
 		"get,list,watch /pods",
 		"get,list,watch /namespaces",
-		"patch flock.fritzlab.net/nodeconfigs/status",
+		"get,patch flock.fritzlab.net/nodeconfigs/status",
 		"get,list,create,delete flock.fritzlab.net/addressclaims",
 		"create,patch events.k8s.io/events",
 	}; !slices.Equal(may, want) {
