@@ -122,6 +122,7 @@ func (a *Applier) Run(ctx context.Context) {
 		last  time.Time                // of the last look at BIRD
 		look  = make(chan struct{}, 1) // BIRD did something that calls for one
 		moved = make(chan struct{}, 1) // a session has moved
+		soon  bool                     // ask is about to fire for that
 		watch = func() {}              // ends the watcher of the BIRD seen last
 	)
 	retry.Stop()
@@ -134,15 +135,19 @@ func (a *Applier) Run(ctx context.Context) {
 		case want = <-a.inbox:
 			delay = firstRetry
 		case <-look:
-			if soon := time.Until(last.Add(firstRetry)); soon > 0 {
-				retry.Reset(soon) // whatever BIRD does, it is not looked at all the time
+			if wait := time.Until(last.Add(firstRetry)); wait > 0 {
+				retry.Reset(wait) // whatever BIRD does, it is not looked at all the time
 				continue
 			}
 		case <-retry.C:
 		case <-moved:
-			ask.Reset(settle)
+			if !soon { // or lines without end would put it off for ever
+				soon = true
+				ask.Reset(settle)
+			}
 			continue
 		case <-ask.C:
+			soon = false
 			ask.Reset(a.ask(ctx))
 			continue
 		}
