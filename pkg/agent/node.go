@@ -27,6 +27,10 @@ func (a *Agent) followNode(ctx context.Context) error {
 	if err != nil {
 		a.Log.Warn("the copy of the NodeConfig on this node is of no use", "error", err)
 	}
+	if current != nil && current.Name != a.NodeName {
+		a.Log.Warn("the copy of a NodeConfig on this node is another node's, and is not used", "nodeconfig", current.Name, "node", a.NodeName)
+		current = nil
+	}
 	if current == nil {
 		a.wait("flock's agent on node %s waits for the API server to tell it NodeConfig %s", a.NodeName, a.NodeName)
 	}
@@ -36,43 +40,51 @@ func (a *Agent) followNode(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
+	newest := current // the last that was seen: current, or one that is refused
 	for {
 		if current != nil {
-			if err := a.apply(current); err != nil {
+			err := a.apply(current)
+			if err != nil {
 				a.Log.Warn("the node's configuration is not in force", "error", err, "retry", delay)
-				a.note(current.Generation, err)
 				if a.serving.Load() == nil {
 					a.wait("flock's agent on node %s could not put the NodeConfig in force: %s", a.NodeName, err)
 				}
 				retry.Reset(delay)
 				delay = min(2*delay, lastRetry)
 			} else {
-				a.note(current.Generation, nil)
 				retry.Stop()
 				delay = firstRetry
 			}
+			if newest == current { // or the refusal would not be seen
+				a.note(current, err)
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-retry.C:
-		case <-a.cidrsChanged:
-		case <-a.nodeConfigChanged:
-			nc, ok := a.nodeConfig.Get(a.NodeName)
-			if !ok {
-				a.noNodeConfig()
-				continue
-			}
-			if current != nil && nc.UID == current.UID && nc.Generation == current.Generation {
-				continue // its status, or what is kept here already
-			}
-			if _, err := config.ParseNode(nc); err != nil {
-				a.reject(nc.Generation, err)
-				continue
-			}
-			current = nc
-			if err := kube.Save(kept, nc); err != nil {
-				a.Log.Warn("the NodeConfig is not kept for a start without the API server", "error", err)
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-retry.C:
+				due = true
+			case <-a.cidrsChanged:
+				due = true
+			case <-a.nodeConfigChanged:
+				nc, ok := a.nodeConfig.Get(a.NodeName)
+				if !ok {
+					a.noNodeConfig()
+					continue
+				}
+				if newest != nil && nc.UID == newest.UID && nc.Generation == newest.Generation {
+					continue // its status, or what is kept here already
+				}
+				newest = nc
+				if _, err := config.ParseNode(nc); err != nil {
+					a.reject(nc, err)
+					continue
+				}
+				current, due = nc, true
+				if err := kube.Save(kept, nc); err != nil {
+					a.Log.Warn("the NodeConfig is not kept for a start without the API server", "error", err)
+				}
 			}
 		}
 	}
@@ -89,9 +101,9 @@ func (a *Agent) noNodeConfig() {
 	a.wait("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs", a.NodeName, a.NodeName)
 }
 
-func (a *Agent) reject(generation int64, err error) {
+func (a *Agent) reject(nc *v1alpha1.NodeConfig, err error) {
 	a.Log.Error("the NodeConfig is refused", "error", err)
-	a.note(generation, err)
+	a.note(nc, err)
 	if a.serving.Load() == nil {
 		a.wait("%s: mend the object", err)
 	}

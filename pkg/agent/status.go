@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/routing"
@@ -30,12 +31,13 @@ const (
 
 // outcome is what became of the newest NodeConfig.
 type outcome struct {
+	uid        types.UID
 	generation int64
 	err        error
 }
 
-func (a *Agent) note(generation int64, err error) {
-	a.latest.Store(&outcome{generation, err})
+func (a *Agent) note(nc *v1alpha1.NodeConfig, err error) {
+	a.latest.Store(&outcome{nc.UID, nc.Generation, err})
 	a.changed()
 }
 
@@ -50,6 +52,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 	)
 	pace := rate.NewLimiter(rate.Every(time.Minute), 10)
 	var status, written v1alpha1.NodeConfigStatus
+	var of types.UID // whose status that is
 	var wrote time.Time
 	counts := time.AfterFunc(countsEvery, a.changed)
 	defer counts.Stop()
@@ -64,6 +67,9 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		if latest == nil {
 			continue // no object to write to is known yet
 		}
+		if of != latest.uid { // an object made anew has none of it
+			of, status, written = latest.uid, v1alpha1.NodeConfigStatus{}, v1alpha1.NodeConfigStatus{}
+		}
 		a.fillStatus(ctx, latest, &status)
 		if reflect.DeepEqual(status, written) {
 			continue
@@ -75,7 +81,7 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		if pace.Wait(ctx) != nil {
 			return nil
 		}
-		a.fillStatus(ctx, latest, &status) // as it is after the wait
+		a.fillStatus(ctx, a.latest.Load(), &status) // as it is after the wait
 		call, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err := a.api.PatchStatus(call, a.NodeName, status)
 		cancel()

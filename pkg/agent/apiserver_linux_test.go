@@ -1,0 +1,178 @@
+package agent_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// apiServer is as much of an API server as an agent needs to follow the NodeConfig
+// of its node and to write its status.
+type apiServer struct {
+	t        *testing.T
+	mu       sync.Mutex // guards below
+	object   *v1alpha1.NodeConfig
+	version  int // of the object
+	watchers map[chan []byte]bool
+}
+
+// serveAPI makes the node's API server be there.
+func (n *node) serveAPI() *apiServer {
+	n.t.Helper()
+	s := &apiServer{t: n.t, watchers: map[chan []byte]bool{}}
+	var listener net.Listener
+	var err error
+	n.host.Run(func() { listener, err = net.Listen("tcp", "127.0.0.1:1") })
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	server := &http.Server{Handler: s}
+	go server.Serve(listener)
+	n.t.Cleanup(func() { server.Close() })
+	return s
+}
+
+// put makes nc the NodeConfig, an object of its own if its UID is new.
+func (s *apiServer) put(uid types.UID, generation int64, nc string) {
+	s.t.Helper()
+	object := &v1alpha1.NodeConfig{}
+	if err := json.Unmarshal([]byte(nc), object); err != nil {
+		s.t.Fatal(err)
+	}
+	object.UID, object.Generation = uid, generation
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.object == nil:
+	case s.object.UID == uid:
+		object.Status = s.object.Status
+	default:
+		s.tell("DELETED")
+		s.object = nil
+	}
+	s.change(object)
+}
+
+func (s *apiServer) change(object *v1alpha1.NodeConfig) {
+	kind := "MODIFIED"
+	if s.object == nil {
+		kind = "ADDED"
+	}
+	s.version++
+	object.TypeMeta = metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "NodeConfig"}
+	object.ResourceVersion = strconv.Itoa(s.version)
+	s.object = object
+	s.tell(kind)
+}
+
+func (s *apiServer) tell(kind string) {
+	event, err := json.Marshal(map[string]any{"type": kind, "object": s.object})
+	if err != nil {
+		s.t.Error(err)
+	}
+	for w := range s.watchers {
+		w <- event
+	}
+}
+
+func (s *apiServer) status() v1alpha1.NodeConfigStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return *s.object.Status.DeepCopy()
+}
+
+// accepted waits for the condition Accepted of a generation.
+func (s *apiServer) accepted(n *node, generation int64, want metav1.ConditionStatus, message string) {
+	s.t.Helper()
+	eventually(s.t, n.agentLog, func() error {
+		got := s.status()
+		c := meta.FindStatusCondition(got.Conditions, "Accepted")
+		if c == nil || got.ObservedGeneration != generation || c.ObservedGeneration != generation || c.Status != want || !strings.Contains(c.Message, message) {
+			return fmt.Errorf("status is %+v; want Accepted=%s of generation %d with %q", got, want, generation, message)
+		}
+		return nil
+	})
+}
+
+func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	const objects = "/apis/flock.fritzlab.net/v1alpha1/nodeconfigs"
+	switch {
+	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("sendInitialEvents") == "true":
+		s.refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid) // as one that is older
+	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("watch") != "":
+		s.watch(w, r)
+	case r.Method == http.MethodGet && r.URL.Path == objects:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		list := v1alpha1.NodeConfigList{
+			TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "NodeConfigList"},
+			ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)},
+		}
+		if s.object != nil {
+			list.Items = append(list.Items, *s.object)
+		}
+		json.NewEncoder(w).Encode(list)
+	case r.Method == http.MethodPatch && r.URL.Path == objects+"/node1/status":
+		patch := v1alpha1.NodeConfig{}
+		if err := json.NewDecoder(r.Body).Decode(&patch); err != nil {
+			s.t.Error(err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.object == nil {
+			s.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+			return
+		}
+		object := s.object.DeepCopy()
+		object.Status = patch.Status
+		s.change(object)
+		json.NewEncoder(w).Encode(object)
+	default:
+		s.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+	}
+}
+
+// watch tells of the object as it is, if that is news, and of each change.
+func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
+	events := make(chan []byte, 1000)
+	s.mu.Lock()
+	s.watchers[events] = true
+	if s.object != nil && r.URL.Query().Get("resourceVersion") != s.object.ResourceVersion {
+		event, _ := json.Marshal(map[string]any{"type": "ADDED", "object": s.object})
+		events <- event
+	}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.watchers, events)
+	}()
+	for {
+		w.(http.Flusher).Flush()
+		select {
+		case e := <-events:
+			w.Write(e)
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+func (s *apiServer) refuse(w http.ResponseWriter, code int32, reason metav1.StatusReason) {
+	w.WriteHeader(int(code))
+	json.NewEncoder(w).Encode(metav1.Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: code, Reason: reason,
+	})
+}
