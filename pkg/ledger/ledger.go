@@ -28,6 +28,9 @@ import (
 // ErrReleasing says that an attachment was given up and is not gone yet.
 var ErrReleasing = errors.New("the attachment was released and its link is still being deleted")
 
+// ErrNotHeld says that an attachment has no addresses, or has given them up.
+var ErrNotHeld = errors.New("the attachment holds no addresses any more")
+
 // Ledger is safe for concurrent use.
 type Ledger struct {
 	now        func() time.Time
@@ -117,10 +120,14 @@ func (l *Ledger) Promise(r store.Record, plan grant.Plan, w embed.Workload) (pro
 	return r, true, nil
 }
 
-// Commit records that the attachment is wired.
+// Commit records that the attachment is wired. The error is ErrNotHeld if there is no
+// promise, or it was given up: the addresses may be another's by now.
 func (l *Ledger) Commit(id store.ID) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if r, ok := l.records[id]; !ok || r.State == store.Released {
+		return fmt.Errorf("attachment %s: %w", id, ErrNotHeld)
+	}
 	return l.move(id, store.Committed)
 }
 

@@ -172,8 +172,30 @@ func TestReleaseOfTheUnknown(t *testing.T) {
 	if _, ok, err := l.Release(attachment("a").ID); ok || err != nil {
 		t.Errorf("%t, %v; want nothing and no error", ok, err)
 	}
-	must(t, l.Commit(attachment("a").ID))
 	must(t, l.Free(attachment("a").ID))
+}
+
+// What is not promised any more may be another's.
+func TestOnlyAPromiseIsCommitted(t *testing.T) {
+	dir, c := t.TempDir(), &clock{epoch}
+	l := open(t, dir, c)
+	refused := func(when string) {
+		t.Helper()
+		if err := l.Commit(attachment("a").ID); !errors.Is(err, ErrNotHeld) {
+			t.Errorf("%s: %v, want %v", when, err, ErrNotHeld)
+		}
+	}
+	refused("never promised")
+	a := promise(t, l, "a", dual)
+	must(t, l.Commit(a.ID))
+	must(t, l.Commit(a.ID)) // an ADD that is repeated
+	l.Release(a.ID)
+	refused("given up")
+	if r, ok := open(t, dir, c).Lookup(a.ID); !ok || r.State != store.Released {
+		t.Errorf("a restart finds %+v, %t, want it given up", r, ok)
+	}
+	must(t, l.Free(a.ID))
+	refused("gone")
 }
 
 func TestRetiredCIDRLastsUntilItsLastPod(t *testing.T) {
@@ -222,7 +244,10 @@ func TestModel(t *testing.T) {
 				}
 				held[r.ID] = got.Addrs
 			case 2:
-				must(t, l.Commit(r.ID))
+				known, ok := l.Lookup(r.ID)
+				if err := l.Commit(r.ID); (err == nil) != (ok && known.State != store.Released) {
+					t.Fatalf("seed %d step %d: committed %+v: %v", seed, step, known, err)
+				}
 			case 3:
 				_, ok, err := l.Release(r.ID)
 				must(t, err)
