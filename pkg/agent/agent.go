@@ -64,6 +64,7 @@ type Agent struct {
 	bird         *bird.Applier
 	fib          *anycast.FIB
 	anycast      *anycast.Controller
+	turns        turns
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.

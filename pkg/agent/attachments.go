@@ -42,6 +42,10 @@ func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error)
 		}
 		return nil, err
 	}
+	defer a.turns.take(c.ContainerID)()
+	if now, ok := a.ledger.Lookup(record.ID); !ok || now.State == store.Released {
+		return nil, cni.TryAgainLater("pod %s: the link of an earlier ADD for container %s went away just now", c.Pod, c.ContainerID)
+	}
 	attached, err := a.host.Attach(c.NetNS, attachment(record))
 	if err != nil {
 		err = fmt.Errorf("pod %s: %w", c.Pod, err)
@@ -108,6 +112,7 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 // packet reaches the pod any more; the link is deleted later.
 func (a *Agent) Del(_ context.Context, c *cni.Call) (err error) {
 	defer a.metrics.call(cni.CommandDel, time.Now(), &err)
+	defer a.turns.take(c.ContainerID)()
 	return a.release(id(c.Attachment()))
 }
 
@@ -133,7 +138,9 @@ func (a *Agent) GC(_ context.Context, _ *cni.Call, valid []cni.AttachmentID) err
 	for _, r := range a.ledger.Records() {
 		if !keep[r.ID] && r.State == store.Committed {
 			a.Log.Info("attachment is not the runtime's any more", "pod", r.Pod(), "container", r.ContainerID)
+			leave := a.turns.take(r.ContainerID)
 			errs = append(errs, a.release(r.ID))
+			leave()
 		}
 	}
 	return errors.Join(errs...)
@@ -148,7 +155,8 @@ func (a *Agent) Status(context.Context) error {
 }
 
 // release gives an attachment up: recorded first, so that a crash finishes it;
-// then nothing flows; then the link goes, and with it the hold on the addresses.
+// then nothing flows; then the link goes, and with it the hold on the addresses. The
+// caller has the container's turn.
 func (a *Agent) release(id store.ID) error {
 	_, ok, err := a.ledger.Release(id)
 	if err != nil || !ok {
@@ -166,8 +174,8 @@ func (a *Agent) release(id store.ID) error {
 	return nil
 }
 
-// free is called when a container's link is gone. Its addresses may be another
-// pod's after their quarantine.
+// free is called when a container's link is gone, in the container's turn. Its
+// addresses may be another pod's after their quarantine.
 func (a *Agent) free(containerID string) error {
 	for _, r := range a.ledger.Records() {
 		// A pending one's link was undone; who does that decides what follows.

@@ -86,6 +86,7 @@ func (a *Agent) followLinks(ctx context.Context) error {
 // linkGone frees what l held, unless the container has a new link meanwhile: a
 // runtime that repeats an ADD may get one before the old one's end is told.
 func (a *Agent) linkGone(l wiring.Link) {
+	defer a.turns.take(l.ContainerID)()
 	now, err := a.host.Lookup(l.ContainerID)
 	if err == nil && now.IfIndex != 0 && !now.Released {
 		return
