@@ -91,8 +91,17 @@ func Run(ctx context.Context, c Config) error {
 	if err := a.connect(); err != nil {
 		return err
 	}
-	if err := a.open(); err != nil {
+	if err := os.MkdirAll(a.StateDir, 0o700); err != nil {
 		return err
+	}
+	// Before all that changes anything: it fails where another agent is alive, and
+	// calls wait in it.
+	plugin, err := cni.Listen(filepath.Join(a.StateDir, "cni.sock"))
+	if err != nil {
+		return err
+	}
+	if err := a.open(); err != nil {
+		return errors.Join(err, plugin.Close())
 	}
 	defer a.close()
 
@@ -102,7 +111,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	return together(ctx,
 		func(ctx context.Context) error {
-			return cni.Serve(ctx, filepath.Join(a.StateDir, "cni.sock"), a, a.Log)
+			return plugin.Serve(ctx, a, a.Log)
 		},
 		a.followNode,
 		a.followPods,

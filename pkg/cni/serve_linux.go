@@ -27,16 +27,6 @@ const (
 	requestTimeout = 10 * time.Second
 )
 
-// Serve answers the plugin on a socket at socketPath until ctx ends: it is
-// [Listen] and [Listener.Serve] in one.
-func Serve(ctx context.Context, socketPath string, b Backend, log *slog.Logger) error {
-	l, err := Listen(socketPath)
-	if err != nil {
-		return err
-	}
-	return l.Serve(ctx, b, log)
-}
-
 // Listener is the agent's end of the plugin's socket, bound but not yet served:
 // calls wait in it.
 type Listener struct {

@@ -1,0 +1,34 @@
+package agent_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A second agent finds the first one alive and ends before it has touched anything.
+func TestSecondAgentTouchesNothing(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	n.start()
+	// What the first one is about to wire.
+	n.host.IP("link", "add", "flock00000000", "type", "veth", "peer", "name", "half")
+	pending := `{"containerID":"x","ifName":"eth0","state":"pending","hostIf":"flock00000000","mtu":1500,"addrs":[{"addr":"2001:db8:1::9","cidr":"2001:db8:1::/64"}]}`
+	n.write("attachments/x@eth0.json", pending)
+	second := exec.Command(filepath.Join(programs, "flock-agent"), "--node-name=node1", "--state-dir="+n.state,
+		"--kubeconfig="+filepath.Join(n.state, "kubeconfig"), "--health-address=")
+	var out []byte
+	var err error
+	n.host.Run(func() { out, err = second.CombinedOutput() })
+	if err == nil || !strings.Contains(string(out), "another flock-agent") {
+		t.Fatalf("%v: %s; want it to end because of another agent", err, out)
+	}
+	if got, err := os.ReadFile(filepath.Join(n.state, "attachments/x@eth0.json")); string(got) != pending {
+		t.Errorf("the record is now %s, %v", got, err)
+	}
+	if links := n.links(); len(links) != 1 {
+		t.Errorf("links %v, want the one that is being made", links)
+	}
+}
