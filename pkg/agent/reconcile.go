@@ -52,8 +52,9 @@ func (a *Agent) reconcile() error {
 	}
 	for _, k := range keep {
 		mended, err := a.host.Restore(k)
-		if err != nil {
-			return err
+		if err != nil { // one pod's trouble, if its link is not just on its way out: the others are to be served
+			a.Log.Error("the host's side of a pod is not as it should be, and could not be put right; deleting the pod gets it a new one", "pod", k.Alias, "hostIf", k.HostIf, "found", mended, "error", err)
+			continue
 		}
 		if len(mended) > 0 {
 			a.Log.Warn("the host's side of a pod was changed by somebody, and is put right", "pod", k.Alias, "hostIf", k.HostIf, "found", mended)

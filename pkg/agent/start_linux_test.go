@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,5 +31,27 @@ func TestSecondAgentTouchesNothing(t *testing.T) {
 	}
 	if links := n.links(); len(links) != 1 {
 		t.Errorf("links %v, want the one that is being made", links)
+	}
+}
+
+// One pod that cannot be put right must not keep the others from being served.
+func TestOnePodThatCannotBeRestored(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	n.start()
+	a, b := n.sandbox("a"), n.sandbox("b")
+	addrs, others := a.mustAdd(), b.mustAdd()
+	n.kill()
+	n.host.IP("route", "del", addrs[0].String())
+	n.host.IP("route", "add", addrs[0].String(), "dev", "uplink", "metric", "1024")
+	n.start()
+	n.reaches(n.router, b, others[0])
+	n.reaches(n.router, a, addrs[1])
+	if log := n.agentLog(); !strings.Contains(log, "level=ERROR") || !strings.Contains(log, addrs[0].String()+" ") {
+		t.Errorf("no error names %v:\n%s", addrs[0], log)
+	}
+	n.sandbox("c").mustAdd()
+	if got := n.routes(); !slices.Contains(got, addrs[1]) {
+		t.Errorf("routes %v: a's other address has none", got)
 	}
 }
