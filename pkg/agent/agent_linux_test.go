@@ -207,6 +207,29 @@ func TestPodsOutliveTheAgent(t *testing.T) {
 	}
 }
 
+// flock makes one interface for a container: a second one would take the first
+// one's link.
+func TestSecondInterfaceIsRefused(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	n.start()
+	p := n.sandbox("a")
+	addrs := p.mustAdd()
+	runtime, list := n.network()
+	second := p.conf()
+	second.IfName = "eth1"
+	if _, err := runtime.AddNetworkList(t.Context(), list, second); err == nil || !strings.Contains(err.Error(), "eth0") {
+		t.Errorf("ADD of eth1: %v; want an error that names eth0", err)
+	}
+	if err := runtime.DelNetworkList(t.Context(), list, second); err != nil {
+		t.Errorf("DEL of eth1: %v", err)
+	}
+	n.reaches(n.router, p, addrs[0])
+	if err := p.check(); err != nil {
+		t.Error(err)
+	}
+}
+
 func sameAddrs(a, b []netip.Addr) bool {
 	a, b = slices.Clone(a), slices.Clone(b)
 	slices.SortFunc(a, netip.Addr.Compare)

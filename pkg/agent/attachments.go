@@ -69,6 +69,12 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 	if known, ok := a.ledger.Lookup(id(c.Attachment())); ok && known.State != store.Released {
 		return known, nil
 	}
+	// The link is named after the container alone: a second one would take the first's.
+	for _, r := range a.ledger.Records() {
+		if r.ContainerID == c.ContainerID && r.IfName != c.IfName {
+			return store.Record{}, cni.InvalidEnvironment("CNI_IFNAME=%s: container %s of pod %s has interface %s of flock's: flock gives a pod one interface, so let its networks name flock once", c.IfName, c.ContainerID, c.Pod, r.IfName)
+		}
+	}
 	plan, w, err := a.plan(ctx, s, c)
 	if err != nil {
 		return store.Record{}, err
