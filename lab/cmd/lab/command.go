@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,7 +42,7 @@ the machine's own network, and nothing listens where others could reach it.`,
   lab kubectl get pods -A -o wide
   lab exec tor -- birdc show protocols
   lab exec tor -- ip -6 route
-  lab exec outside -- ping 2001:db8:100:1::1
+  lab exec outside -- ping 2001:db8:0:1::11
   lab exec node1 -- bash
   lab down                             leave nothing behind`,
 		SilenceUsage:  true,
@@ -212,7 +213,12 @@ func execCommand(dir func() (state.Dir, error)) *cobra.Command {
 		Example: `  lab exec node1 -- ip route
   lab exec node1 -- ctr -n k8s.io tasks ls
   lab exec cp -- bash`,
-		Args: cobra.MinimumNArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return errors.New("exec: want a member and a command, as in lab exec node1 -- ip route; lab status names the members")
+			}
+			return nil
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			d, err := dir()
 			if err != nil {
@@ -276,10 +282,13 @@ func run(c *exec.Cmd) error {
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := c.Run()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return exitStatus(exit.ExitCode())
+	if !errors.As(err, &exit) {
+		return err
 	}
-	return err
+	if s, ok := exit.Sys().(syscall.WaitStatus); ok && s.Signaled() {
+		return exitStatus(128 + int(s.Signal())) // as a shell says it; a closed pipe, say, is no news
+	}
+	return exitStatus(exit.ExitCode())
 }
 
 // findCheckout looks for flock's source tree above the working directory, then
