@@ -155,7 +155,7 @@ func verdict(p *pods.Pod) anycast.Verdict {
 
 // sourceChanged is told where the pods are learned from.
 func (a *Agent) sourceChanged(s pods.Status) {
-	a.Log.Info("pods are learned from", "source", s.Origin.String(), "kubelet", s.Kubelet, "apiserver", s.APIServer)
+	a.Log.Debug("pods are learned from", "source", s.Origin.String(), "kubelet", s.Kubelet, "apiserver", s.APIServer)
 	if s.Origin == pods.None {
 		a.anycast.Tell(anycast.SourceLost{Why: "neither the kubelet nor the API server tells of the node's pods"})
 	}

@@ -260,7 +260,11 @@ func (l *Local) take(from Origin, r report) []Event {
 	if now.Origin == None {
 		l.log.Warn("nobody tells of this node's pods: what is known of them stands", "error", cmp.Or(r.err, now.Kubelet, now.APIServer))
 	} else if now.Origin != before.Origin {
-		l.log.Info("learning of this node's pods", "from", now.Origin.String(), "kubelet", now.Kubelet)
+		why := []any{"from", now.Origin.String()}
+		if now.Kubelet != nil {
+			why = append(why, "kubelet", now.Kubelet)
+		}
+		l.log.Info("learning of this node's pods", why...)
 	}
 	if l.onStatus != nil {
 		l.onStatus(now)
