@@ -11,6 +11,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="IPv6",type=string,JSONPath=`.spec.podCIDRs.ipv6`
 // +kubebuilder:printcolumn:name="IPv4",type=string,JSONPath=`.spec.podCIDRs.ipv4`
 // +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.bgp.localAS`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
