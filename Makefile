@@ -11,7 +11,7 @@ PROGRAMS := $(notdir $(wildcard cmd/*))
 
 .PHONY: help
 help: ## Say what each target does
-	@grep -hE '^[a-z/-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z/-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: $(addprefix bin/,$(PROGRAMS)) ## Build flock's programs into bin/

@@ -60,7 +60,7 @@ func main() {
 		return nil
 	})
 	c.RuntimeSockets = exits.DefaultSockets
-	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz and /readyz answer; empty: none")
+	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz, /readyz and /metrics (Prometheus) answer; empty: none")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
 	flag.BoolVar(&showVersion, "version", false, "print the version and end")
 	flag.Usage = func() {
