@@ -37,6 +37,7 @@ func main() {
 	var level slog.Level
 	var showVersion bool
 	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
+	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of flock's own objects: the Secrets with the passwords that are shared with routers")
 	addresses := func(s string) error {
 		c.NodeAddresses = nil
 		for field := range strings.SplitSeq(s, ",") {

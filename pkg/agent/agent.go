@@ -27,13 +27,15 @@ import (
 	"flock.fritzlab.net/flock/pkg/ledger"
 	"flock.fritzlab.net/flock/pkg/pods"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
+	"flock.fritzlab.net/flock/pkg/sourceguard"
 	"flock.fritzlab.net/flock/pkg/version"
 	"flock.fritzlab.net/flock/pkg/wiring"
 )
 
 // Config is what the agent's flags say.
 type Config struct {
-	NodeName string
+	NodeName  string
+	Namespace string // of flock's own objects: the Secrets with routers' passwords
 	// NodeAddresses are the Node's InternalIPs: what routers know it by.
 	NodeAddresses []netip.Addr
 	StateDir      string
@@ -61,6 +63,7 @@ type Agent struct {
 	ledger       *ledger.Ledger
 	host         *wiring.Host
 	reaper       *wiring.Reaper
+	guard        *sourceguard.Guard
 	bird         *bird.Applier
 	fib          *anycast.FIB
 	anycast      *anycast.Controller
@@ -68,8 +71,9 @@ type Agent struct {
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.
-	serving atomic.Pointer[serving]
-	waiting atomic.Pointer[string]
+	serving     atomic.Pointer[serving]
+	waiting     atomic.Pointer[string]
+	usesSecrets bool // followNode's own
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
 	// statusDue asks the status writer to look, nodeConfigChanged and
@@ -173,6 +177,16 @@ func (a *Agent) open() (err error) {
 	if a.host, err = wiring.Open(); err != nil {
 		return err
 	}
+	if a.guard, err = sourceguard.Open(); err != nil {
+		return err
+	}
+	var bindings []sourceguard.Binding
+	for _, r := range a.ledger.Records() {
+		bindings = append(bindings, binding(r))
+	}
+	if err := a.guard.Resync(bindings); err != nil {
+		return err
+	}
 	a.reaper = wiring.NewReaper(a.host, func(wiring.Link) {}, a.Log) // followLinks sees them go
 	if err := a.reconcile(); err != nil {
 		return err
@@ -193,6 +207,7 @@ func (a *Agent) open() (err error) {
 func (a *Agent) close() {
 	a.fib.Close()
 	a.host.Close()
+	a.guard.Close()
 }
 
 func apiServer(kubeconfig string) (*rest.Config, error) {

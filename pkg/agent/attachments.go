@@ -16,6 +16,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
+	"flock.fritzlab.net/flock/pkg/sourceguard"
 	"flock.fritzlab.net/flock/pkg/store"
 	"flock.fritzlab.net/flock/pkg/wiring"
 )
@@ -46,7 +47,12 @@ func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error)
 	if now, ok := a.ledger.Lookup(record.ID); !ok || now.State == store.Released {
 		return nil, cni.TryAgainLater("pod %s: the link of an earlier ADD for container %s went away just now", c.Pod, c.ContainerID)
 	}
-	attached, err := a.host.Attach(c.NetNS, attachment(record))
+	// Before the link is there, so that the pod's first packet is its own.
+	err = a.guard.Set(binding(record))
+	var attached wiring.Attached
+	if err == nil {
+		attached, err = a.host.Attach(c.NetNS, attachment(record))
+	}
 	if err != nil {
 		err = fmt.Errorf("pod %s: %w", c.Pod, err)
 		if record.State == store.Pending {
@@ -193,6 +199,9 @@ func (a *Agent) free(containerID string) error {
 			return err
 		}
 		a.claims.Release(r.ID.String())
+		if err := a.guard.Remove(r.HostIf); err != nil {
+			a.Log.Error("what a pod might send from stays allowed until the agent's next start", "hostIf", r.HostIf, "error", err)
+		}
 		a.Log.Info("pod detached", "pod", r.Pod(), "hostIf", r.HostIf, "addresses", addrs(r))
 		if len(a.ledger.Retired()) != retired {
 			a.cidrsChanged.give()
@@ -234,6 +243,15 @@ func attachment(r store.Record) wiring.Attachment {
 		w.Addrs = append(w.Addrs, a.Addr)
 	}
 	return w
+}
+
+// binding is what r's pod may send from.
+func binding(r store.Record) sourceguard.Binding {
+	return sourceguard.Binding{
+		HostIf:    r.HostIf,
+		LinkLocal: wiring.LinkLocal(wiring.PodMAC(r.ContainerID)),
+		Sources:   attachment(r).Addrs,
+	}
 }
 
 // result is the same for every call about r: a retried ADD must not differ.

@@ -16,6 +16,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/anycast"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/pods"
+	"flock.fritzlab.net/flock/pkg/store"
 	"flock.fritzlab.net/flock/pkg/version"
 )
 
@@ -80,13 +81,14 @@ var (
 	descSource  = prometheus.NewDesc("flock_pod_source", "1 for where the node's pods are learned from now.", []string{"source"}, nil)
 	descPaths   = prometheus.NewDesc("flock_anycast_paths", "Pods at anycast addresses, by whether they are announced.", []string{"announced"}, nil)
 	descFlaps   = prometheus.NewDesc("flock_anycast_flaps", "Withdrawals of the pods that there are now.", nil, nil)
+	descSpoofed = prometheus.NewDesc("flock_pod_spoofed_packets_total", "Packets of a pod that were dropped because their source is no address of its.", []string{"namespace", "pod"}, nil)
 	descApplies = prometheus.NewDesc("flock_bird_applies_total", "How often BIRD was told to load a configuration.", nil, nil)
 	descLoaded  = prometheus.NewDesc("flock_bird_configured", "1 while BIRD runs the node's configuration.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descApplies, descLoaded} {
+	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descApplies, descLoaded} {
 		ch <- d
 	}
 }
@@ -104,8 +106,17 @@ func (s stateCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descServing, truth(s.a.serving.Load() != nil))
 	states := map[string]int{}
+	spoofed := map[string]uint64{} // by link
+	if drops, _, err := s.a.guard.Counters(); err == nil {
+		for _, d := range drops {
+			spoofed[d.HostIf] = d.Packets
+		}
+	}
 	for _, r := range s.a.ledger.Records() {
 		states[string(r.State)]++
+		if n, ok := spoofed[r.HostIf]; ok && r.State == store.Committed && r.PodName != "" {
+			ch <- prometheus.MustNewConstMetric(descSpoofed, prometheus.CounterValue, float64(n), r.PodNamespace, r.PodName)
+		}
 	}
 	for state, n := range states {
 		gauge(descRecords, float64(n), state)

@@ -4,6 +4,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -35,7 +37,10 @@ func (a *Agent) followNode(ctx context.Context) error {
 		a.wait("flock's agent on node %s waits for the API server to tell it NodeConfig %s", a.NodeName, a.NodeName)
 	}
 
-	const firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
+	const (
+		firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
+		secretsEvery          = time.Minute // for passwords that were changed
+	)
 	delay := firstRetry
 	retry := time.NewTimer(0)
 	retry.Stop()
@@ -43,7 +48,7 @@ func (a *Agent) followNode(ctx context.Context) error {
 	newest := current // the last that was seen: current, or one that is refused
 	for {
 		if current != nil {
-			err := a.apply(current)
+			err := a.apply(ctx, current)
 			if err != nil {
 				a.Log.Warn("the node's configuration is not in force", "error", err, "retry", delay)
 				if a.serving.Load() == nil {
@@ -54,6 +59,9 @@ func (a *Agent) followNode(ctx context.Context) error {
 			} else {
 				retry.Stop()
 				delay = firstRetry
+				if a.usesSecrets {
+					retry.Reset(secretsEvery)
+				}
 			}
 			if newest == current { // or the refusal would not be seen
 				a.note(current, err)
@@ -111,7 +119,7 @@ func (a *Agent) reject(nc *v1alpha1.NodeConfig, err error) {
 
 // apply brings the node to nc. Everything in it is convergent: after an error it
 // is called again with the same or a newer one.
-func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
+func (a *Agent) apply(ctx context.Context, nc *v1alpha1.NodeConfig) error {
 	node, err := config.ParseNode(nc)
 	if err != nil {
 		return err
@@ -137,6 +145,16 @@ func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
 			return err
 		}
 	}
+	if a.serving.Swap(&serving{node: node, nodeAddrs: own, mtu: mtu}) == nil {
+		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
+	}
+	a.changed()
+	return a.applyRouting(ctx, node)
+}
+
+// applyRouting brings the routing daemon to what node says. While a password
+// cannot be read the daemon keeps what it has: without it a session would end.
+func (a *Agent) applyRouting(ctx context.Context, node config.Node) error {
 	intent := routing.IntentOf(node)
 	links, err := net.InterfaceAddrs()
 	if err != nil {
@@ -144,10 +162,27 @@ func (a *Agent) apply(nc *v1alpha1.NodeConfig) error {
 	}
 	intent.OnLink = routing.OnLink(links)
 	intent.Addresses = a.NodeAddresses
-	a.bird.Set(bird.Render(intent))
-	if a.serving.Swap(&serving{node: node, nodeAddrs: own, mtu: mtu}) == nil {
-		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
+	var missing error
+	refs := intent.Secrets()
+	a.usesSecrets = len(refs) > 0
+	for _, ref := range refs {
+		value, err := a.api.SecretKey(ctx, a.Namespace, ref.Name, ref.Key)
+		if err != nil && !errors.Is(err, kube.ErrNoSecret) {
+			return err
+		}
+		var password routing.Password
+		if err == nil {
+			password, err = routing.ParsePassword(value)
+		}
+		if err != nil {
+			missing = errors.Join(missing, fmt.Errorf("secret %s/%s, key %s: %w; the sessions that need it stay down", a.Namespace, ref.Name, ref.Key, err))
+			continue
+		}
+		if intent.Passwords == nil {
+			intent.Passwords = map[config.SecretRef]routing.Password{}
+		}
+		intent.Passwords[ref] = password
 	}
-	a.changed()
-	return nil
+	a.bird.Set(bird.Render(intent))
+	return missing
 }

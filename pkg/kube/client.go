@@ -7,8 +7,12 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -72,6 +76,29 @@ func (c *Client) Namespaces() *Cache[*corev1.Namespace] {
 		return obj, nil
 	}
 	return newCache[*corev1.Namespace](c.core, "namespaces", &corev1.Namespace{}, fields.Everything(), onlyLabels, func() {})
+}
+
+// ErrNoSecret says that there is no such Secret, or that it has no such key.
+var ErrNoSecret = errors.New("there is no such Secret, or it has no such key")
+
+// SecretKey reads one key of a Secret. ErrNoSecret is in the chain of the error if
+// the API server has answered that there is none.
+func (c *Client) SecretKey(ctx context.Context, namespace, name, key string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	secret := &corev1.Secret{}
+	err := c.core.Get().Namespace(namespace).Resource("secrets").Name(name).Do(ctx).Into(secret)
+	if apierrors.IsNotFound(err) {
+		return nil, ErrNoSecret
+	}
+	if err != nil {
+		return nil, fmt.Errorf("secret %s/%s: %w", namespace, name, err)
+	}
+	value, ok := secret.Data[key]
+	if !ok {
+		return nil, ErrNoSecret
+	}
+	return value, nil
 }
 
 // PatchStatus makes status that of the NodeConfig called name (JSON merge patch,
