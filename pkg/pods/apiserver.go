@@ -23,8 +23,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// answerPatience is for one GET from the API server, its retries included.
-const answerPatience = 5 * time.Second
+// serverPatience is for one GET from the API server, client-go's retries included.
+const serverPatience = 5 * time.Second
 
 // apiserver is the API server, asked for one node's pods.
 type apiserver struct {
@@ -54,7 +54,7 @@ func newAPIServer(config *rest.Config, node string, log *slog.Logger) (*apiserve
 
 // get asks for one pod, once.
 func (a *apiserver) get(ctx context.Context, ref Ref) (*Pod, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	ctx, cancel := context.WithTimeout(ctx, serverPatience)
 	defer cancel()
 	var in corev1.Pod
 	err := a.client.Get().Namespace(ref.Namespace).Resource("pods").Name(ref.Name).Do(ctx).Into(&in)

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,13 +22,15 @@ import (
 const DefaultSocket = "/var/lib/kubelet/pods-api/pods-api.sock"
 
 const (
-	// getPatience is for one answer. The kubelet takes well under a
+	// answerPatience is for one answer. The kubelet takes well under a
 	// millisecond; one that takes this long hangs, and the next source is asked.
-	getPatience = time.Second
+	answerPatience = time.Second
 	// limitPause is how long to wait when the kubelet's rate limit refuses a
-	// call: it is 100 calls a second, one every 10 ms.
-	limitPause = 10 * time.Millisecond
-	// syncPatience is for all pods of the node at the start of a watch.
+	// call, and limitPatience for how long to go on: it admits ten calls at
+	// once, and then one every 10 ms.
+	limitPause    = 10 * time.Millisecond
+	limitPatience = 5 * time.Second
+	// syncPatience is for all pods of the node, at the start of a watch.
 	syncPatience = 10 * time.Second
 	// retryMin and retryMax bound the wait between two tries to follow.
 	retryMin = 10 * time.Millisecond
@@ -39,7 +42,8 @@ var errNotServed = errors.New("want Kubernetes 1.37 or its feature gate PodsAPI"
 
 // kubelet is the kubelet's Pods API, pods.v1alpha1.
 type kubelet struct {
-	socket string
+	socket       string
+	syncPatience time.Duration
 	// watched is the connection of the stream, once it is in sync.
 	watched atomic.Pointer[grpc.ClientConn]
 }
@@ -61,7 +65,7 @@ func (k *kubelet) get(ctx context.Context, ref Ref) (*Pod, error) {
 	if ref.UID == "" {
 		return nil, errors.New("the kubelet finds pods by UID, and the runtime gave none")
 	}
-	ctx, cancel := context.WithTimeout(ctx, getPatience)
+	ctx, cancel := context.WithTimeout(ctx, limitPatience)
 	defer cancel()
 	conn := k.watched.Load()
 	if conn == nil {
@@ -73,7 +77,7 @@ func (k *kubelet) get(ctx context.Context, ref Ref) (*Pod, error) {
 	}
 	client := podsapi.NewPodsClient(conn)
 	for {
-		answer, err := client.GetPod(ctx, &podsapi.GetPodRequest{PodUID: ref.UID})
+		answer, err := getPod(ctx, client, ref.UID)
 		switch status.Code(err) {
 		case codes.OK:
 			return decode(answer.GetPod())
@@ -86,6 +90,12 @@ func (k *kubelet) get(ctx context.Context, ref Ref) (*Pod, error) {
 		}
 		return nil, k.explain(err)
 	}
+}
+
+func getPod(ctx context.Context, client podsapi.PodsClient, uid string) (*podsapi.GetPodResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	return client.GetPod(ctx, &podsapi.GetPodRequest{PodUID: uid})
 }
 
 // follow watches until ctx ends, connecting again whenever it has to.
@@ -111,10 +121,19 @@ func (k *kubelet) follow(ctx context.Context, tell func(report)) {
 func (k *kubelet) watch(ctx context.Context, tell func(report)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	tooSlow := time.AfterFunc(syncPatience, func() {
-		cancel(fmt.Errorf("no complete list of pods within %s", syncPatience))
+	tooSlow := time.AfterFunc(k.syncPatience, func() {
+		cancel(fmt.Errorf("no complete list of pods within %s", k.syncPatience))
 	})
 	defer tooSlow.Stop()
+	err := k.stream(ctx, func(r report) {
+		if tooSlow.Stop(); ctx.Err() == nil {
+			tell(r)
+		}
+	})
+	return cmp.Or(context.Cause(ctx), err)
+}
+
+func (k *kubelet) stream(ctx context.Context, tell func(report)) error {
 	conn, err := k.dial(ctx)
 	if err != nil {
 		return err
@@ -125,23 +144,16 @@ func (k *kubelet) watch(ctx context.Context, tell func(report)) error {
 	if err != nil {
 		return err
 	}
-	list := []*Pod{}
-	for synced := false; ; {
+	list, synced := []*Pod{}, false
+	for {
 		event, err := stream.Recv()
 		if err != nil {
-			if context.Cause(ctx) != nil {
-				return context.Cause(ctx)
-			}
 			return err
 		}
 		if event.Type == podsapi.EventType_INITIAL_SYNC_COMPLETE {
-			if !tooSlow.Stop() {
-				return context.Cause(ctx)
-			}
-			synced = true
 			k.watched.Store(conn)
 			tell(report{list: list})
-			list = nil
+			list, synced = nil, true
 			continue
 		}
 		pod, err := decode(event.GetPod())

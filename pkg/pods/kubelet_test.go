@@ -214,28 +214,28 @@ type watcher struct {
 
 func startWatch(t *testing.T, c Config) *watcher {
 	t.Helper()
-	w := &watcher{t: t, events: make(chan Event, 1000), status: make(chan Status, 1000)}
-	c.Node, c.Log = "node1", slog.New(slog.NewTextHandler(io.Discard, nil))
-	c.OnStatus = func(s Status) { w.status <- s }
-	var err error
-	if w.local, err = New(c); err != nil {
+	c.Node, c.Log = "node1", slog.New(slog.DiscardHandler)
+	local, err := New(c)
+	if err != nil {
 		t.Fatal(err)
 	}
-	w.start(func(e Event) { w.events <- e })
-	return w
+	return startWatchOf(t, local)
 }
 
-// start watches, and waits at the test's end until nothing of it is left.
-func (w *watcher) start(f func(Event)) {
+// startWatchOf watches, and waits at the test's end until nothing of it is left.
+func startWatchOf(t *testing.T, local *Local) *watcher {
+	w := &watcher{t: t, local: local, events: make(chan Event, 1000), status: make(chan Status, 1000)}
+	local.onStatus = func(s Status) { w.status <- s }
 	ctx, cancel := context.WithCancel(w.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- w.local.Watch(ctx, f) }()
+	go func() { ended <- w.local.Watch(ctx, func(e Event) { w.events <- e }) }()
 	w.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
 			w.t.Errorf("Watch returned %v, want %v", err, context.Canceled)
 		}
 	})
+	return w
 }
 
 // expect waits for as many events as want has, and compares.
@@ -379,8 +379,9 @@ func TestKubeletSaysGarbage(t *testing.T) {
 	}
 }
 
-func TestKubeletIsNoKubelet(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "pods-api.sock")
+// listen has accept be called with each connection to the socket it returns.
+func listen(t *testing.T, accept func(net.Conn)) (socket string) {
+	socket = filepath.Join(t.TempDir(), "pods-api.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -392,13 +393,36 @@ func TestKubeletIsNoKubelet(t *testing.T) {
 			if err != nil {
 				return
 			}
-			io.WriteString(conn, "HTTP/1.1 400 Bad Request\r\n\r\n")
-			conn.Close()
+			accept(conn)
 		}
 	}()
-	w := startWatch(t, Config{Socket: socket})
+	return socket
+}
+
+func TestKubeletIsNoKubelet(t *testing.T) {
+	w := startWatch(t, Config{Socket: listen(t, func(c net.Conn) {
+		io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+		c.Close()
+	})})
+	w.expectStatus(None, "Unavailable")
 	if _, err := w.local.Get(t.Context(), Ref{"shop", "a", "uid-a"}); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("Get returned %v, want an error that is not %v", err, ErrNotFound)
+	}
+}
+
+// A kubelet that is stopped, or short of everything: connections are made, and
+// that is all.
+func TestKubeletHangs(t *testing.T) {
+	held := make(chan net.Conn, 1000)
+	k := &kubelet{syncPatience: 10 * time.Millisecond, socket: listen(t, func(c net.Conn) { held <- c })}
+	w := startWatchOf(t, newLocal(map[Origin]source{Kubelet: k}, slog.New(slog.DiscardHandler), nil))
+	w.expectStatus(None, "no complete list of pods within 10ms")
+	began := time.Now()
+	if _, err := w.local.Get(t.Context(), Ref{"shop", "a", "uid-a"}); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("Get returned %v, want an error that is not %v", err, ErrNotFound)
+	}
+	if took := time.Since(began); took > limitPatience {
+		t.Errorf("Get gave up after %s, want it to after about %s", took, answerPatience)
 	}
 }
 
