@@ -2,7 +2,9 @@ package exits
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -148,6 +150,9 @@ func follow(ctx context.Context, s service, known table, connected func(), tell 
 
 // plain says what an error of gRPC means, without its wrapping.
 func plain(err error) error {
+	if errors.Is(err, io.EOF) {
+		return errors.New("the runtime has ended the stream; CRI-O does so at once without enable_pod_events")
+	}
 	switch s := status.Convert(err); s.Code() {
 	case codes.Unknown:
 		return err

@@ -45,7 +45,8 @@ type fakeRuntime struct {
 	mu         sync.Mutex // guards what follows
 	containers map[string]*fakeContainer
 	streams    map[chan proto.Message]bool
-	silent     bool // subscribers are served from when it is not
+	silent     bool // subscribers are told nothing
+	disabled   bool // their stream is ended at once
 	identified []string
 }
 
@@ -128,7 +129,11 @@ func (r *fakeRuntime) serve(ctx context.Context, send func(proto.Message) error)
 	if !r.silent {
 		r.streams[events] = true
 	}
+	disabled := r.disabled
 	r.mu.Unlock()
+	if disabled {
+		return nil
+	}
 	defer func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -156,6 +161,9 @@ type containerdEvents struct {
 
 func (r containerdEvents) Subscribe(_ *eventsapi.SubscribeRequest, s eventsapi.Events_SubscribeServer) error {
 	return r.serve(s.Context(), func(m proto.Message) error {
+		if raw, ok := m.(*types.Envelope); ok {
+			return s.Send(raw)
+		}
 		topic := map[string]string{"TaskStart": "/tasks/start", "TaskExit": "/tasks/exit", "ContainerDelete": "/containers/delete"}[string(m.ProtoReflect().Descriptor().Name())]
 		value, err := proto.Marshal(m)
 		if err != nil {
@@ -496,6 +504,27 @@ func TestSockets(t *testing.T) {
 	r.start()
 	w := watch(t, missing, r.socket)
 	w.expectStatus(Containerd, missing)
+}
+
+func TestCRIWithEventsDisabled(t *testing.T) {
+	r := newFakeRuntime(t)
+	r.cri, r.disabled = true, true
+	r.start()
+	w := watch(t, r.socket)
+	w.expectStatus(None, "enable_pod_events")
+}
+
+// A runtime that does not keep to its protocol is asked again.
+func TestGarbage(t *testing.T) {
+	r := newFakeRuntime(t)
+	r.run("x")
+	r.start()
+	w := watch(t, r.socket)
+	w.expectStatus(Containerd, "")
+	r.say(&types.Envelope{Topic: "/tasks/exit", Event: &anypb.Any{TypeUrl: "containerd.events.TaskExit", Value: []byte{0xff}}})
+	w.expectStatus(None, "containerd at")
+	w.expectStatus(Containerd, "")
+	w.expectNone()
 }
 
 // What is neither containerd nor a runtime with events.
