@@ -82,13 +82,14 @@ var (
 	descPaths   = prometheus.NewDesc("flock_anycast_paths", "Pods at anycast addresses, by whether they are announced.", []string{"announced"}, nil)
 	descFlaps   = prometheus.NewDesc("flock_anycast_flaps", "Withdrawals of the pods that there are now.", nil, nil)
 	descSpoofed = prometheus.NewDesc("flock_pod_spoofed_packets_total", "Packets of a pod that were dropped because their source is no address of its.", []string{"namespace", "pod"}, nil)
+	descSession = prometheus.NewDesc("flock_session_up", "1 while the session with a router is up.", []string{"protocol", "peer"}, nil)
 	descApplies = prometheus.NewDesc("flock_bird_applies_total", "How often BIRD was told to load a configuration.", nil, nil)
 	descLoaded  = prometheus.NewDesc("flock_bird_configured", "1 while BIRD runs the node's configuration.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descApplies, descLoaded} {
+	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descSession, descApplies, descLoaded} {
 		ch <- d
 	}
 }
@@ -145,4 +146,7 @@ func (s stateCollector) Collect(ch chan<- prometheus.Metric) {
 	daemon := s.a.bird.State()
 	ch <- prometheus.MustNewConstMetric(descApplies, prometheus.CounterValue, float64(daemon.Applies))
 	gauge(descLoaded, truth(daemon.Loaded))
+	for _, session := range daemon.Sessions {
+		gauge(descSession, truth(session.Up), session.Protocol, session.Name)
+	}
 }

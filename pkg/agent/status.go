@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -27,6 +28,8 @@ const (
 	conditionReady = "Ready"
 	// conditionRouting: the routing daemon runs what the spec asks of it.
 	conditionRouting = "RoutingConfigured"
+	// conditionSessions: every session with a router is up.
+	conditionSessions = "SessionsUp"
 )
 
 // outcome is what became of the newest NodeConfig.
@@ -167,9 +170,16 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 		waiting = *a.waiting.Load()
 	}
 	daemon := a.bird.State()
+	var down []string
+	for _, s := range daemon.Sessions {
+		if !s.Up {
+			down = append(down, fmt.Sprintf("%s %s: %s", s.Protocol, s.Name, strings.TrimSpace(s.State+" "+s.LastError)))
+		}
+	}
 	return []metav1.Condition{
 		condition(conditionAccepted, latest.err == nil, "InForce", "NotInForce", text(latest.err)),
 		condition(conditionReady, waiting == "", "ServingPods", "Waiting", waiting),
+		condition(conditionSessions, len(down) == 0, "AllUp", "SomeDown", strings.Join(down, "; ")),
 		condition(conditionRouting, daemon.Loaded, "Loaded", "NotLoaded", text(daemon.Err)),
 	}
 }

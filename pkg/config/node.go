@@ -96,6 +96,9 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	if nc.Spec.OSPF != nil {
 		n.OSPF = parseOSPF(spec.Child("ospf"), nc.Spec.OSPF, &errs)
 	}
+	if n.BGP != nil {
+		checkRouters(cidrs, n, &errs)
+	}
 	if err := errs.ToAggregate(); err != nil {
 		return Node{}, fmt.Errorf("nodeconfig %s: %w", nc.Name, err)
 	}
@@ -127,6 +130,18 @@ func checkFamily(path *field.Path, ps []netip.Prefix, is func(netip.Addr) bool, 
 			*errs = append(*errs, field.Invalid(path, p.String(), fmt.Sprintf("the prefix length must be between /%d and /%d", minBits, maxBits)))
 		case !p.Addr().IsGlobalUnicast():
 			*errs = append(*errs, field.Invalid(path, p.String(), "must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"))
+		}
+	}
+}
+
+// checkRouters refuses a pod CIDR around a router: its unreachable route would cut
+// the node off, and the router's address could be given to a pod.
+func checkRouters(path *field.Path, n Node, errs *field.ErrorList) {
+	for _, c := range n.Summaries() {
+		for _, p := range n.BGP.Peers {
+			if p.Addr.IsValid() && c.Contains(p.Addr) {
+				*errs = append(*errs, field.Invalid(path, c.String(), fmt.Sprintf("contains %s, the address of BGP peer %s: pods need prefixes in which no router is", p.Addr, p.Name)))
+			}
 		}
 	}
 }

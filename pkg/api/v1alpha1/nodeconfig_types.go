@@ -133,7 +133,7 @@ type IPAlgo string
 type NodeConfigStatus struct {
 	// Conditions: Accepted (the spec is in force, or which field is wrong), Ready
 	// (pods are served, or why not) and RoutingConfigured (the routing daemon has
-	// what the spec asks of it).
+	// what the spec asks of it) and SessionsUp (with every router, or with which not).
 	// +listType=map
 	// +listMapKey=type
 	// +optional
