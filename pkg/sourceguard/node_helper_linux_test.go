@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,10 +72,10 @@ func newNetwork(t testing.TB) *testNode {
 	t.Helper()
 	n := &testNode{ns: nettest.New(t), outside: nettest.New(t), listeners: map[netip.Addr]*net.UDPConn{}, t: t}
 	n.ns.Veth("uplink", n.outside, "eth0")
-	for _, a := range []string{"fe80::11/64", node6.String() + "/64", node4.String() + "/24"} {
+	for _, a := range []string{node6.String() + "/64", node4.String() + "/24"} {
 		n.ns.IP("address", "add", a, "dev", "uplink", "nodad")
 	}
-	for _, a := range []string{"fe80::2/64", outside6.String() + "/64", outside4.String() + "/24"} {
+	for _, a := range []string{outside6.String() + "/64", outside4.String() + "/24"} {
 		n.outside.IP("address", "add", a, "dev", "eth0", "nodad")
 	}
 	n.ns.IP("-6", "route", "add", "default", "via", outside6.String())
@@ -153,6 +154,12 @@ func (n *testNode) pod(t testing.TB, name string, routed []netip.Addr, anycast .
 	}
 	if _, err := n.host.Attach(p.File(), p.Attachment); err != nil {
 		t.Fatal(err)
+	}
+	// The kernel makes the gateway's address usable some time after it was added.
+	for until := deadline(); !strings.Contains(n.ns.IP("-6", "route", "show", "table", "local", "dev", p.HostIf), "local fe80::1 "); {
+		if time.Now().After(until) {
+			t.Fatalf("%s has no gateway", p.HostIf)
+		}
 	}
 	p.eth0 = packetSocket(t, p.NS, 0)
 	return p
