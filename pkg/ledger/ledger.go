@@ -61,8 +61,12 @@ func Open(dir string, now func() time.Time) (*Ledger, error) {
 	// In the order of their rest, so that the allocator sees it too; and before
 	// what is in use, because an address may be in both.
 	slices.SortStableFunc(records, func(a, b store.Record) int { return a.RestsSince.Compare(b.RestsSince) })
+	opened := now()
 	for _, r := range records {
 		if r.State == store.Resting {
+			// What was written is the host's clock, which may have been set since; from
+			// here on it is measured by one that only runs.
+			r.RestsSince = opened.Add(-max(0, opened.Sub(r.RestsSince)))
 			l.hold(r)
 			l.rest(r)
 		}

@@ -131,6 +131,35 @@ func TestReleasedAddressRests(t *testing.T) {
 	}
 }
 
+// The host's clock may be set, in either direction: no address rests for longer than
+// its quarantine because of that, and no record stays for ever.
+func TestClockIsSetBack(t *testing.T) {
+	dir, c := t.TempDir(), &clock{epoch}
+	l := open(t, dir, c)
+	a := promise(t, l, "a", v4only)
+	for i := range 5 {
+		promise(t, l, fmt.Sprint("other", i), v4only)
+	}
+	l.Release(a.ID)
+	must(t, l.Free(a.ID))
+	c.t = c.t.Add(-24 * time.Hour)
+	l = open(t, dir, c)
+	c.t = c.t.Add(59 * time.Second)
+	if _, _, err := l.Promise(attachment("b"), v4only, embed.Workload{}); err == nil {
+		t.Error("the address is given out in its quarantine")
+	}
+	c.t = c.t.Add(time.Second)
+	b := promise(t, l, "b", v4only)
+	if b.Addrs[0].Addr != a.Addrs[0].Addr {
+		t.Errorf("after the quarantine got %v, want %v", b.Addrs[0], a.Addrs[0])
+	}
+	_, records, err := store.Open(dir)
+	must(t, err)
+	if len(records) != 6 {
+		t.Errorf("%d records, want those of the 6 pods", len(records))
+	}
+}
+
 func TestStaticAddressPassesToTheNextPod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := open(t, t.TempDir(), &clock{epoch})
