@@ -157,7 +157,11 @@ func (l *Ledger) Free(id store.ID) error {
 	}
 	r.State, r.RestsSince = store.Resting, l.now()
 	if err := l.store.Put(r); err != nil {
-		return err
+		// No room perhaps. Without a record only the rest of the quarantine is lost, and
+		// only over a restart; a release that stays would keep the address from all.
+		if gone := l.store.Delete(id); gone != nil {
+			return errors.Join(err, gone)
+		}
 	}
 	delete(l.records, id)
 	close(l.freed)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -157,6 +159,30 @@ func TestClockIsSetBack(t *testing.T) {
 	must(t, err)
 	if len(records) != 6 {
 		t.Errorf("%d records, want those of the 6 pods", len(records))
+	}
+}
+
+// Where nothing can be written any more, as on a full tmpfs, what is gone must not be
+// held for ever: the runtime asks no second time.
+func TestFreeWithoutRoom(t *testing.T) {
+	dir, c := t.TempDir(), &clock{epoch}
+	l := open(t, dir, c)
+	a := promise(t, l, "a", v4only)
+	for i := range 5 {
+		promise(t, l, fmt.Sprint("other", i), v4only)
+	}
+	l.Release(a.ID)
+	full := filepath.Join(dir, ".tmp") // which each write makes anew
+	must(t, os.Mkdir(full, 0o700))
+	must(t, l.Free(a.ID))
+	must(t, os.Remove(full))
+	if _, _, err := l.Promise(attachment("b"), v4only, embed.Workload{}); err == nil {
+		t.Error("the address is given out in its quarantine")
+	}
+	c.t = c.t.Add(time.Minute)
+	promise(t, l, "b", v4only)
+	if n := len(open(t, dir, c).Records()); n != 6 {
+		t.Errorf("a restart finds %d records, want those of the 6 pods", n)
 	}
 }
 
