@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"flock.fritzlab.net/flock/pkg/wiring"
 )
 
 func TestPodIsReachedAndGone(t *testing.T) {
@@ -228,6 +230,31 @@ func TestSecondInterfaceIsRefused(t *testing.T) {
 	if err := p.check(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Two container IDs can have one name for the host's end. The pod that has the link
+// keeps it, and all that hangs on the name.
+func TestHostInterfaceOfAnother(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	n.start()
+	a, b := n.sandbox(""), n.sandbox("")
+	of := map[string]string{}
+	for i := 0; b.id == ""; i++ {
+		id := fmt.Sprint("c", i)
+		name := wiring.HostIfName(id)
+		if other, ok := of[name]; ok {
+			a.id, b.id = other, id
+		}
+		of[name] = id
+	}
+	addrs := a.mustAdd()
+	if _, err := b.add(); err == nil || !strings.Contains(err.Error(), wiring.HostIfName(a.id)) {
+		t.Errorf("ADD of %s beside %s: %v; want an error that names the interface", b.id, a.id, err)
+	}
+	b.mustDel()
+	n.reaches(n.router, a, addrs[0])
+	n.reaches(n.router, a, addrs[1])
 }
 
 func sameAddrs(a, b []netip.Addr) bool {

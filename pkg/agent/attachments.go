@@ -75,12 +75,6 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 	if known, ok := a.ledger.Lookup(id(c.Attachment())); ok && known.State != store.Released {
 		return known, nil
 	}
-	// The link is named after the container alone: a second one would take the first's.
-	for _, r := range a.ledger.Records() {
-		if r.ContainerID == c.ContainerID && r.IfName != c.IfName {
-			return store.Record{}, cni.InvalidEnvironment("CNI_IFNAME=%s: container %s of pod %s has interface %s of flock's: flock gives a pod one interface, so let its networks name flock once", c.IfName, c.ContainerID, c.Pod, r.IfName)
-		}
-	}
 	plan, w, err := a.plan(ctx, s, c)
 	if err != nil {
 		return store.Record{}, err
@@ -110,6 +104,12 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 	}, plan, w)
 	if err != nil {
 		a.claims.Release(attachment.String())
+	}
+	if taken := (*ledger.HostIfError)(nil); errors.As(err, &taken) {
+		if taken.Holder.ContainerID == c.ContainerID {
+			return record, cni.InvalidEnvironment("CNI_IFNAME=%s: container %s of pod %s has interface %s of flock's: flock gives a pod one interface, so let its networks name flock once", c.IfName, c.ContainerID, c.Pod, taken.Holder.IfName)
+		}
+		return record, cni.TryAgainLater("pod %s: %w; the pod's next sandbox has another", c.Pod, err)
 	}
 	if errors.Is(err, ledger.ErrReleasing) {
 		return record, cni.TryAgainLater("container %s: %w", c.ContainerID, err)

@@ -31,6 +31,14 @@ var ErrReleasing = errors.New("the attachment was released and its link is still
 // ErrNotHeld says that an attachment has no addresses, or has given them up.
 var ErrNotHeld = errors.New("the attachment holds no addresses any more")
 
+// HostIfError says that another attachment has the host interface, and all that goes
+// by its name.
+type HostIfError struct{ Holder store.Record }
+
+func (e *HostIfError) Error() string {
+	return fmt.Sprintf("host interface %s is that of pod %s (container %s, interface %s)", e.Holder.HostIf, e.Holder.Pod(), e.Holder.ContainerID, e.Holder.IfName)
+}
+
 // Ledger is safe for concurrent use.
 type Ledger struct {
 	now        func() time.Time
@@ -93,7 +101,7 @@ func (l *Ledger) Configure(c ipam.Config) {
 // Promise takes the addresses that plan grants to a pod that is w, and records
 // them, with what r says of the attachment, as pending. Asked again for an
 // attachment that it has promised, it returns that promise: created is false then.
-// The errors are those of [grant.Plan.Take], and ErrReleasing.
+// The errors are those of [grant.Plan.Take], ErrReleasing and *HostIfError.
 func (l *Ledger) Promise(r store.Record, plan grant.Plan, w embed.Workload) (promised store.Record, created bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -102,6 +110,11 @@ func (l *Ledger) Promise(r store.Record, plan grant.Plan, w embed.Workload) (pro
 			return store.Record{}, false, ErrReleasing
 		}
 		return known, false, nil
+	}
+	for _, other := range l.records {
+		if other.HostIf == r.HostIf {
+			return store.Record{}, false, &HostIfError{Holder: other}
+		}
 	}
 	now := l.now()
 	l.expire(now)
