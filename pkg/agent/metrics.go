@@ -113,11 +113,15 @@ func (s stateCollector) Collect(ch chan<- prometheus.Metric) {
 			spoofed[d.HostIf] = d.Packets
 		}
 	}
+	byPod := map[[2]string]uint64{} // which may have two sandboxes
 	for _, r := range s.a.ledger.Records() {
 		states[string(r.State)]++
 		if n, ok := spoofed[r.HostIf]; ok && r.State == store.Committed && r.PodName != "" {
-			ch <- prometheus.MustNewConstMetric(descSpoofed, prometheus.CounterValue, float64(n), r.PodNamespace, r.PodName)
+			byPod[[2]string{r.PodNamespace, r.PodName}] += n
 		}
+	}
+	for pod, n := range byPod {
+		ch <- prometheus.MustNewConstMetric(descSpoofed, prometheus.CounterValue, float64(n), pod[0], pod[1])
 	}
 	for state, n := range states {
 		gauge(descRecords, float64(n), state)
