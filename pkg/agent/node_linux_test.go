@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +36,10 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(programs)
 		build := exec.Command("go", "build", "-o", programs, "flock.fritzlab.net/flock/cmd/flock", "flock.fritzlab.net/flock/cmd/flock-agent")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if info, _ := debug.ReadBuildInfo(); slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+			build.Args = slices.Insert(build.Args, 2, "-race")
+			build.Env = append(os.Environ(), "CGO_ENABLED=1")
+		}
 		if out, err := build.CombinedOutput(); err != nil {
 			panic(fmt.Sprintf("%v: %s", err, out))
 		}
@@ -119,6 +125,9 @@ func (n *node) agentLog() string {
 
 // kill is kill -9.
 func (n *node) kill() {
+	if strings.Contains(n.agentLog(), "DATA RACE") { // where the test was built to look for them
+		n.t.Errorf("the agent has a data race:\n%s", n.agentLog())
+	}
 	if n.agent != nil {
 		n.agent.Process.Kill()
 		n.agent.Wait()
