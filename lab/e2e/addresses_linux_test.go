@@ -33,6 +33,7 @@ func addresses(t *testing.T) {
 		parallel(t, "worked examples", func(t *testing.T) { workedExamples(t, c, all) })
 		parallel(t, "a pool's address is one pod's in the cluster", func(t *testing.T) { onePodsInTheCluster(t, c) })
 		parallel(t, "a CIDR that is taken away stays routed until its last pod has gone", func(t *testing.T) { retiredCIDRs(t, c) })
+		parallel(t, "what a pod sends from others' addresses is dropped and counted", func(t *testing.T) { spoofedSources(t, c) })
 		parallel(t, "an agent killed in a burst of pods", func(t *testing.T) { killedInABurst(t, c) })
 	})
 	t.Logf("took %s", time.Since(began).Round(100*time.Millisecond))

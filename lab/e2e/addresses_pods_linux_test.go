@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -200,6 +201,15 @@ type echoAnswer struct {
 }
 
 func askEcho(t *testing.T, netns string, to netip.Addr) (a echoAnswer, err error) {
+	body, err := getFrom(t, netns, echoURL(to))
+	if err != nil {
+		return a, err
+	}
+	return a, json.Unmarshal(body, &a)
+}
+
+// getFrom gets a URL from a network namespace.
+func getFrom(t *testing.T, netns, url string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	client := &http.Client{Transport: &http.Transport{
@@ -208,16 +218,16 @@ func askEcho(t *testing.T, netns string, to netip.Addr) (a echoAnswer, err error
 			return member.Dial(ctx, netns, network, address)
 		},
 	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, echoURL(to), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return a, err
+		return nil, err
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return a, err
+		return nil, err
 	}
 	defer response.Body.Close()
-	return a, json.NewDecoder(response.Body).Decode(&a)
+	return io.ReadAll(response.Body)
 }
 
 func echoURL(a netip.Addr) string {
