@@ -192,6 +192,7 @@ func (d *demo) fromOutside(ctx context.Context, dir state.Dir) proof {
 // seen with an address of its node, so only reaching one counts.
 func (d *demo) service(ctx context.Context) proof {
 	p := proof{statement: "every pod reaches one through the Service's ClusterIPs"}
+	d.awaitService(ctx)
 	for _, from := range d.pods {
 		for _, to := range d.serviceIPs {
 			if from.addr(to.Is6()).IsValid() {
@@ -200,6 +201,25 @@ func (d *demo) service(ctx context.Context) proof {
 		}
 	}
 	return p
+}
+
+// awaitService waits, for a while, until kube-proxy has the Service on each node:
+// that pods are Ready does not say so. What it waited for in vain the proof shows.
+func (d *demo) awaitService(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	process.Await(ctx, "kube-proxy to have the Service", nil, func(ctx context.Context) error {
+		for _, from := range d.pods {
+			for _, to := range d.serviceIPs {
+				if from.addr(to.Is6()).IsValid() {
+					if err := ask(ctx, from.name, from.netns, to, netip.Addr{}, ""); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // answer is what an echo server says.

@@ -246,7 +246,7 @@ func neverUp(t *testing.T, p play) {
 // checkBFD cuts the path without taking the link down: the session ends by BFD,
 // long before the hold time.
 func checkBFD(t *testing.T, p play) {
-	routingtest.Eventually(t, 10*time.Second, func() error {
+	routingtest.Eventually(t, 30*time.Second, func() error {
 		if !p.router.BFD() {
 			return errors.New("BFD is not up")
 		}
@@ -254,7 +254,7 @@ func checkBFD(t *testing.T, p play) {
 	})
 	p.tor.Sysctl("ipv6/conf/eth0/disable_ipv6", "1")
 	start := time.Now()
-	routingtest.Eventually(t, 3*time.Second, func() error {
+	routingtest.Eventually(t, 20*time.Second, func() error {
 		if s := p.bird.Protocol("peer_tor"); s.BGP.State == "Established" {
 			return fmt.Errorf("the session still stands: %+v", s)
 		}
@@ -266,7 +266,7 @@ func checkBFD(t *testing.T, p play) {
 // checkRestart kills BIRD: the router keeps its routes until it is back.
 func checkRestart(t *testing.T, p play) {
 	p.bird.Kill()
-	routingtest.Eventually(t, 5*time.Second, func() error {
+	routingtest.Eventually(t, 30*time.Second, func() error {
 		if s := p.router.State(); s == "established" {
 			return errors.New("the router has not noticed")
 		}
@@ -283,7 +283,7 @@ func checkRestart(t *testing.T, p play) {
 }
 
 func checkLimitRestart(t *testing.T, p play) {
-	routingtest.Eventually(t, 10*time.Second, func() error {
+	routingtest.Eventually(t, 30*time.Second, func() error {
 		if s := p.router.Notification(); s == "" {
 			return errors.New("the router was told nothing")
 		} else {
@@ -294,14 +294,14 @@ func checkLimitRestart(t *testing.T, p play) {
 }
 
 func checkLimitBlock(t *testing.T, p play) {
-	routingtest.Eventually(t, 10*time.Second, func() error {
+	routingtest.Eventually(t, 30*time.Second, func() error {
 		s := p.bird.Protocol("peer_tor")
 		if len(s.Channels) == 0 || s.Channels[0].Imported != 3 || !s.Channels[0].LimitHit || s.BGP.State != "Established" {
 			return fmt.Errorf("want 3 routes, the limit hit and the session up: %+v", s)
 		}
 		return nil
 	})
-	routingtest.Eventually(t, 10*time.Second, func() error {
+	routingtest.Eventually(t, 30*time.Second, func() error {
 		if n := len(p.node.Routes("proto bird")); n != 3 {
 			return fmt.Errorf("the kernel has %d routes, want 3", n)
 		}

@@ -134,7 +134,7 @@ func (ns *NS) Routes(selector string) []Route {
 }
 
 // sessionWithin is how long a session may take to come up on a busy machine.
-const sessionWithin = 30 * time.Second
+const sessionWithin = 90 * time.Second
 
 // Eventually calls check until it returns nil, and fails the test when it has not
 // within the time given.
