@@ -44,6 +44,7 @@ func TestCluster(t *testing.T) {
 	part(t, "refuses bad NodeConfigs", refuseBadNodeConfigs)
 	part(t, "an agent speaks for its own node only", ownNodeOnly)
 	part(t, "addresses", addresses)
+	part(t, "anycast", anycastStory)
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
 	part(t, "a pod says that the agent is not running", agentNotRunning)

@@ -207,12 +207,18 @@ const markerRoute = "2001:db8:dead::/64"
 
 func watchRoutes(t *testing.T) *routeWatch {
 	t.Helper()
+	return watchOn(t, plan.Tor)
+}
+
+// watchOn watches another member's kernel.
+func watchOn(t *testing.T, member string) *routeWatch {
+	t.Helper()
 	w := &routeWatch{}
-	w.start(t, plan.Tor, "ip", "-timestamp", "monitor", "route")
+	w.start(t, member, "ip", "-timestamp", "monitor", "route")
 	// The monitor says nothing when it is ready: until it shows a change.
 	eventually(t, 10*time.Second, func() error {
-		mustLab(t, "exec", plan.Tor, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)
-		mustLab(t, "exec", plan.Tor, "--", "ip", "-6", "route", "del", "unreachable", markerRoute)
+		mustLab(t, "exec", member, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)
+		mustLab(t, "exec", member, "--", "ip", "-6", "route", "del", "unreachable", markerRoute)
 		if !strings.Contains(w.said(), "Deleted unreachable "+markerRoute) {
 			return fmt.Errorf("ip monitor shows no change of a route: %s", w.said())
 		}

@@ -1,0 +1,337 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"flock.fritzlab.net/flock/lab/plan"
+)
+
+// Addresses of the anycast tests' pool: those of one node's pods, and that of a
+// Deployment's on all nodes.
+const (
+	oneNode6, oneNode4 = "2001:db8:53::1", "203.0.113.1"
+	allNodes6          = "2001:db8:53::2"
+)
+
+// anycastStory: addresses are announced while their pods are Ready; and whatever
+// happens to flock, kubelets and nodes meanwhile, clients notice nothing.
+func anycastStory(t *testing.T) {
+	apply(t, `
+apiVersion: v1
+kind: Namespace
+metadata: {name: anycast}
+---
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressPool
+metadata: {name: anycast}
+spec:
+  cidrs: ["2001:db8:53::/64", "203.0.113.0/24"]
+  uses: [anycast]
+  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: anycast}}
+`)
+	t.Cleanup(func() {
+		mustKubectl(t, "delete", "namespace", "anycast", "--wait=false")
+		mustKubectl(t, "delete", "addresspool", "anycast")
+	})
+	eventually(t, 30*time.Second, func() error {
+		out, err := kubectl("", "--namespace=anycast", "get", "serviceaccount", "default")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	part(t, "announced while Ready, by any of two pods", announcedWhileReady)
+	part(t, "clients notice nothing", clientsNoticeNothing)
+}
+
+func apply(t *testing.T, manifest string) {
+	t.Helper()
+	if out, err := kubectl(manifest, "apply", "--filename=-"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// announcedWhileReady opens and shuts a readiness gate, which needs no waiting
+// for probes.
+func announcedWhileReady(t *testing.T) {
+	const gate = "test.fritzlab.net/open"
+	for _, name := range []string{"a", "b"} {
+		apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata:
+  name: %s
+  namespace: anycast
+  annotations: {flock.fritzlab.net/anycast: "%s,%s"}
+spec:
+  nodeName: node1
+  readinessGates: [{conditionType: %s}]
+  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never}]
+`, name, oneNode6, oneNode4, gate))
+	}
+	open := func(pod, status string) {
+		t.Helper()
+		mustKubectl(t, "--namespace=anycast", "patch", "pod", pod, "--subresource=status", "--type=strategic",
+			fmt.Sprintf(`--patch={"status":{"conditions":[{"type":%q,"status":%q}]}}`, gate, status))
+	}
+	// The group of the IPv6 address: weights of the pods' links, 255 for one that
+	// is announced, and 1 for one that drains.
+	members := func(want ...string) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			route := mustLab(t, "exec", "node1", "--", "ip", "-6", "-d", "route", "show", oneNode6, "metric", "512")
+			id := regexp.MustCompile(`nhid (\d+)`).FindStringSubmatch(route)
+			if id == nil {
+				return fmt.Errorf("no route on a nexthop: %q", route)
+			}
+			group := mustLab(t, "exec", "node1", "--", "ip", "nexthop", "show", "id", id[1])
+			var got []string
+			_, list, _ := strings.Cut(group, " group ")
+			list, _, _ = strings.Cut(list, " ")
+			for _, m := range strings.Split(list, "/") {
+				_, weight, more := strings.Cut(m, ",")
+				if !more {
+					weight = "1" // which ip leaves out
+				}
+				got = append(got, weight)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want) || !strings.Contains(group, "type resilient") {
+				return fmt.Errorf("group %q of route %q: want a resilient one with weights %q", group, route, want)
+			}
+			return nil
+		})
+	}
+
+	mustKubectl(t, "--namespace=anycast", "wait", "--for=condition=ContainersReady", "pod/a", "pod/b", "--timeout=60s")
+	if on := announcing(t, oneNode6) + announcing(t, oneNode4); on != "" {
+		t.Errorf("announced, and no pod is Ready:\n%s", on)
+	}
+	router := watchOn(t, plan.Tor)
+	open("a", "True")
+	routedToNode1(t, true)
+	members("255")
+	open("b", "True")
+	members("255", "255")
+	open("a", "False")
+	members("1", "255")
+	if said := router.said(); strings.Contains(said, "Deleted "+oneNode6) || strings.Contains(said, "Deleted "+oneNode4) {
+		t.Errorf("withdrawn while a pod was Ready:\n%s", said)
+	}
+	open("b", "False")
+	routedToNode1(t, false)
+	open("b", "True")
+	routedToNode1(t, true)
+	mustKubectl(t, "--namespace=anycast", "delete", "pod", "b", "--wait=false")
+	routedToNode1(t, false)
+	mustKubectl(t, "--namespace=anycast", "delete", "pod", "a", "b", "--ignore-not-found")
+	if left := mustLab(t, "exec", "node1", "--", "ip", "nexthop", "show", "proto", "85"); left != "" {
+		t.Errorf("pods are gone and nexthops left:\n%s", left)
+	}
+}
+
+// announcing is what the router's kernel has for an address.
+func announcing(t *testing.T, addr string) string {
+	t.Helper()
+	family := "-4"
+	if strings.Contains(addr, ":") {
+		family = "-6"
+	}
+	return mustLab(t, "exec", plan.Tor, "--", "ip", family, "route", "show", addr)
+}
+
+// routedToNode1 waits until the router has both addresses, by way of node1, or none.
+func routedToNode1(t *testing.T, want bool) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		for _, addr := range []string{oneNode6, oneNode4} {
+			route := announcing(t, addr)
+			if via := strings.Contains(route, "2001:db8:0:1::11") || strings.Contains(route, "192.0.2.11"); via != want || !want && route != "" {
+				return fmt.Errorf("route to %s at the router: %q; announced: want %t", addr, route, want)
+			}
+		}
+		return nil
+	})
+}
+
+// clientsNoticeNothing of a rolling update, of agents that are killed, and of a
+// kubelet that is.
+func clientsNoticeNothing(t *testing.T) {
+	const rollout, patience = "deployment/anycast", "--timeout=120s"
+	apply(t, fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: anycast, namespace: anycast}
+spec:
+  replicas: 6
+  selector: {matchLabels: {app: anycast}}
+  template:
+    metadata:
+      labels: {app: anycast}
+      annotations: {flock.fritzlab.net/anycast: "%s"}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: anycast}}}
+      terminationGracePeriodSeconds: 30
+      containers:
+      - name: echo
+        image: echo:dev
+        imagePullPolicy: Never
+        lifecycle: {preStop: {sleep: {seconds: 6}}}
+        readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
+`, allNodes6))
+	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
+	viaNodes(t, 1, 2, 3)
+	client := ask200(t, "http://["+allNodes6+"]:8080/")
+
+	began := time.Now()
+	mustKubectl(t, "--namespace=anycast", "rollout", "restart", rollout)
+	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
+	// The last ones to end still serve.
+	eventually(t, time.Minute, func() error {
+		pods := strings.Fields(mustKubectl(t, "--namespace=anycast", "get", "pods", "--output=name"))
+		if len(pods) != 6 {
+			return fmt.Errorf("%d pods, want 6", len(pods))
+		}
+		return nil
+	})
+	client.failed(t, "a rolling update", began)
+
+	// What the nodes have the BIRDs announce never changes.
+	var nodes []*routeWatch
+	for _, n := range plan.Nodes(3) {
+		nodes = append(nodes, watchOn(t, n.Name()))
+	}
+	viaNodes(t, 1, 2, 3)
+	began = time.Now()
+	restarts := func() (ready, sum int) {
+		all := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--output=jsonpath={range .items[*].status.containerStatuses[?(@.name=='agent')]}{.ready} {.restartCount} {end}")
+		for f := range strings.FieldsSeq(all) {
+			if n, err := strconv.Atoi(f); err == nil {
+				sum += n
+			} else if f == "true" {
+				ready++
+			}
+		}
+		return ready, sum
+	}
+	_, before := restarts()
+	for _, n := range plan.Nodes(3) {
+		if killed := killOn(t, n.Name(), "/usr/local/bin/flock-agent"); killed != 1 {
+			t.Errorf("%d agents killed on %s", killed, n.Name())
+		}
+	}
+	eventually(t, time.Minute, func() error {
+		if ready, sum := restarts(); ready != 3 || sum != before+3 {
+			return fmt.Errorf("%d agents are ready, %d restarts: want 3, %d", ready, sum, before+3)
+		}
+		return nil
+	})
+	client.failed(t, "the death of all agents", began)
+
+	began = time.Now()
+	if killed := killOn(t, "node1", "kubelet"); killed != 1 {
+		t.Errorf("%d kubelets killed", killed)
+	}
+	mustLab(t, "up")
+	// When a new pod is Ready, the kubelet has looked at the others too.
+	apply(t, `
+apiVersion: v1
+kind: Pod
+metadata: {name: sign, namespace: anycast}
+spec:
+  nodeName: node1
+  terminationGracePeriodSeconds: 0
+  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never}]
+`)
+	mustKubectl(t, "--namespace=anycast", "wait", "--for=condition=Ready", "pod/sign", "--timeout=60s")
+	client.failed(t, "a kubelet's restart", began)
+	for i, w := range nodes {
+		for line := range strings.Lines(w.stop(t)) {
+			if strings.Contains(line, "Deleted "+allNodes6) && strings.Contains(line, "metric 512") {
+				t.Errorf("node%d withdrew: %s", i+1, line)
+			}
+		}
+	}
+
+	// Drained, a node is no way to the address any more.
+	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
+	began = time.Now()
+	mustKubectl(t, "drain", "node3", "--ignore-daemonsets", "--pod-selector=app=anycast", patience)
+	t.Cleanup(func() { mustKubectl(t, "uncordon", "node3") })
+	viaNodes(t, 1, 2)
+	client.failed(t, "a drain", began)
+}
+
+// viaNodes waits until the router's way to the Deployment leads to these nodes.
+func viaNodes(t *testing.T, numbers ...int) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		route := announcing(t, allNodes6)
+		for n := 1; n <= 3; n++ {
+			if is, want := strings.Contains(route, fmt.Sprintf("2001:db8:0:1::1%d ", n)), slices.Contains(numbers, n); is != want {
+				return fmt.Errorf("by node%d: %t, want %t: %s", n, is, want, route)
+			}
+		}
+		return nil
+	})
+}
+
+// load is the outside host asking some 200 times a second, over a new connection
+// each time.
+type load struct {
+	asking
+	read int // of what it has said
+}
+
+func ask200(t *testing.T, url string) *load {
+	t.Helper()
+	l := &load{}
+	l.url = url
+	echo := "/var/lib/flock-lab/" + labName + "/images/bin/echo"
+	l.start(t, plan.Outside, echo, "get", "-n", "1000000", "-interval", "3ms", "-timeout", "2s", url)
+	return l
+}
+
+// failed fails for each request since the last call that did.
+func (l *load) failed(t *testing.T, during string, began time.Time) {
+	t.Helper()
+	said := l.said()[l.read:]
+	said = said[:strings.LastIndexByte(said, '\n')+1]
+	l.read += len(said)
+	n := 0
+	slowest := 0.0
+	pods := map[string]bool{}
+	for line := range strings.Lines(said) {
+		var r struct {
+			OK           bool
+			Error        string
+			Milliseconds float64 `json:"ms"`
+			Wall         time.Time
+			Body         struct{ Pod string }
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatalf("%v: %q", err, line)
+		}
+		n++
+		slowest = max(slowest, r.Milliseconds)
+		pods[r.Body.Pod] = true
+		if !r.OK {
+			t.Errorf("during %s, at %s: %s", during, r.Wall.Format("15:04:05.000"), r.Error)
+		}
+	}
+	took := time.Since(began)
+	t.Logf("during %s: %d requests in %s, answered by %d pods, the slowest in %.0f ms", during, n, took.Round(100*time.Millisecond), len(pods), slowest)
+	if n == 0 {
+		t.Errorf("during %s: no requests", during)
+	}
+}
