@@ -326,9 +326,6 @@ func (g *generation) each(f func(*corev1.Pod) (int64, error)) (map[netip.Addr]in
 
 // delete deletes each pod, and waits until all have gone.
 func (g *generation) delete(ctx context.Context) error {
-	if err := g.refresh(ctx); err != nil { // of the restart counts
-		return err
-	}
 	logs := make([]*os.File, len(g.pods))
 	for i := range g.pods {
 		log, err := g.log(&g.pods[i])

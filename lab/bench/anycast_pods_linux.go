@@ -195,11 +195,24 @@ func (g *ground) kill(p *corev1.Pod) (at int64, err error) {
 	return at, process.Kill()
 }
 
-// log opens what the pod's running container prints. It can be read when the
-// kubelet has removed the file, too.
+// log opens what the pod's last container prints. It can be read when the kubelet
+// has removed the file, too. The API server may not know of that container yet.
 func (g *ground) log(p *corev1.Pod) (*os.File, error) {
 	dir := g.lab.Dir.Member(anycastNode, "log", "pods", fmt.Sprintf("%s_%s_%s", p.Namespace, p.Name, p.UID), "echo")
-	return os.Open(filepath.Join(dir, fmt.Sprintf("%d.log", p.Status.ContainerStatuses[0].RestartCount)))
+	var last *os.File
+	for restarts := 0; ; restarts++ {
+		f, err := os.Open(filepath.Join(dir, fmt.Sprintf("%d.log", restarts)))
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && last != nil:
+			return last, nil
+		case err != nil:
+			return nil, err
+		}
+		if last != nil {
+			last.Close()
+		}
+		last = f
+	}
 }
 
 // terminated finds in a container's log when its process has received SIGTERM.
