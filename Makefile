@@ -66,6 +66,10 @@ test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine
 	cd lab && go test -tags cluster -count=1 -timeout 30m -v ./e2e
 	go test -tags cluster -count=1 -v ./pkg/pods/contract
 
+.PHONY: test-anycast
+test-anycast: bin/lab ## Run the cluster tests with those of anycast under load (root)
+	cd lab && go test -tags cluster,anycast -count=1 -timeout 30m -v ./e2e
+
 .PHONY: check
 check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
 

@@ -1,4 +1,4 @@
-//go:build cluster
+//go:build cluster && anycast
 
 package e2e
 
@@ -21,6 +21,13 @@ const (
 	oneNode6, oneNode4 = "2001:db8:53::1", "203.0.113.1"
 	allNodes6          = "2001:db8:53::2"
 )
+
+func init() {
+	longStories = append(longStories, struct {
+		name string
+		run  func(*testing.T)
+	}{"anycast", anycastStory})
+}
 
 // anycastStory: addresses are announced while their pods are Ready; and whatever
 // happens to flock, kubelets and nodes meanwhile, clients notice nothing.

@@ -44,7 +44,9 @@ func TestCluster(t *testing.T) {
 	part(t, "refuses bad NodeConfigs", refuseBadNodeConfigs)
 	part(t, "an agent speaks for its own node only", ownNodeOnly)
 	part(t, "addresses", addresses)
-	part(t, "anycast", anycastStory)
+	for _, s := range longStories {
+		part(t, s.name, s.run)
+	}
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
 	part(t, "a pod says that the agent is not running", agentNotRunning)
@@ -62,6 +64,13 @@ func part(t *testing.T, name string, f func(*testing.T)) {
 }
 
 func prove(t *testing.T) { t.Log(mustLab(t, "prove")) }
+
+// longStories are those of files with build tags of their own, which load the
+// machine for minutes: make test-anycast.
+var longStories []struct {
+	name string
+	run  func(*testing.T)
+}
 
 func upAgain(t *testing.T) {
 	processes := func() []string {
