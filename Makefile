@@ -64,6 +64,9 @@ test-unit: packages ## Run the pure tests and those in network namespaces (root)
 .PHONY: test-cluster
 test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine (root)
 	cd lab && go test -tags cluster -count=1 -timeout 30m -v ./e2e
+
+.PHONY: test-sources
+test-sources: bin/lab ## Hold what tells of pods and exits to one contract, on a real kubelet (root)
 	go test -tags cluster -count=1 -v ./pkg/pods/contract
 
 .PHONY: test-anycast
