@@ -103,7 +103,7 @@ func (f *fabric) speakBGP() {
 		PodCIDRs: v1alpha1.PodCIDRs{IPv6: []v1alpha1.CIDR{"2001:db8:100:1::/64"}},
 		BGP: &v1alpha1.BGP{
 			LocalAS: 64601, RouterID: "192.0.2.11",
-			Peers: []v1alpha1.BGPPeer{{Name: "tor", Address: "2001:db8:0:1::1", RemoteAS: 64512}},
+			BGPPeering: v1alpha1.BGPPeering{Peers: []v1alpha1.BGPPeer{{Name: "tor", Address: "2001:db8:0:1::1", RemoteAS: 64512}}},
 		},
 	}})
 	if err != nil {

@@ -174,9 +174,15 @@ func parseSource(path *field.Path, s string, is func(netip.Addr) bool, errs *fie
 	return a
 }
 
-func parseAS(path *field.Path, as int64, errs *field.ErrorList) uint32 {
-	if as < 1 || as > 4294967294 || as == 23456 || as == 65535 {
-		*errs = append(*errs, field.Invalid(path, as, "must be between 1 and 4294967294 and not 23456 or 65535, which are reserved (RFC 7607, 6793, 7300)"))
+// ValidAS tells whether a speaker may have that AS: the reserved ones are 0 (RFC
+// 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300).
+func ValidAS(as v1alpha1.ASNumber) bool {
+	return as >= 1 && as <= 4294967294 && as != 23456 && as != 65535
+}
+
+func parseAS(path *field.Path, as v1alpha1.ASNumber, errs *field.ErrorList) uint32 {
+	if !ValidAS(as) {
+		*errs = append(*errs, field.Invalid(path, int64(as), "must be between 1 and 4294967294 and not 23456 or 65535, which are reserved (RFC 7607, 6793, 7300)"))
 		return 0
 	}
 	return uint32(as)

@@ -150,7 +150,8 @@ func TestRouterInsideAPodCIDR(t *testing.T) {
 	nc := &v1alpha1.NodeConfig{}
 	nc.Name = "node1"
 	nc.Spec.PodCIDRs.IPv4 = []v1alpha1.CIDR{"10.244.1.0/24", "192.0.2.0/28"}
-	nc.Spec.BGP = &v1alpha1.BGP{LocalAS: 64601, RouterID: "192.0.2.11", Peers: []v1alpha1.BGPPeer{{Name: "tor", Address: "192.0.2.1", RemoteAS: 64512}}}
+	nc.Spec.BGP = &v1alpha1.BGP{LocalAS: 64601, RouterID: "192.0.2.11"}
+	nc.Spec.BGP.Peers = []v1alpha1.BGPPeer{{Name: "tor", Address: "192.0.2.1", RemoteAS: 64512}}
 	_, err := ParseNode(nc)
 	if want := "contains 192.0.2.1, the address of BGP peer tor"; err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "10.244.1.0/24") {
 		t.Errorf("%v, want only 192.0.2.0/28 refused: %s", err, want)

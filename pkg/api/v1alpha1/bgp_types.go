@@ -2,12 +2,9 @@ package v1alpha1
 
 // BGP configures the node as a BGP speaker (RFC 4271). Its defaults are those of
 // a data centre's fabric (RFC 7938), not of an internet router.
-//
-// +kubebuilder:validation:XValidation:rule="!has(self.peers) || self.peers.all(p, !has(p.export) || !has(p.export.localPreference) || (has(p.peerType) ? p.peerType == 'internal' : (has(p.remoteAS) && p.remoteAS == (has(p.localAS) ? p.localAS : self.localAS))))",message="a peer has export.localPreference and another AS: it is for peers of one's own AS only (RFC 4271 section 5.1.5); use export.med or export.prepend towards others"
 type BGP struct {
 	// LocalAS is the node's autonomous system number (RFC 6793).
-	// +kubebuilder:validation:XValidation:rule="self >= 1 && self <= 4294967294 && self != 23456 && self != 65535",message="must be between 1 and 4294967294 and not 23456 or 65535: AS 0 (RFC 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300) are reserved"
-	LocalAS int64 `json:"localAS"`
+	LocalAS ASNumber `json:"localAS"`
 
 	// RouterID is the BGP identifier in dotted decimal (RFC 6286), unique in
 	// the AS. It need not be an address of the node.
@@ -15,6 +12,13 @@ type BGP struct {
 	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",message="must be four decimal numbers, as in 192.0.2.1, and not 0.0.0.0 (RFC 6286)"
 	RouterID string `json:"routerID"`
 
+	BGPPeering `json:",inline"`
+}
+
+// BGPPeering is what of BGP can be the same on many nodes.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.peers) || self.peers.all(p, !has(p.export) || !has(p.export.localPreference) || (has(p.peerType) ? p.peerType == 'internal' : (has(p.remoteAS) && (has(p.localAS) ? p.remoteAS == p.localAS : !has(self.localAS) || p.remoteAS == self.localAS))))",message="a peer has export.localPreference and another AS: it is for peers of one's own AS only (RFC 4271 section 5.1.5); use export.med or export.prepend towards others"
+type BGPPeering struct {
 	// Peers are the routers that the node announces its prefixes to.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
@@ -39,6 +43,11 @@ type BGP struct {
 	// +optional
 	GracefulShutdown bool `json:"gracefulShutdown,omitempty"`
 }
+
+// ASNumber is the number of an autonomous system (RFC 6793).
+//
+// +kubebuilder:validation:XValidation:rule="self >= 1 && self <= 4294967294 && self != 23456 && self != 65535",message="must be between 1 and 4294967294 and not 23456 or 65535: AS 0 (RFC 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300) are reserved"
+type ASNumber int64
 
 // SourceAddresses are addresses of the node, one for each family.
 type SourceAddresses struct {
@@ -82,9 +91,8 @@ type BGPPeer struct {
 	Interface string `json:"interface,omitempty"`
 
 	// RemoteAS is the router's autonomous system number.
-	// +kubebuilder:validation:XValidation:rule="self >= 1 && self <= 4294967294 && self != 23456 && self != 65535",message="must be between 1 and 4294967294 and not 23456 or 65535: AS 0 (RFC 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300) are reserved"
 	// +optional
-	RemoteAS int64 `json:"remoteAS,omitempty"`
+	RemoteAS ASNumber `json:"remoteAS,omitempty"`
 
 	// PeerType in place of remoteAS: the router may be of any AS but the node's
 	// (external), or is of the node's (internal).
@@ -93,9 +101,8 @@ type BGPPeer struct {
 	PeerType BGPPeerType `json:"peerType,omitempty"`
 
 	// LocalAS towards this router. Default: that of the node.
-	// +kubebuilder:validation:XValidation:rule="self >= 1 && self <= 4294967294 && self != 23456 && self != 65535",message="must be between 1 and 4294967294 and not 23456 or 65535: AS 0 (RFC 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300) are reserved"
 	// +optional
-	LocalAS int64 `json:"localAS,omitempty"`
+	LocalAS ASNumber `json:"localAS,omitempty"`
 
 	// SourceAddress of the session. Default: the node's InternalIP if it is of the
 	// router's subnet, otherwise any address of the link.

@@ -47,15 +47,7 @@ type NodeConfigSpec struct {
 	// Each is announced as one summary.
 	PodCIDRs PodCIDRs `json:"podCIDRs"`
 
-	// Defaults hold for pods that do not say otherwise by annotation.
-	// +optional
-	Defaults Defaults `json:"defaults,omitempty"`
-
-	// MTU of the pods' links, in bytes. 0 or absent: the smallest MTU of the
-	// interfaces that carry the node's default routes.
-	// +kubebuilder:validation:XValidation:rule="self == 0 || (self >= 1280 && self <= 65535)",message="must be 0 (take the uplink's) or between 1280, the least that IPv6 works with (RFC 8200 section 5), and 65535"
-	// +optional
-	MTU int32 `json:"mtu,omitempty"`
+	NodeSettings `json:",inline"`
 
 	// BGP announces the node's prefixes to its routers. Absent: no routing
 	// daemon is configured; something else must route the prefixes here.
@@ -65,6 +57,20 @@ type NodeConfigSpec struct {
 	// OSPF announces the node's prefixes too, beside BGP or in its place.
 	// +optional
 	OSPF *OSPF `json:"ospf,omitempty"`
+}
+
+// NodeSettings are the part of a NodeConfig that can be the same on many nodes; a
+// NodeConfigTemplate has them too.
+type NodeSettings struct {
+	// Defaults hold for pods that do not say otherwise by annotation.
+	// +optional
+	Defaults Defaults `json:"defaults,omitempty"`
+
+	// MTU of the pods' links, in bytes. 0 or absent: the smallest MTU of the
+	// interfaces that carry the node's default routes.
+	// +kubebuilder:validation:XValidation:rule="self == 0 || (self >= 1280 && self <= 65535)",message="must be 0 (take the uplink's) or between 1280, the least that IPv6 works with (RFC 8200 section 5), and 65535"
+	// +optional
+	MTU int32 `json:"mtu,omitempty"`
 }
 
 // PodCIDRs are a node's pod prefixes by family. A prefix must not overlap another
@@ -92,6 +98,11 @@ type PodCIDRs struct {
 	// +kubebuilder:default={}
 	IPv4 []CIDR `json:"ipv4"`
 
+	PodCIDRSettings `json:",inline"`
+}
+
+// PodCIDRSettings say how addresses of the pod CIDRs are given.
+type PodCIDRSettings struct {
 	// Exclude lists ranges, or single addresses as /128 or /32, that no pod
 	// is given: addresses that something else on the network holds.
 	// +kubebuilder:validation:MaxItems=64

@@ -3,8 +3,6 @@ package v1alpha1
 // OSPF configures the node as an OSPF router that announces what is the node's
 // own and forwards nothing for others: OSPFv3 for IPv6 (RFC 5340), OSPFv2 for
 // IPv4 (RFC 2328) or OSPFv3 for both (RFC 5838).
-//
-// +kubebuilder:validation:XValidation:rule="!has(self.ipv4Version) || self.ipv4Version != 'v3' || !has(self.interfaces) || self.interfaces.all(i, !has(i.authentication) || !has(i.authentication.ipv4Algorithm) || i.authentication.ipv4Algorithm != 'md5')",message="OSPFv3 knows no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"
 type OSPF struct {
 	// RouterID in dotted decimal, unique among the routers of the domain. It
 	// need not be an address of the node.
@@ -12,6 +10,13 @@ type OSPF struct {
 	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",message="must be four decimal numbers, as in 192.0.2.1, and not 0.0.0.0 (RFC 2328 appendix C.1)"
 	RouterID string `json:"routerID"`
 
+	OSPFRouting `json:",inline"`
+}
+
+// OSPFRouting is what of OSPF can be the same on many nodes.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.ipv4Version) || self.ipv4Version != 'v3' || !has(self.interfaces) || self.interfaces.all(i, !has(i.authentication) || !has(i.authentication.ipv4Algorithm) || i.authentication.ipv4Algorithm != 'md5')",message="OSPFv3 knows no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"
+type OSPFRouting struct {
 	// Area of all interfaces, in dotted decimal. It must not be a stub area or an
 	// NSSA: the node's routes are external ones. Default 0.0.0.0, the backbone.
 	// +kubebuilder:validation:MaxLength=15

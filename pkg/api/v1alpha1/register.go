@@ -15,6 +15,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&NodeConfig{}, &NodeConfigList{},
 		&AddressPool{}, &AddressPoolList{},
 		&AddressClaim{}, &AddressClaimList{},
+		&NodeConfigTemplate{}, &NodeConfigTemplateList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

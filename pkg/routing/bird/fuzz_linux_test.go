@@ -148,7 +148,7 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ch
 	}
 	p := v1alpha1.BGPPeer{
 		Name: name, Address: address, Interface: iface, SourceAddress: source,
-		RemoteAS: []int64{64512, 64601, 4294967294, 0}[next()%4],
+		RemoteAS: []v1alpha1.ASNumber{64512, 64601, 4294967294, 0}[next()%4],
 		Port:     int32(next()), Multihop: int32(next()), TTLSecurity: yes(),
 		GracefulShutdown: yes(), Passive: yes(), Disabled: yes(),
 		AddPaths: []v1alpha1.AddPaths{"", "off", "receive", "send", "both"}[next()%5],
@@ -196,8 +196,10 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ch
 	return &v1alpha1.NodeConfig{Spec: v1alpha1.NodeConfigSpec{
 		PodCIDRs: v1alpha1.PodCIDRs{IPv6: []v1alpha1.CIDR{"2001:db8:100:1::/64"}},
 		BGP: &v1alpha1.BGP{
-			LocalAS: 64601, RouterID: "192.0.2.11", GracefulShutdown: yes(), Multipath: some(1),
-			Peers: []v1alpha1.BGPPeer{p, second},
+			LocalAS: 64601, RouterID: "192.0.2.11",
+			BGPPeering: v1alpha1.BGPPeering{
+				GracefulShutdown: yes(), Multipath: some(1), Peers: []v1alpha1.BGPPeer{p, second},
+			},
 		},
 		OSPF: ospf,
 	}}
@@ -220,13 +222,13 @@ func fuzzedOSPF(iface, cidr string, next func() int, some func(int) *int32) *v1a
 			Families:      [][]v1alpha1.Family{nil, {"ipv6"}, {"ipv4"}}[next()%3],
 		}
 	}
-	o := &v1alpha1.OSPF{
-		RouterID: "192.0.2.11", Area: []string{"", "0.0.0.7", "255.255.255.255"}[next()%3],
+	o := &v1alpha1.OSPF{RouterID: "192.0.2.11", OSPFRouting: v1alpha1.OSPFRouting{
+		Area:        []string{"", "0.0.0.7", "255.255.255.255"}[next()%3],
 		IPv4Version: []v1alpha1.OSPFVersion{"", "v2", "v3"}[next()%3],
 		Families:    [][]v1alpha1.Family{nil, {"ipv6"}, {"ipv4"}}[next()%3],
 		Cost:        some(1), MetricType: int32(next() % 3),
 		Interfaces: []v1alpha1.OSPFInterface{i, {Name: "second"}},
-	}
+	}}
 	if yes() {
 		o.Import = &v1alpha1.Import{Policy: "prefixes", Prefixes: []v1alpha1.PrefixMatch{{Prefix: v1alpha1.CIDR(cidr)}}}
 	}
