@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,6 +70,7 @@ func workedExamples(t *testing.T, c *podClient, all []example) {
 			}
 			c.hasAddresses(t, e)
 			announced(t, node, addrsOf(e.Announced)...)
+			hasCommunity(t, e.Announced)
 		})
 		announcedByAll = append(announcedByAll, e.Announced...)
 	}
@@ -93,6 +95,22 @@ func workedExamples(t *testing.T, c *podClient, all []example) {
 		}
 		t.Error("no bare pod among the examples announces anything")
 	})
+}
+
+// hasCommunity: the router sees that of the setup's pool dns on its addresses, and
+// on no others.
+func hasCommunity(t *testing.T, announced []netip.Prefix) {
+	t.Helper()
+	for _, p := range announced {
+		dns := p.Addr() == netip.MustParseAddr("203.0.113.53") || netip.MustParsePrefix("2001:db8:53::/64").Contains(p.Addr())
+		eventually(t, 10*time.Second, func() error {
+			out, err := lab("exec", plan.Tor, "--", "birdc", "show", "route", p.String(), "all")
+			if err == nil && strings.Contains(out, "(64512,53)") != dns {
+				err = fmt.Errorf("want community (64512,53): %t, and the router has\n%s", dns, out)
+			}
+			return err
+		})
+	}
 }
 
 // createExample makes the object that the example says makes its pods.

@@ -73,12 +73,14 @@ type Agent struct {
 	// served, for the reason in waiting.
 	serving     atomic.Pointer[serving]
 	waiting     atomic.Pointer[string]
-	usesSecrets bool // followNode's own
+	usesSecrets bool // followNode's own, as is keptPools, what the node has on disk
+	keptPools   []*v1alpha1.AddressPool
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
-	// statusDue asks the status writer to look, nodeConfigChanged and
-	// cidrsChanged ask the follower of the node, poolsChanged the anycast side.
-	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged signal
+	// statusDue asks the status writer to look, nodeConfigChanged, cidrsChanged
+	// and poolRoutesChanged ask the follower of the node, poolsChanged the anycast
+	// side.
+	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -89,7 +91,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	a := &Agent{
 		Config: c, metrics: newMetrics(),
-		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(),
+		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	if err := a.connect(); err != nil {
@@ -147,7 +149,10 @@ func (a *Agent) connect() error {
 		return err
 	}
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
-	a.addressPools = a.api.AddressPools(a.poolsChanged.give)
+	a.addressPools = a.api.AddressPools(func() {
+		a.poolsChanged.give()
+		a.poolRoutesChanged.give()
+	})
 	a.namespaces = a.api.Namespaces()
 	a.exits = exits.New(exits.Config{Sockets: a.RuntimeSockets, Log: a.Log, OnStatus: func(exits.Status) { a.changed() }})
 	claims, err := kube.NewClaims(server)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -25,6 +26,8 @@ type apiServer struct {
 	object   *v1alpha1.NodeConfig
 	version  int // of the object
 	watchers map[chan []byte]bool
+	pools    pools
+	away     atomic.Bool // it answers that it is not available
 }
 
 // serveAPI makes the node's API server be there.
@@ -109,6 +112,10 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	const objects = "/apis/flock.fritzlab.net/v1alpha1/nodeconfigs"
 	switch {
+	case s.away.Load():
+		s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
+	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addresspools":
+		s.pools.ServeHTTP(w, r)
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("sendInitialEvents") == "true":
 		s.refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid) // as one that is older
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("watch") != "":

@@ -25,7 +25,7 @@ import (
 // the API server says, and again whenever it or the CIDRs in use change.
 func (a *Agent) followNode(ctx context.Context) error {
 	kept := filepath.Join(a.StateDir, "nodeconfig.json")
-	current, err := kube.Load(kept)
+	current, err := kube.Load[v1alpha1.NodeConfig](kept)
 	if err != nil {
 		a.Log.Warn("the copy of the NodeConfig on this node is of no use", "error", err)
 	}
@@ -40,11 +40,15 @@ func (a *Agent) followNode(ctx context.Context) error {
 	const (
 		firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
 		secretsEvery          = time.Minute // for passwords that were changed
+		poolsSettle           = 100 * time.Millisecond
 	)
 	delay := firstRetry
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
+	pools := time.NewTimer(0)
+	pools.Stop()
+	defer pools.Stop()
 	newest := current // the last that was seen: current, or one that is refused
 	for {
 		if current != nil {
@@ -74,6 +78,10 @@ func (a *Agent) followNode(ctx context.Context) error {
 			case <-retry.C:
 				due = true
 			case <-a.cidrsChanged:
+				due = true
+			case <-a.poolRoutesChanged: // many at once are one change of BIRD's configuration
+				pools.Reset(poolsSettle)
+			case <-pools.C:
 				due = true
 			case <-a.nodeConfigChanged:
 				nc, ok := a.nodeConfig.Get(a.NodeName)
@@ -162,6 +170,7 @@ func (a *Agent) applyRouting(ctx context.Context, node config.Node) error {
 	}
 	intent.OnLink = routing.OnLink(links)
 	intent.Addresses = a.NodeAddresses
+	intent.Pools = a.poolRoutes()
 	var missing error
 	refs := intent.Secrets()
 	a.usesSecrets = len(refs) > 0

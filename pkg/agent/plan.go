@@ -141,16 +141,7 @@ func (a *Agent) pools(namespace string) (map[string]string, []config.Pool, error
 	if !ok {
 		return nil, nil, fmt.Errorf("the API server has not told of namespace %s yet", namespace)
 	}
-	var valid []config.Pool
-	for _, ap := range a.addressPools.List() {
-		pool, err := config.ParsePool(ap)
-		if err != nil {
-			a.Log.Error("an AddressPool is passed over", "error", err)
-			continue
-		}
-		valid = append(valid, pool)
-	}
-	return ns.Labels, valid, nil
+	return ns.Labels, a.validPools(a.addressPools.List()), nil
 }
 
 func workload(p *pods.Pod) embed.Workload {

@@ -29,7 +29,7 @@ type Pool struct {
 // PoolRouting is how a pool's addresses are announced.
 type PoolRouting struct {
 	// Export is in addition to the peers' own; its single values go before theirs.
-	// LocalPreference is for internal peers only.
+	// LocalPreference is for internal peers only, Prepend for external ones.
 	Export Export
 	// AnnounceDelay is how long a pod must have been Ready, 0 to 1 hour.
 	AnnounceDelay time.Duration

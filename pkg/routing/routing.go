@@ -27,6 +27,9 @@ const (
 	// host routes of pods, which a summary covers. Every other metric means
 	// that the route is to be announced.
 	LocalMetric = 1024
+	// StaticMetric is the metric of the routes to static addresses that no summary
+	// covers.
+	StaticMetric = 768
 )
 
 // Intent is what a node asks of its routing daemon. The zero value announces
@@ -44,6 +47,9 @@ type Intent struct {
 	// the link's addresses, and after a restart perhaps another: one from a router
 	// advertisement, or a virtual one.
 	Addresses []netip.Addr
+	// Pools are what goes with the host routes of granted addresses, the longest
+	// prefix first, see PoolsOf.
+	Pools []PoolRoutes
 	// BGP is nil where the node does not speak it.
 	BGP *config.BGP
 	// OSPF is nil where the node does not speak it.
@@ -53,8 +59,8 @@ type Intent struct {
 	Passwords map[config.SecretRef]Password
 }
 
-// IntentOf is the routing part of a node's configuration. OnLink, Addresses and
-// Passwords are for the caller to add.
+// IntentOf is the routing part of a node's configuration. OnLink, Addresses, Pools
+// and Passwords are for the caller to add.
 func IntentOf(n config.Node) Intent {
 	return Intent{Own: n.Summaries(), BGP: n.BGP, OSPF: n.OSPF}
 }

@@ -71,7 +71,8 @@ const (
 
 // PoolRouting holds the attributes of the routes to a pool's addresses. Those of
 // BGP are in addition to, or where there can be only one in place of, what the peer
-// has under export; localPreference is for internal peers only.
+// has under export; localPreference is for internal peers only, prepend for external
+// ones.
 type PoolRouting struct {
 	BGPExport `json:",inline"`
 

@@ -22,9 +22,10 @@ const (
 func renderBGP(c *conf, in routing.Intent) {
 	renderNextHopTables(c, in.BGP)
 	renderAdvertisements(c, in.BGP)
+	pools := renderPools(c, in.Pools)
 	for _, p := range in.BGP.Peers {
 		p.Source = in.Source(p)
-		renderPeer(c, in.BGP, p, in.Passwords)
+		renderPeer(c, in.BGP, p, in.Passwords, pools)
 	}
 }
 
@@ -71,7 +72,7 @@ const advertisement = `	interface %s {
 	};
 `
 
-func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.SecretRef]routing.Password) {
+func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.SecretRef]routing.Password, pools map[family]bool) {
 	c.add("\nprotocol bgp %s {\n\tlocal as %s;\n", peerSymbol(p.Name), number(p.LocalAS))
 	renderNeighbor(c, p)
 	c.addIf(p.Disabled, "\tdisabled;\n")
@@ -96,7 +97,7 @@ func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.S
 	c.add("\tdebug { states };\n")
 	for _, f := range families {
 		if carries(p, f) {
-			renderChannel(c, b, p, f)
+			renderChannel(c, b, p, f, pools[f])
 		}
 	}
 	c.add("}\n")
@@ -152,10 +153,10 @@ func renderRestart(c *conf, r config.GracefulRestart) {
 	}
 }
 
-func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family) {
+func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family, pools bool) {
 	c.add("\tipv%s {\n", f)
 	renderImport(c, p.Import, f, sparing)
-	renderExport(c, p, b.GracefulShutdown || p.GracefulShutdown)
+	renderExport(c, p, f, pools, b.GracefulShutdown || p.GracefulShutdown)
 	c.add("\t\tnext hop self;\n")
 	// RFC 8950: the pods' IPv4 needs none on the fabric. With a router that
 	// cannot, BIRD falls back to the interface's IPv4 address.

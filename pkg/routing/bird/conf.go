@@ -46,6 +46,7 @@ type (
 	large     config.LargeCommunity
 	symbol    struct{ name string }
 	quoted    struct{ text string }
+	boolean   bool
 	family    uint8 // the digit that ends a family's names
 )
 
@@ -62,9 +63,10 @@ func (s seconds) term() string { return strconv.Itoa(int(time.Duration(s) / time
 func (m millis) term() string {
 	return strconv.Itoa(int(time.Duration(m)/time.Millisecond)) + " ms"
 }
-func (s symbol) term() string { return s.name }
-func (q quoted) term() string { return `"` + q.text + `"` }
-func (f family) term() string { return string('0' + rune(f)) }
+func (s symbol) term() string  { return s.name }
+func (q quoted) term() string  { return `"` + q.text + `"` }
+func (b boolean) term() string { return strconv.FormatBool(bool(b)) }
+func (f family) term() string  { return string('0' + rune(f)) }
 
 func (m match) term() string {
 	if m.Min == m.Prefix.Bits() && m.Max == m.Min {

@@ -15,7 +15,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
-// FuzzRender makes a NodeConfig of text and choices. What the parser lets pass
+// FuzzRender makes a NodeConfig and AddressPools of text and choices. What the parser lets pass
 // must render to a configuration that BIRD accepts, and that has the same
 // statements as that of a twin with harmless text.
 func FuzzRender(f *testing.F) {
@@ -24,13 +24,13 @@ func FuzzRender(f *testing.F) {
 	f.Add("path", "", "eth0", "", " ", "0:0", "0:0:0", "10.0.0.0/8", []byte{255, 254, 253, 252, 251, 250, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9})
 	f.Add("tor }", "192.0.2.1; }", "eth0\"", "192.0.2.1\n", "a\"", "1:1)", "1:1:1)", "10.0.0.0/8]", []byte{1})
 	f.Add("x", "192.0.2.1", "", "192.0.2.2", "x", "65535:65535", "1:1:1", "0.0.0.0/0", []byte{2, 9, 200, 31, 7, 0, 0, 1, 99, 140, 3, 3, 3, 8, 77})
+	f.Add("x", "192.0.2.1", "", "", "", "64512:53", "1:2:3", "203.0.113.0/24", append(make([]byte, 21), 1, 1, 2, 1, 9, 1, 9, 2, 1, 0, 1, 1, 1, 77, 0))
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, name, address, iface, source, password, comm, largeComm, cidr string, choices []byte) {
-		node, err := config.ParseNode(fuzzedConfig(name, address, iface, source, comm, largeComm, cidr, choices))
+		in, err := fuzzedIntent(name, address, iface, source, comm, largeComm, cidr, choices)
 		if err != nil {
 			t.Skip()
 		}
-		in := routing.IntentOf(node)
 		if pw, err := routing.ParsePassword([]byte(password)); err == nil {
 			in.Passwords = map[config.SecretRef]routing.Password{{Name: "bgp", Key: "tor"}: pw}
 		}
@@ -127,8 +127,8 @@ func statements(conf []byte) string {
 	return out.String()
 }
 
-// fuzzedConfig spends choices on every option that is a choice or a number.
-func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, choices []byte) *v1alpha1.NodeConfig {
+// fuzzedIntent spends choices on every option that is a choice or a number.
+func fuzzedIntent(name, address, iface, source, comm, largeComm, cidr string, choices []byte) (routing.Intent, error) {
 	next := func() int {
 		if len(choices) == 0 {
 			return 0
@@ -137,6 +137,46 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ch
 		choices = choices[1:]
 		return int(c)
 	}
+	node, err := config.ParseNode(fuzzedConfig(name, address, iface, source, comm, largeComm, cidr, next))
+	if err != nil {
+		return routing.Intent{}, err
+	}
+	in := routing.IntentOf(node)
+	var pools []config.Pool
+	for range next() % 4 {
+		pool, err := config.ParsePool(fuzzedPool(comm, largeComm, cidr, next))
+		if err != nil {
+			return in, err
+		}
+		pools = append(pools, pool)
+	}
+	in.Pools = routing.PoolsOf(pools)
+	return in, nil
+}
+
+func fuzzedPool(comm, largeComm, cidr string, next func() int) *v1alpha1.AddressPool {
+	ap := &v1alpha1.AddressPool{}
+	ap.Name = fmt.Sprint(next())
+	ap.Spec.CIDRs = [][]v1alpha1.CIDR{{v1alpha1.CIDR(cidr)}, {"2001:db8:a::/48", "203.0.113.0/28"}, {"2001:db8:a:b::/64"}, {"203.0.113.7/32"}}[next()%4]
+	ap.Spec.Uses = [][]v1alpha1.PoolUse{{"static"}, {"anycast"}, {"static", "anycast"}}[next()%3]
+	r := &ap.Spec.Routing
+	r.Prepend = int32(next() % 4)
+	if next()%2 == 1 {
+		r.Communities = []v1alpha1.Community{v1alpha1.Community(comm)}
+	}
+	if next()%2 == 1 {
+		r.LargeCommunities = []v1alpha1.LargeCommunity{v1alpha1.LargeCommunity(largeComm)}
+	}
+	if n := int64(next()) << 24; next()%2 == 1 {
+		r.MED = &n
+	}
+	if n := int64(next()) << 24; next()%2 == 1 {
+		r.LocalPreference = &n
+	}
+	return ap
+}
+
+func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, next func() int) *v1alpha1.NodeConfig {
 	yes := func() bool { return next()%2 == 1 }
 	some := func(low int) *int32 { // nil, or a number that is often near a limit
 		n := next()
@@ -250,14 +290,13 @@ func TestRandomOptions(t *testing.T) {
 			choices[i] = byte(random.IntN(1 << random.IntN(9)))
 		}
 		w := where[random.IntN(len(where))]
-		node, err := config.ParseNode(fuzzedConfig("tor", w[0], w[1], w[2], "64512:100", "1:2:3", "2001:db8::/32", choices))
+		in, err := fuzzedIntent("tor", w[0], w[1], w[2], "64512:100", "1:2:3", "2001:db8::/32", choices)
 		if err != nil {
 			continue
 		}
 		if judged++; judged > 400 {
 			return
 		}
-		in := routing.IntentOf(node)
 		if pw, err := routing.ParsePassword([]byte("x")); err == nil && judged%2 == 0 {
 			in.Passwords = map[config.SecretRef]routing.Password{{Name: "bgp", Key: "tor"}: pw}
 		}

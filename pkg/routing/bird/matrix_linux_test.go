@@ -25,6 +25,8 @@ var (
 type cell struct {
 	// bgp and peer are YAML: fields of spec.bgp, and of the peer.
 	bgp, peer string
+	// pools are AddressPools, YAML documents.
+	pools string
 	// router is what the option means there.
 	router routingtest.RouterConfig
 	// missing says which implementations do not have the option, in the words of
@@ -145,6 +147,16 @@ func TestMatrix(t *testing.T) {
 					slices.Equal(p.Communities, []string{"64512:100", "64512:7"}) && slices.Equal(p.Large, []string{"4200000001:1:100"}))
 			}),
 		},
+		"attributes of pools": {
+			peer: numbered + `, export: {communities: ["64512:100"], med: 50, prepend: 3}`, pools: poolsWithAttributes,
+			router: external,
+			check:  checkPools,
+		},
+		"local preference of pools": {
+			peer: `address: "2001:db8:0:1::1", peerType: internal, export: {localPreference: 200}`, pools: poolsWithAttributes,
+			router: with(func(c *routingtest.RouterConfig) { c.LocalAS = nodeAS }),
+			check:  checkPoolsInternally,
+		},
 		"graceful shutdown": {
 			peer: numbered + `, gracefulShutdown: true`, router: external,
 			check: routes(func(p routingtest.Path) error {
@@ -203,7 +215,7 @@ func (c cell) run(t *testing.T, m routingtest.Make) {
 			t.Logf("%s:\n%s", m.Name, p.router.Log())
 		}
 	})
-	p.conf = nodeWith(t, c.bgp+"\n    peers: [{name: tor, "+c.peer+"}]")
+	p.conf = nodeWith(t, c.bgp+"\n    peers: [{name: tor, "+c.peer+"}]"+c.pools)
 	p.bird = startNode(t, p.node, p.conf, "-R")
 	if c.down {
 		neverUp(t, p)

@@ -89,28 +89,48 @@ func limitAction(a v1alpha1.MaxPrefixesAction) symbol {
 // (RFC 8212: nothing without a policy).
 const exportable = "\t\texport filter {\n\t\t\tif source != RTS_INHERIT || net.len = 0 then reject;\n"
 
-// renderExport writes the export side of a BGP channel.
-func renderExport(c *conf, p config.BGPPeer, shutdown bool) {
+// renderExport writes the export side of a BGP channel. With pools, the routes of
+// their addresses get what those say.
+func renderExport(c *conf, p config.BGPPeer, f family, pools, shutdown bool) {
 	c.add(exportable)
 	e := p.Export
-	for _, v := range e.Communities {
-		c.add("\t\t\tbgp_community.add(%s);\n", community(v))
-	}
-	for _, v := range e.LargeCommunities {
-		c.add("\t\t\tbgp_large_community.add(%s);\n", large(v))
-	}
-	if e.LocalPreference != nil {
-		c.add("\t\t\tbgp_local_pref = %s;\n", number(*e.LocalPreference))
-	}
-	if e.MED != nil {
-		c.add("\t\t\tbgp_med = %s;\n", number(*e.MED))
-	}
-	for range e.Prepend {
-		c.add("\t\t\tbgp_path.prepend(%s);\n", number(p.LocalAS))
+	renderAttributes(c, "\t\t\t", e, "")
+	switch {
+	case pools && e.Prepend > 0:
+		c.add("\t\t\tif !flock_pools%s(%s, %s) then {\n", f, number(p.LocalAS), boolean(p.Internal()))
+		renderPrepend(c, "\t\t\t\t", e.Prepend, number(p.LocalAS))
+		c.add("\t\t\t}\n")
+	case pools:
+		c.add("\t\t\tflock_pools%s(%s, %s);\n", f, number(p.LocalAS), boolean(p.Internal()))
+	default:
+		renderPrepend(c, "\t\t\t", e.Prepend, number(p.LocalAS))
 	}
 	if shutdown {
 		c.add("\t\t\tbgp_community.add(%s);\n", community(config.GracefulShutdown))
 		c.addIf(p.Internal(), "\t\t\tbgp_local_pref = 0;\n")
 	}
 	c.add("\t\t\taccept;\n\t\t};\n")
+}
+
+// renderAttributes writes all but the prepended AS. LocalPreference comes after
+// ifInternal.
+func renderAttributes(c *conf, indent string, e config.Export, ifInternal string) {
+	for _, v := range e.Communities {
+		c.add(indent+"bgp_community.add(%s);\n", community(v))
+	}
+	for _, v := range e.LargeCommunities {
+		c.add(indent+"bgp_large_community.add(%s);\n", large(v))
+	}
+	if e.LocalPreference != nil {
+		c.add(indent+ifInternal+"bgp_local_pref = %s;\n", number(*e.LocalPreference))
+	}
+	if e.MED != nil {
+		c.add(indent+"bgp_med = %s;\n", number(*e.MED))
+	}
+}
+
+func renderPrepend(c *conf, indent string, times int, as term) {
+	for range times {
+		c.add(indent+"bgp_path.prepend(%s);\n", as)
+	}
 }

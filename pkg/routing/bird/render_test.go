@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -18,13 +19,27 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// intentOf reads a NodeConfig and adds what the agent adds: the subnets of the
-// links, the node's addresses, and a password for every reference.
-func intentOf(t testing.TB, nodeConfig []byte) routing.Intent {
+// intentOf reads a NodeConfig, and AddressPools after it, and adds what the agent
+// adds: the subnets of the links, the node's addresses, and a password for every
+// reference.
+func intentOf(t testing.TB, objects []byte) routing.Intent {
 	t.Helper()
+	docs := bytes.Split(objects, []byte("\n---\n"))
 	var nc v1alpha1.NodeConfig
-	if err := yaml.UnmarshalStrict(nodeConfig, &nc); err != nil {
+	if err := yaml.UnmarshalStrict(docs[0], &nc); err != nil {
 		t.Fatal(err)
+	}
+	var pools []config.Pool
+	for _, doc := range docs[1:] {
+		var ap v1alpha1.AddressPool
+		if err := yaml.UnmarshalStrict(doc, &ap); err != nil {
+			t.Fatal(err)
+		}
+		pool, err := config.ParsePool(&ap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pools = append(pools, pool)
 	}
 	node, err := config.ParseNode(&nc)
 	if err != nil {
@@ -33,6 +48,7 @@ func intentOf(t testing.TB, nodeConfig []byte) routing.Intent {
 	in := routing.IntentOf(node)
 	in.OnLink = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:0:1::/64")}
 	in.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8:0:1::11")}
+	in.Pools = routing.PoolsOf(pools)
 	in.Passwords = map[config.SecretRef]routing.Password{}
 	for _, ref := range in.Secrets() {
 		if in.Passwords[ref], err = routing.ParsePassword([]byte("correct-horse-battery-staple")); err != nil {
@@ -52,11 +68,7 @@ func TestGolden(t *testing.T) {
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
 		t.Run(name, func(t *testing.T) {
-			nodeConfig, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			in := intentOf(t, nodeConfig)
+			in := intentOf(t, readFile(t, file))
 			got := Render(in)
 			golden := filepath.Join("testdata", name+".conf")
 			if *update {
@@ -78,6 +90,22 @@ func TestGolden(t *testing.T) {
 				t.Errorf("digestIn is %s, the configuration says otherwise", digest)
 			}
 		})
+	}
+}
+
+// TestPoolsWithoutAttributes: they are no reason to reconfigure BIRD.
+func TestPoolsWithoutAttributes(t *testing.T) {
+	in := intentOf(t, readFile(t, "testdata/pools.yaml"))
+	in.Pools = nil
+	want := Render(in)
+	for _, pools := range [][]config.Pool{nil, {
+		{Name: "a", CIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8:a::/48")}, Static: true, Routing: config.PoolRouting{AnnounceDelay: time.Second}},
+		{Name: "b", CIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8:a:b::/64")}, Anycast: true},
+	}} {
+		in.Pools = routing.PoolsOf(pools)
+		if got := Render(in); !bytes.Equal(got, want) {
+			t.Errorf("want what is rendered without pools, got:\n%s", got)
+		}
 	}
 }
 

@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-
-	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
-// Save keeps nc at path for Load, atomically: a node that has served pods can do
+// Save keeps obj at path for Load, atomically: a node that has served pods can do
 // so again when its agent starts without the API server.
-func Save(path string, nc *v1alpha1.NodeConfig) error {
-	b, err := json.Marshal(nc)
+func Save(path string, obj any) error {
+	b, err := json.Marshal(obj)
 	if err != nil {
 		return err
 	}
@@ -25,7 +23,7 @@ func Save(path string, nc *v1alpha1.NodeConfig) error {
 }
 
 // Load returns what Save kept at path; nil without an error if there is nothing.
-func Load(path string) (*v1alpha1.NodeConfig, error) {
+func Load[T any](path string) (*T, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -33,9 +31,9 @@ func Load(path string) (*v1alpha1.NodeConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	nc := &v1alpha1.NodeConfig{}
-	if err := json.Unmarshal(b, nc); err != nil {
+	obj := new(T)
+	if err := json.Unmarshal(b, obj); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return nc, nil
+	return obj, nil
 }

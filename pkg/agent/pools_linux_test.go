@@ -1,0 +1,161 @@
+package agent_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// pools are the AddressPools of an API server that knows no streaming lists.
+type pools struct {
+	mu      sync.Mutex // guards below
+	all     []v1alpha1.AddressPool
+	version int
+	changed chan struct{} // closed at the next change
+}
+
+// set makes all the pools.
+func (s *pools) set(all ...v1alpha1.AddressPool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = all
+	s.version++
+	if s.changed != nil {
+		close(s.changed)
+	}
+	s.changed = make(chan struct{})
+}
+
+func (s *pools) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	version, changed := s.version, s.changed
+	list := v1alpha1.AddressPoolList{
+		TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "AddressPoolList"},
+		ListMeta: metav1.ListMeta{ResourceVersion: strconv.Itoa(s.version)}, Items: s.all,
+	}
+	s.mu.Unlock()
+	switch {
+	case r.URL.Query().Get("sendInitialEvents") == "true":
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		json.NewEncoder(w).Encode(metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid})
+	case r.URL.Query().Get("watch") == "":
+		json.NewEncoder(w).Encode(list)
+	default: // what changes makes the client list again
+		w.(http.Flusher).Flush()
+		if r.URL.Query().Get("resourceVersion") == strconv.Itoa(version) {
+			select {
+			case <-changed:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		json.NewEncoder(w).Encode(map[string]any{"type": "ERROR", "object": metav1.Status{
+			TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Code: http.StatusGone, Reason: metav1.StatusReasonExpired,
+		}})
+	}
+}
+
+func pool(name, cidr string, communities ...v1alpha1.Community) v1alpha1.AddressPool {
+	p := v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: name, UID: "x"}}
+	p.Spec.CIDRs = []v1alpha1.CIDR{v1alpha1.CIDR(cidr)}
+	p.Spec.Uses = []v1alpha1.PoolUse{v1alpha1.UseAnycast}
+	p.Spec.Routing.Communities = communities
+	return p
+}
+
+// startBIRD runs BIRD as the DaemonSet does and returns what it logged.
+func (n *node) startBIRD() (log func() string) {
+	n.t.Helper()
+	dir := filepath.Join(n.state, "bird")
+	out, err := os.Create(filepath.Join(n.state, "bird.log"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := exec.Command("bird", "-f", "-R", "-c", filepath.Join(dir, "bird.conf"), "-s", filepath.Join(dir, "bird.ctl"))
+	cmd.Stderr = out
+	n.host.Run(func() { err = cmd.Start() })
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return func() string {
+		b, _ := os.ReadFile(out.Name())
+		return string(b)
+	}
+}
+
+// A change of the pools is one change of BIRD's configuration, if it is any, and
+// the start of an agent is none, whether the API server is there or not.
+func TestPoolsReachBIRD(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(nodeConfig, `"spec":{`, `"spec":{"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}]},`, 1)
+	n := newNode(t, config)
+	api := n.serveAPI()
+	api.put("a", 3, config)
+	api.pools.set()
+	n.start()
+	conf := func() string {
+		b, _ := os.ReadFile(filepath.Join(n.state, "bird", "bird.conf"))
+		return string(b)
+	}
+	eventually(t, n.agentLog, func() error {
+		if !strings.Contains(conf(), "peer_tor") {
+			return fmt.Errorf("no configuration of BIRD")
+		}
+		return nil
+	})
+	log := n.startBIRD()
+	reconfigured := func() int { return strings.Count(log(), "<INFO> Reconfigured") }
+	loads := 0
+	wants := func(what string) {
+		t.Helper()
+		eventually(t, func() string { return n.agentLog() + conf() + log() }, func() error {
+			if !strings.Contains(conf(), what) || reconfigured() != loads {
+				return fmt.Errorf("BIRD was reconfigured %d times, want %d and %q", reconfigured(), loads, what)
+			}
+			return nil
+		})
+	}
+
+	plain := pool("plain", "2001:db8:aaaa::/48")
+	api.pools.set(plain) // nothing to do
+	api.pools.set(plain, pool("a", "2001:db8:a::/48", "64512:10"), pool("b", "2001:db8:b::/48", "64512:11"), pool("c", "203.0.113.0/24", "64512:12"))
+	loads++
+	wants("(64512,12)")
+	if !strings.Contains(conf(), "(64512,10)") || !strings.Contains(conf(), "(64512,11)") || strings.Contains(conf(), "2001:db8:aaaa") {
+		t.Errorf("want the three pools with attributes, and not the one without:\n%s", conf())
+	}
+	with := conf()
+
+	n.kill()
+	n.start()
+	api.accepted(n, 3, metav1.ConditionTrue, "")
+
+	n.kill()
+	api.away.Store(true)
+	n.start()
+	n.sandbox("pod").mustAdd()
+	if conf() != with {
+		t.Errorf("without the API server an agent's start changed the configuration of BIRD to\n%s", conf())
+	}
+	api.away.Store(false)
+
+	api.pools.set(plain, pool("a", "2001:db8:a::/48", "64512:20"))
+	loads++
+	wants("(64512,20)")
+}
