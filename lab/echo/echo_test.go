@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -291,5 +292,61 @@ func TestGet(t *testing.T) {
 	})
 	if err := run(t.Context(), []string{"sing"}, io.Discard); err == nil || !strings.Contains(err.Error(), `command "sing"`) {
 		t.Errorf("unknown command: %v", err)
+	}
+}
+
+// A datagram comes back from the address that it was sent to, of several that the
+// host has.
+func TestDatagrams(t *testing.T) {
+	r := start(t, 0)
+	for _, to := range []string{"::1", "2001:db8::53", "127.0.0.1", "203.0.113.53"} {
+		if addr := netip.MustParseAddr(to); !addr.IsLoopback() {
+			out, err := exec.Command("ip", "address", "replace", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "lo", "nodad").CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		conn, long := answered(t, net.JoinHostPort(to, fmt.Sprint(r.port))), make([]byte, longestDatagram+1)
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		for _, datagram := range [][]byte{long, []byte("one"), long[:longestDatagram], {}, []byte("two")} {
+			if _, err := conn.Write(datagram); err != nil {
+				t.Fatal(err)
+			}
+			if len(datagram) > longestDatagram {
+				continue // not answered, so the next one is
+			}
+			if n, err := conn.Read(long); err != nil || n != len(datagram) {
+				t.Errorf("to %s: %d bytes sent, %d came back: %v", to, len(datagram), n, err)
+			}
+		}
+	}
+	r.stop()
+	if err := <-r.ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// answered is a connection whose first datagram was answered: the kernel takes its
+// time with a new address. What comes from another one is not received.
+func answered(t *testing.T, to string) net.Conn {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); ; {
+		conn, err := net.Dial("udp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(50 * time.Millisecond))
+		_, err = conn.Write([]byte("first"))
+		if err == nil {
+			_, err = conn.Read(make([]byte, 10))
+		}
+		if err == nil {
+			return conn
+		}
+		conn.Close()
+		if time.Now().After(end) {
+			t.Fatalf("%s does not answer: %v", to, err)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 // Command echo is the lab's test pod: an HTTP server that says who it is and
 // which address it saw the client with, and the client that asks it. It never
 // guesses: addresses are those of the connection's two ends, not of a header.
+// Datagrams (UDP) to the server's port are sent back as they came.
 //
 //	echo [serve]       serve until SIGTERM (the image's entry point)
 //	echo get URL...    ask, and print an answer a line

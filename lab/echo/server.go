@@ -40,7 +40,8 @@ type event struct {
 }
 
 // server answers until its context ends: then it is not ready, lingers, stops
-// listening, lets requests end and returns. Each step is logged.
+// listening, lets requests end and returns. Each step is logged. Datagrams to the
+// same port go back to their senders as long.
 type server struct {
 	pod, node string
 	unready   string        // file
@@ -58,6 +59,10 @@ func (s *server) serve(ctx context.Context, listen string) error {
 	if err != nil {
 		return err
 	}
+	datagrams, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(l.Addr().(*net.TCPAddr).AddrPort()))
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	s.told.Store(true)
 	s.event("listening", l.Addr().String())
 	if s.started != nil {
@@ -73,9 +78,13 @@ func (s *server) serve(ctx context.Context, listen string) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(l) }()
+	sentBack := make(chan error, 1)
+	go func() { sentBack <- sendBack(streams, datagrams) }()
 
 	select {
 	case err := <-served:
+		return err
+	case err := <-sentBack:
 		return err
 	case <-ctx.Done():
 	}
@@ -90,7 +99,7 @@ func (s *server) serve(ctx context.Context, listen string) error {
 	endStreams()
 	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	err = h.Shutdown(grace)
+	err = errors.Join(h.Shutdown(grace), <-sentBack)
 	<-served
 	s.event("ended", "")
 	return err
