@@ -47,6 +47,7 @@ type play struct {
 	bird      *routingtest.BIRD
 	conf      []byte
 	router    routingtest.Router
+	make      string // the router's
 }
 
 const numbered = `address: "2001:db8:0:1::1", remoteAS: 64512`
@@ -132,6 +133,12 @@ func TestMatrix(t *testing.T) {
 			router: with(func(c *routingtest.RouterConfig) { c.GracefulRestart = true }),
 			check:  checkRestart,
 		},
+		"graceful restart and bfd": {
+			missing: map[string]string{"gobgp": "GoBGP 3.10 has no BFD"},
+			peer:    numbered + `, bfd: {}`,
+			router:  with(func(c *routingtest.RouterConfig) { c.GracefulRestart, c.BFD = true, true }),
+			check:   checkRestartWithBFD,
+		},
 		"unnumbered graceful restart": {
 			missing:    map[string]string{"bird": "BIRD 2.0.12 as the router does not find an unnumbered neighbor by itself: give it the node's link-local address, or the node its own"},
 			unreliable: map[string]string{"frr": "FRR 8.4.4 may stay in Active, without trying to connect, when an unnumbered neighbor of its restarts; clear bgp eth0 helps"},
@@ -189,7 +196,7 @@ func TestMatrix(t *testing.T) {
 }
 
 func (c cell) run(t *testing.T, m routingtest.Make) {
-	p := play{node: routingtest.NewNS(t, "node"), tor: routingtest.NewNS(t, m.Name)}
+	p := play{node: routingtest.NewNS(t, "node"), tor: routingtest.NewNS(t, m.Name), make: m.Name}
 	routingtest.Connect(p.node, "eth0", p.tor, "eth0")
 	p.node.IP("addr add 2001:db8:0:1::11/64 dev eth0 nodad")
 	p.tor.IP("addr add 2001:db8:0:1::1/64 dev eth0 nodad")
@@ -296,6 +303,35 @@ func checkRestart(t *testing.T, p play) {
 		if _, ok := p.router.Route(prefix); !ok {
 			t.Errorf("the router has dropped %s", prefix)
 		}
+	}
+	startNode(t, p.node, p.conf, "-R")
+	routingtest.Established(t, p.router)
+	routes(func(routingtest.Path) error { return nil })(t, p)
+}
+
+// checkRestartWithBFD kills BIRD, whose BFD ends with it. FRR keeps the routes as
+// without BFD; BIRD as the router takes the node for dead, restart or not.
+func checkRestartWithBFD(t *testing.T, p play) {
+	bfd := func(want bool) {
+		t.Helper()
+		routingtest.Eventually(t, 30*time.Second, func() error {
+			if up := p.router.BFD(); up != want {
+				return fmt.Errorf("BFD is up: %t, want %t", up, want)
+			}
+			return nil
+		})
+	}
+	bfd(true)
+	p.bird.Kill()
+	bfd(false)
+	kept := p.make != "bird"
+	for _, prefix := range []string{"2001:db8:100:1::/64", "10.244.1.0/24"} {
+		routingtest.Eventually(t, 5*time.Second, func() error {
+			if _, ok := p.router.Route(prefix); ok != kept {
+				return fmt.Errorf("%s: the router has it: %t, want %t", prefix, ok, kept)
+			}
+			return nil
+		})
 	}
 	startNode(t, p.node, p.conf, "-R")
 	routingtest.Established(t, p.router)
