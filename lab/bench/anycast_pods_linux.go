@@ -118,15 +118,23 @@ func (g *ground) podsAPI() string {
 
 // create makes a pod with these anycast addresses.
 func (g *ground) create(ctx context.Context, name string, addrs ...netip.Addr) error {
+	return g.createOn(ctx, anycastNode, name, addrs...)
+}
+
+func (g *ground) createOn(ctx context.Context, node, name string, addrs ...netip.Addr) error {
 	var list []string
 	for _, a := range addrs {
 		list = append(list, a.String())
 	}
+	meta := metav1.ObjectMeta{Name: name}
+	if len(list) > 0 {
+		meta.Annotations = map[string]string{anycastAnnotation: strings.Join(list, ",")}
+	}
 	grace, no := int64(5), false
 	_, err := g.api.Create(ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{anycastAnnotation: strings.Join(list, ",")}},
+		ObjectMeta: meta,
 		Spec: corev1.PodSpec{
-			NodeName:                      anycastNode,
+			NodeName:                      node,
 			TerminationGracePeriodSeconds: &grace,
 			AutomountServiceAccountToken:  &no,
 			Containers: []corev1.Container{{

@@ -3,8 +3,8 @@
 // the machine disturbs both.
 //
 // A measurement is a Bench in All. Those that have to run on a node do so in
-// OnNode, in the node's own namespaces. The package starts no lab and changes
-// none: what it puts on a node it takes away again.
+// OnNode, in the node's own namespaces. The package starts no lab, and what it
+// changes in one it puts back.
 package bench
 
 import (
@@ -37,7 +37,7 @@ type Bench struct {
 }
 
 // All are the benches, in the order in which they run.
-var All = []Bench{cniSerial, anycastFlips, anycastThousand}
+var All = []Bench{cniSerial, anycastFlips, anycastThousand, routingNodefail, routingRestart}
 
 // Figures are what n measurements came to, in a result's unit. A percentile is
 // the smallest value that at least that part of all does not exceed.
@@ -67,6 +67,15 @@ func Milliseconds(samples []time.Duration) Figures {
 		return float64(d.Microseconds()) / 1000
 	}
 	return Figures{N: len(s), P50: at(0.50), P99: at(0.99), Max: at(1)}
+}
+
+// Counts are the figures of numbers.
+func Counts(samples []int) Figures {
+	asTime := make([]time.Duration, len(samples))
+	for i, n := range samples {
+		asTime[i] = time.Duration(n) * time.Millisecond
+	}
+	return Milliseconds(asTime)
 }
 
 // Run runs the benches that are named, all if none is, prints a table of what

@@ -268,7 +268,7 @@ func (l *Lab) router(ctx context.Context, nodes []plan.Node) error {
 
 // Sessions are the router's BGP sessions, none where it has static routes.
 func (l *Lab) Sessions() ([]fabric.Session, error) {
-	out, err := l.command(member.Of(l.Dir, plan.Tor), "birdc", "show", "protocols").CombinedOutput()
+	out, err := l.command(member.Of(l.Dir, plan.Tor), "birdc", "show", "protocols", "all").CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("birdc on %s: %w: %s", plan.Tor, err, strings.TrimSpace(string(out)))
 	}

@@ -69,8 +69,12 @@ filter from_node4 {
   accept;
 }
 
+# BFD is with the nodes that want it: the sessions of others stand without.
+protocol bfd {}
+
 template bgp node {
   local as %d;
+  bfd on;
   passive on;
   hold time 9;
   keepalive time 3;

@@ -66,16 +66,23 @@ type Session struct {
 	State string
 	// Since is the time of the last change.
 	Since string
+	// Restarting: the node's BIRD is away or not done yet, and the router keeps
+	// its routes (RFC 4724). Only the long form of the answer tells.
+	Restarting bool
 }
 
 // Established tells whether routes are exchanged.
 func (s Session) Established() bool { return s.State == "Established" }
 
 // ParseSessions reads the answer of birdc show protocols, as the router prints it:
-// name, "BGP", table, state, date, time, what BGP says.
+// name, "BGP", table, state, date, time, what BGP says; in the long form (all) with
+// details behind each.
 func ParseSessions(birdc string) []Session {
 	var sessions []Session
 	for line := range strings.Lines(birdc) {
+		if n := len(sessions); n > 0 && strings.Contains(line, "Neighbor graceful restart active") {
+			sessions[n-1].Restarting = true
+		}
 		f := strings.Fields(line)
 		if len(f) < 6 || f[1] != "BGP" {
 			continue
