@@ -79,26 +79,33 @@ func Counts(samples []int) Figures {
 }
 
 // Run runs the benches that are named, all if none is, prints a table of what
-// they found and replaces the file out by it, a JSON object a line.
+// they found and replaces the file out by it, a JSON object a line. A bench that
+// fails costs the others nothing: what was measured is printed and written, and
+// the error names those that failed.
 func Run(ctx context.Context, l *cluster.Lab, n int, names []string, table io.Writer, out string) error {
 	benches, err := named(names)
 	if err != nil {
 		return err
 	}
 	var results []Result
+	var failed []error
 	for _, b := range benches {
+		if ctx.Err() != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", b.Name, context.Cause(ctx)))
+			continue
+		}
 		fmt.Fprintf(table, "%s: %s\n", b.Name, b.About)
 		r, err := b.Run(ctx, l, n)
 		if err != nil {
-			return fmt.Errorf("%s: %w", b.Name, err)
+			failed = append(failed, fmt.Errorf("%s: %w", b.Name, err))
 		}
 		results = append(results, r...)
 	}
-	fmt.Fprintln(table)
-	if err := writeTable(table, results); err != nil {
-		return err
+	if len(results) > 0 {
+		fmt.Fprintln(table)
+		failed = append(failed, writeTable(table, results), writeFile(out, results))
 	}
-	return writeFile(out, results)
+	return errors.Join(failed...)
 }
 
 func named(names []string) ([]Bench, error) {

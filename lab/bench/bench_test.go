@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,6 +78,39 @@ func TestRun(t *testing.T) {
 	err = Run(t.Context(), nil, 7, []string{"d"}, &table, file)
 	if err == nil || err.Error() != `bench "d": want one of a, c` {
 		t.Errorf("unknown bench: %v", err)
+	}
+}
+
+func TestRunKeepsWhatWasMeasured(t *testing.T) {
+	defer func(before []Bench) { All = before }(All)
+	result := func(name string, fails error) Bench {
+		return Bench{Name: name, Run: func(context.Context, *cluster.Lab, int) ([]Result, error) {
+			return []Result{{Name: name, Unit: "ms"}}, fails
+		}}
+	}
+	broken := errors.New("no lab")
+	All = []Bench{result("a", nil), result("b", broken), {Name: "c", Run: func(context.Context, *cluster.Lab, int) ([]Result, error) { return nil, broken }}, result("d", nil)}
+	file := filepath.Join(t.TempDir(), "bench.json")
+	err := Run(t.Context(), nil, 1, nil, io.Discard, file)
+	if err == nil || err.Error() != "b: no lab\nc: no lab" {
+		t.Errorf("%v; want the errors of b and c", err)
+	}
+	content, readErr := os.ReadFile(file)
+	if got := strings.Count(string(content), "\n"); readErr != nil || got != 3 {
+		t.Errorf("%v; want the results of a, b and d in\n%s", readErr, content)
+	}
+
+	// What was measured before is not replaced by nothing.
+	if err := Run(t.Context(), nil, 1, []string{"c"}, io.Discard, file); err == nil {
+		t.Error("c failed, and there is no error")
+	}
+	if again, _ := os.ReadFile(file); string(again) != string(content) {
+		t.Errorf("the file has become\n%s", again)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := Run(ended, nil, 1, []string{"a", "d"}, io.Discard, file); !errors.Is(err, context.Canceled) {
+		t.Errorf("an interrupted run: %v", err)
 	}
 }
 
