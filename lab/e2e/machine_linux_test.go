@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,11 @@ import (
 	"flock.fritzlab.net/flock/lab/cgroup"
 	"flock.fritzlab.net/flock/lab/state"
 )
+
+// The process's first thread stays in the machine's namespaces, by which what is the
+// lab's is told from what is the machine's: no test runs on it. One that has entered a
+// member of the lab for good would be ended, but the first thread cannot be.
+func init() { runtime.LockOSThread() }
 
 // machine is what `ip netns`, `ip link`, `mount`, `nft list ruleset` and the like
 // show of this machine, a line an element. Other labs are left out: a person may
