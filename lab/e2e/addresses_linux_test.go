@@ -197,7 +197,7 @@ func retiredCIDRs(t *testing.T, c *podClient) {
 		{"op": "remove", "path": "/spec/podCIDRs/ipv6/1"},
 		{"op": "remove", "path": "/spec/podCIDRs/ipv4/1"},
 	})
-	want := []string{extra.IPv4.String(), extra.IPv6.String()}
+	want := []string{extra.IPv6.String(), extra.IPv4.String()}
 	eventually(t, 10*time.Second, func() error {
 		if got := retired(); !slices.Equal(got, want) {
 			return fmt.Errorf("retiredCIDRs: %s, want %s", got, want)

@@ -186,7 +186,7 @@ func (a *Agent) anycastStatus(ctx context.Context) ([]v1alpha1.AnycastStatus, er
 	slices.SortStableFunc(s.Paths, func(p, q anycast.Path) int {
 		switch {
 		case p.Announced == q.Announced:
-			return 0
+			return inOrder(p.Addr, q.Addr)
 		case q.Announced:
 			return -1
 		}

@@ -3,11 +3,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,13 +118,22 @@ func (a *Agent) fillStatus(ctx context.Context, latest *outcome, status *v1alpha
 	status.PodSource = a.pods.Status().Origin.String()
 	status.ExitSource = a.exits.Status().Way.String()
 	status.RetiredCIDRs = nil
-	for _, p := range a.ledger.Retired() {
+	for _, p := range slices.SortedFunc(slices.Values(a.ledger.Retired()), prefixesInOrder) {
 		status.RetiredCIDRs = append(status.RetiredCIDRs, p.String())
 	}
 	status.Sessions = sessions(a.bird.State().Sessions)
 	if anycast, err := a.anycastStatus(ctx); err == nil {
 		status.Anycast = anycast
 	}
+}
+
+// inOrder is how people read addresses: IPv6 before IPv4, then by number.
+func inOrder(a, b netip.Addr) int {
+	return cmp.Or(cmp.Compare(b.BitLen(), a.BitLen()), a.Compare(b))
+}
+
+func prefixesInOrder(a, b netip.Prefix) int {
+	return cmp.Or(inOrder(a.Addr(), b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // notable is status without what changes all the time.
