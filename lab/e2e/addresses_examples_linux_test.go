@@ -78,6 +78,15 @@ func workedExamples(t *testing.T, c *podClient, all []example) {
 		return
 	}
 
+	t.Run("flockctl tells of it", func(t *testing.T) {
+		out := flockctl(t, "pod", "shop/shopfront")
+		for _, claimed := range []string{"2001:db8:200::7", "2001:db8:200::8", "203.0.113.7"} {
+			if !strings.Contains(out, "  "+claimed+"   ") {
+				t.Errorf("flockctl pod shop/shopfront shows no claim to %s:\n%s", claimed, out)
+			}
+		}
+		rendersAsTheAgent(t, node) // with what the pools add
+	})
 	t.Run("nothing else is announced", func(t *testing.T) {
 		for _, r := range routesAtTor(t) {
 			if r.Proto == unix.RTPROT_BIRD && r.Prefix.IsSingleIP() && !slices.Contains(announcedByAll, r.Prefix) && !slices.Contains(wantedTwice, r.Prefix.Addr()) {

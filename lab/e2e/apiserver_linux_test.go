@@ -18,7 +18,7 @@ func TestAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "test", "-tags", "apiserver", "-run", "^TestAPIServer$", "-count=1", "-v", "./pkg/kube")
+	cmd := exec.Command("go", "test", "-tags", "apiserver", "-run", "^TestAPIServer$", "-count=1", "-v", "./pkg/kube", "./pkg/flockctl")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -1,0 +1,18 @@
+// Command flockctl, as kubectl-flock also a plugin of kubectl, tells operators what
+// flock is doing. See docs/flockctl.md.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"flock.fritzlab.net/flock/pkg/flockctl"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(flockctl.Main(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr))
+}

@@ -1,0 +1,201 @@
+package flockctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/version"
+)
+
+const (
+	// patience is for one answer, unless --request-timeout says otherwise.
+	patience = 15 * time.Second
+	// Where deploy/ puts flock's agents.
+	flockNamespace = "flock-system"
+	flockPods      = "app.kubernetes.io/name=flock"
+	// agentLabel is on the nodes that run an agent.
+	agentLabel = "flock.fritzlab.net/agent"
+)
+
+// cluster is an API server that is read.
+type cluster struct {
+	flock, core rest.Interface
+	host        string
+	namespace   string // of what is named without
+}
+
+func newCluster(config *rest.Config, namespace string) (*cluster, error) {
+	config = rest.CopyConfig(config)
+	config.UserAgent = "flockctl/" + version.Version
+	if config.Timeout == 0 {
+		config.Timeout = patience
+	}
+	config.QPS = -1 // a command asks a few times
+	c := &cluster{host: config.Host, namespace: namespace}
+	var err error
+	if c.flock, err = client(config, "/apis", v1alpha1.GroupVersion, v1alpha1.AddToScheme); err != nil {
+		return nil, err
+	}
+	c.core, err = client(config, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+	return c, err
+}
+
+func client(c *rest.Config, path string, gv schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	if err := add(scheme); err != nil {
+		return nil, err
+	}
+	c = rest.CopyConfig(c)
+	c.APIPath, c.GroupVersion = path, &gv
+	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	return rest.RESTClientFor(c)
+}
+
+// errNotFound is in the chain where the object is not there, and all else is well.
+var errNotFound = errors.New("not found")
+
+// notFound says so in other words.
+type notFound string
+
+func (e notFound) Error() string        { return string(e) }
+func (e notFound) Is(target error) bool { return target == errNotFound }
+
+// get reads one object.
+func (c *cluster) get(ctx context.Context, from rest.Interface, resource, namespace, name string, into runtime.Object) error {
+	err := from.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).Do(ctx).Into(into)
+	var status apierrors.APIStatus
+	if errors.As(err, &status) && apierrors.IsNotFound(err) && status.Status().Details != nil && status.Status().Details.Name == name {
+		return errNotFound
+	}
+	return c.explain(err, "get", resource)
+}
+
+// list reads all objects that the selectors (each may be empty) choose.
+func (c *cluster) list(ctx context.Context, from rest.Interface, resource, namespace, labels, fields string, into runtime.Object) error {
+	r := from.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource)
+	if labels != "" {
+		r = r.Param("labelSelector", labels)
+	}
+	if fields != "" {
+		r = r.Param("fieldSelector", fields)
+	}
+	return c.explain(r.Do(ctx).Into(into), "list", resource)
+}
+
+// explain adds to an error what to do about it.
+func (c *cluster) explain(err error, verb, resource string) error {
+	var status apierrors.APIStatus
+	var noAnswer *url.Error
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("the API server %s knows no %s: flock is not installed in this cluster (kubectl apply -k deploy), or --context is of another one", c.host, resource)
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		return fmt.Errorf("%w: flockctl needs to %s %s; docs/flockctl.md has a ClusterRole to ask your cluster's administrator for", err, verb, resource)
+	case errors.As(err, &status):
+		return fmt.Errorf("API server %s: %w", c.host, err)
+	case errors.As(err, &noAnswer), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return fmt.Errorf("the API server %s does not answer: %w: check --context and the way there; without it, ask a node itself: birdc -s /run/flock/bird/bird.ctl show protocols all", c.host, err)
+	}
+	return fmt.Errorf("the answer of API server %s about %s is not understood: %w: is this flockctl as new as the cluster's flock?", c.host, resource, err)
+}
+
+func (c *cluster) nodeConfigs(ctx context.Context) ([]v1alpha1.NodeConfig, error) {
+	list := &v1alpha1.NodeConfigList{}
+	if err := c.list(ctx, c.flock, "nodeconfigs", "", "", "", list); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list.Items, func(a, b v1alpha1.NodeConfig) int { return strings.Compare(a.Name, b.Name) })
+	for i := range list.Items {
+		list.Items[i].ManagedFields = nil
+	}
+	return list.Items, nil
+}
+
+// nodeConfig says which there are if there is none called name.
+func (c *cluster) nodeConfig(ctx context.Context, name string) (*v1alpha1.NodeConfig, error) {
+	nc := &v1alpha1.NodeConfig{}
+	err := c.get(ctx, c.flock, "nodeconfigs", "", name, nc)
+	if errors.Is(err, errNotFound) {
+		all, err := c.nodeConfigs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var names []string
+		for _, other := range all[:min(len(all), 10)] {
+			names = append(names, other.Name)
+		}
+		return nil, notFound(fmt.Sprintf("there is no NodeConfig %s: create one (docs/deploy.md), or choose from the %d that there are: %s", name, len(all), strings.Join(names, ", ")))
+	}
+	if err != nil {
+		return nil, err
+	}
+	nc.ManagedFields = nil
+	return nc, nil
+}
+
+func (c *cluster) pools(ctx context.Context) ([]v1alpha1.AddressPool, error) {
+	list := &v1alpha1.AddressPoolList{}
+	err := c.list(ctx, c.flock, "addresspools", "", "", "", list)
+	return list.Items, err
+}
+
+func (c *cluster) templates(ctx context.Context) ([]v1alpha1.NodeConfigTemplate, error) {
+	list := &v1alpha1.NodeConfigTemplateList{}
+	err := c.list(ctx, c.flock, "nodeconfigtemplates", "", "", "", list)
+	return list.Items, err
+}
+
+// agents are flock's pods by node. One that is to be replaced counts least.
+func (c *cluster) agents(ctx context.Context, node string) (map[string]*corev1.Pod, error) {
+	fields := ""
+	if node != "" {
+		fields = "spec.nodeName=" + node
+	}
+	list := &corev1.PodList{}
+	if err := c.list(ctx, c.core, "pods", flockNamespace, flockPods, fields, list); err != nil {
+		return nil, err
+	}
+	of := map[string]*corev1.Pod{}
+	for i := range list.Items {
+		p := &list.Items[i]
+		if before, ok := of[p.Spec.NodeName]; !ok || before.DeletionTimestamp != nil {
+			of[p.Spec.NodeName] = p
+		}
+	}
+	return of, nil
+}
+
+// labelled are the names of the nodes that are to run an agent.
+func (c *cluster) labelled(ctx context.Context) ([]string, error) {
+	list := &corev1.NodeList{}
+	if err := c.list(ctx, c.core, "nodes", "", agentLabel, "", list); err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, n := range list.Items {
+		names = append(names, n.Name)
+	}
+	return names, nil
+}
+
+// events are those that involve a pod.
+func (c *cluster) events(ctx context.Context, namespace, pod string) ([]corev1.Event, error) {
+	list := &corev1.EventList{}
+	err := c.list(ctx, c.core, "events", namespace, "", "involvedObject.kind=Pod,involvedObject.name="+pod, list)
+	return list.Items, err
+}
