@@ -23,9 +23,9 @@ import (
 // links, and up to two routes on it. It has one owner; its methods, but for
 // Watch, are not safe for concurrent use.
 type FIB struct {
-	conn     *rtnl.Conn
-	listener *rtnl.Listener
-	plain    bool // no resilient groups
+	conn  *rtnl.Conn
+	watch *rtnl.Watch
+	plain bool // no resilient groups
 
 	// What the kernel is believed to have.
 	entries map[netip.Addr]Entry
@@ -89,7 +89,7 @@ func OpenFIB() (*FIB, error) {
 		return nil, err
 	}
 	f := &FIB{conn: conn, last: lastID}
-	if f.listener, err = rtnl.Listen(); err != nil {
+	if f.watch, err = rtnl.Subscribe(unix.RTNLGRP_LINK); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func hashPorts(family string) error {
 
 // Close gives the FIB's sockets up. Routes stay.
 func (f *FIB) Close() {
-	f.listener.Close()
+	f.watch.Close()
 	f.conn.Close()
 }
 
@@ -411,25 +411,23 @@ func (f *FIB) LinkUp(link int) (bool, error) { return f.conn.LinkUp(link) }
 // Watch tells of links' changes until the context ends. When some were missed it
 // tells of all links.
 func (f *FIB) Watch(ctx context.Context, tell func(Event)) error {
-	defer context.AfterFunc(ctx, f.listener.Close)()
-	for {
-		states, err := f.listener.Read()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, rtnl.ErrLost):
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var unread error
+	err := f.watch.Run(ctx, func(n rtnl.Notification) {
+		if n.Type == 0 {
 			links, err := f.Links()
 			if err != nil {
-				return err
+				unread = err
+				cancel()
+				return
 			}
 			tell(links)
-		case err != nil:
-			return err
-		}
-		for _, s := range states {
+		} else if s, ok := n.LinkState(); ok {
 			tell(Link{Index: s.Index, Up: s.Up})
 		}
-	}
+	})
+	return errors.Join(unread, err)
 }
 
 // newID gives an ID that no nexthop has. The range is never full: it is larger

@@ -57,7 +57,7 @@ func TestWatchGoneThatCannotKeepUp(t *testing.T) {
 	t.Parallel()
 	node := newNode(t)
 	// Nobody reads yet.
-	node.ns.Exec("sh", "-c", `for i in $(seq 1000); do echo "link set lo alias name$i"; done | ip -batch -`)
+	node.ns.Exec("sh", "-c", `for i in $(seq 10000); do echo "link set lo alias name$i"; done | ip -batch -`)
 	lost := make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)

@@ -2,7 +2,6 @@ package rtnl
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"testing"
@@ -89,69 +88,4 @@ func TestNexthopsReadAsWritten(t *testing.T) {
 		t.Error(errs)
 	}
 	wantNexthops([]Nexthop{})
-}
-
-func TestListenerHearsOfLinks(t *testing.T) {
-	t.Parallel()
-	ns, peer := nettest.New(t), nettest.New(t)
-	var l *Listener
-	var c *Conn
-	ns.Run(func() {
-		var err error
-		if l, err = Listen(); err != nil {
-			t.Fatal(err)
-		}
-		if c, err = Dial(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	defer c.Close()
-	ns.Veth("l0", peer, "eth0")
-	hear := func(up bool) {
-		t.Helper()
-		for {
-			states, err := l.Read()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, s := range states {
-				if s.Up == up {
-					if links, err := c.LinksUp(); err != nil || links[s.Index] != up {
-						t.Errorf("link %d is told up=%t; all: %v, %v", s.Index, up, links, err)
-					}
-					if is, err := c.LinkUp(s.Index); is != up || err != nil {
-						t.Errorf("link %d is told up=%t; it: %v, %v", s.Index, up, is, err)
-					}
-					return
-				}
-			}
-		}
-	}
-	hear(true)
-	peer.IP("link", "set", "eth0", "down") // the carrier goes
-	hear(false)
-	peer.IP("link", "set", "eth0", "up")
-	hear(true)
-	ns.IP("link", "del", "l0")
-	hear(false)
-
-	// More than fits is told to be lost, and the Listener goes on.
-	l.raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 2048) })
-	for i := range 20 {
-		ns.Veth(fmt.Sprint("x", i), peer, fmt.Sprint("x", i))
-	}
-	var err error
-	for err == nil {
-		_, err = l.Read()
-	}
-	if !errors.Is(err, ErrLost) {
-		t.Errorf("flooded: %v", err)
-	}
-	ns.IP("link", "set", "x0", "down")
-	hear(false)
-
-	l.Close()
-	if states, err := l.Read(); err == nil {
-		t.Errorf("after Close: %v", states)
-	}
 }
