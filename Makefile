@@ -61,20 +61,24 @@ test-unit: packages ## Run the pure tests and those in network namespaces (root)
 	cd lab && go test ./...
 	cd lab && go test -count=1 ./deploy ./image # they read files outside of their module, of which go's cache knows nothing
 
+# One at a time on this machine: their labs have names of their own, and two runs
+# would be at the same lab.
+LAB_TURN := flock --close /run/lock/flock-lab-tests
+
 .PHONY: test-cluster
 test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine (root)
-	cd lab && go test -tags cluster -count=1 -timeout 30m -v ./e2e
+	cd lab && $(LAB_TURN) go test -tags cluster -count=1 -timeout 30m -v ./e2e
 
 .PHONY: test-sources
 test-sources: bin/lab ## Hold what tells of pods and exits to one contract, on a real kubelet (root)
-	go test -tags cluster -count=1 -v ./pkg/pods/contract
+	$(LAB_TURN) go test -tags cluster -count=1 -v ./pkg/pods/contract
 
 .PHONY: test-anycast
 test-anycast: bin/lab ## Run the cluster tests with those of anycast under load (root)
-	cd lab && go test -tags cluster,anycast -count=1 -timeout 30m -v ./e2e
+	cd lab && $(LAB_TURN) go test -tags cluster,anycast -count=1 -timeout 30m -v ./e2e
 
 .PHONY: check
 check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
 
 .PHONY: test
-test: check test-cluster ## Run all tests (root)
+test: check test-cluster test-sources ## Run all tests (root)

@@ -94,6 +94,11 @@ type tracks struct {
 	namespaces map[string]bool // as in "net:[4026532177]"
 }
 
+// machineNamespaces are read before a test starts: the threads of this process that
+// have entered a namespace of the lab's do not come back, and the first may be
+// among them.
+var machineNamespaces = namespaces(os.Getpid())
+
 // trackLab collects all processes in the lab's cgroups and their namespaces, the
 // pods' included, less those that are the machine's.
 func trackLab(t *testing.T, lab string) tracks {
@@ -113,7 +118,7 @@ func trackLab(t *testing.T, lab string) tracks {
 		}
 		maps.Copy(found.namespaces, namespaces(pid))
 	}
-	for ns := range namespaces(os.Getpid()) {
+	for ns := range machineNamespaces {
 		delete(found.namespaces, ns)
 	}
 	return found
