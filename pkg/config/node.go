@@ -55,7 +55,7 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	spec := field.NewPath("spec")
 	n := Node{
 		Quarantine: DefaultQuarantine,
-		Defaults:   Defaults{IPv6: true, IPAlgo: slices.Clone(nc.Spec.Defaults.IPAlgo)},
+		Defaults:   Defaults{IPAlgo: slices.Clone(nc.Spec.Defaults.IPAlgo)},
 		MTU:        int(nc.Spec.MTU),
 	}
 	var errs field.ErrorList
@@ -78,13 +78,11 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 		n.Quarantine = time.Duration(*q) * time.Second
 	}
 
-	if v := nc.Spec.Defaults.IPv6; v != nil {
-		n.Defaults.IPv6 = *v
-	}
-	if v := nc.Spec.Defaults.IPv4; v != nil {
-		n.Defaults.IPv4 = *v
-	}
-	if !n.Defaults.IPv6 && !n.Defaults.IPv4 {
+	// Alone, IPv4 is what pods get: there is nothing else for them.
+	some6, some4 := len(nc.Spec.PodCIDRs.IPv6) > 0, len(nc.Spec.PodCIDRs.IPv4) > 0
+	n.Defaults.IPv6 = parseDefault(spec, "ipv6", nc.Spec.Defaults.IPv6, some6, some6, &errs)
+	n.Defaults.IPv4 = parseDefault(spec, "ipv4", nc.Spec.Defaults.IPv4, !some6 && some4, some4, &errs)
+	if (some6 || some4) && !n.Defaults.IPv6 && !n.Defaults.IPv4 {
 		errs = append(errs, field.Invalid(spec.Child("defaults"), "ipv6: false, ipv4: false", "leave at least one family on, or no pod without annotations can start"))
 	}
 	if n.MTU != 0 && (n.MTU < 1280 || n.MTU > 65535) {
@@ -103,6 +101,18 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 		return Node{}, fmt.Errorf("nodeconfig %s: %w", nc.Name, err)
 	}
 	return n, nil
+}
+
+// parseDefault tells whether pods without annotations get an address of a family of
+// which there are some, or none.
+func parseDefault(spec *field.Path, family string, given *bool, otherwise, some bool, errs *field.ErrorList) bool {
+	if given == nil {
+		return otherwise
+	}
+	if *given && !some {
+		*errs = append(*errs, field.Invalid(spec.Child("defaults", family), true, fmt.Sprintf("%s is empty, so no pod without annotations could start: name a CIDR there, or leave this out", spec.Child("podCIDRs", family))))
+	}
+	return *given
 }
 
 func parseCIDRs(path *field.Path, cidrs []v1alpha1.CIDR, errs *field.ErrorList) []netip.Prefix {

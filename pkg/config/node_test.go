@@ -79,7 +79,7 @@ func TestParseNode(t *testing.T) {
 			}
 		}},
 		{"IPv4 beside IPv6", func(s *v1alpha1.NodeConfigSpec) { s.Defaults.IPv4 = ptr(true) }, func(n *Node) { n.Defaults.IPv4 = true }},
-		{"IPv4 alone", func(s *v1alpha1.NodeConfigSpec) { s.PodCIDRs.IPv6 = nil }, func(n *Node) { n.IPv6 = nil }},
+		{"IPv4 alone", func(s *v1alpha1.NodeConfigSpec) { s.PodCIDRs.IPv6 = nil }, func(n *Node) { n.IPv6, n.Defaults = nil, Defaults{IPv4: true} }},
 		{"the longest quarantine", func(s *v1alpha1.NodeConfigSpec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(86400)) }, func(n *Node) { n.Quarantine = 24 * time.Hour }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -132,6 +132,7 @@ func TestParseNodeRefuses(t *testing.T) {
 		{"quarantine", func(s *spec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(86401)) }, []string{"spec.podCIDRs.quarantineSeconds: Invalid value: 86401: must be between 0 and 86400 seconds"}},
 		{"negative quarantine", func(s *spec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(-1)) }, []string{"spec.podCIDRs.quarantineSeconds: Invalid value: -1"}},
 		{"both families off", func(s *spec) { s.Defaults.IPv6 = ptr(false) }, []string{"spec.defaults: Invalid value: \"ipv6: false, ipv4: false\": leave at least one family on"}},
+		{"a family without a CIDR", func(s *spec) { s.PodCIDRs.IPv6, s.Defaults.IPv6 = nil, ptr(true) }, []string{"spec.defaults.ipv6: Invalid value: true: spec.podCIDRs.ipv6 is empty, so no pod without annotations could start"}},
 		{"MTU", func(s *spec) { s.MTU = 1279 }, []string{"spec.mtu: Invalid value: 1279: must be 0 (take the uplink's) or between 1280 and 65535"}},
 		{"MTU too large", func(s *spec) { s.MTU = 65536 }, []string{"spec.mtu: Invalid value: 65536"}},
 	} {

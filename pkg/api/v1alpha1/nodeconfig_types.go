@@ -121,10 +121,12 @@ type PodCIDRSettings struct {
 
 // Defaults are the answers to what a pod's annotations leave open.
 type Defaults struct {
-	// IPv6 tells whether pods get an IPv6 address. Default true.
+	// IPv6 tells whether pods get an IPv6 address. Default: true if podCIDRs.ipv6
+	// names any.
 	// +optional
 	IPv6 *bool `json:"ipv6,omitempty"`
-	// IPv4 tells whether pods get an IPv4 address. Default false.
+	// IPv4 tells whether pods get an IPv4 address. Default: true if podCIDRs.ipv4
+	// alone names any.
 	// +optional
 	IPv4 *bool `json:"ipv4,omitempty"`
 	// IPAlgo is how the interface identifier of a pod's IPv6 address is made:
