@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"flock.fritzlab.net/flock/pkg/annotation"
@@ -94,6 +95,7 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 	if c.Config.MTU != 0 {
 		mtu = c.Config.MTU
 	}
+	retired := a.ledger.Retired()
 	record, _, err := a.ledger.Promise(store.Record{
 		ID:           attachment,
 		PodNamespace: c.Pod.Namespace,
@@ -102,6 +104,7 @@ func (a *Agent) promise(ctx context.Context, s *serving, c *cni.Call) (store.Rec
 		HostIf:       wiring.HostIfName(c.ContainerID),
 		MTU:          mtu,
 	}, plan, w)
+	a.routeRetired(retired)
 	if err != nil {
 		a.claims.Release(attachment.String())
 	}
@@ -194,20 +197,29 @@ func (a *Agent) free(containerID string) error {
 		if r.ContainerID != containerID || r.State == store.Pending {
 			continue
 		}
-		retired := len(a.ledger.Retired())
+		retired := a.ledger.Retired()
+		// First the claim, or the release might meet that of the next pod, which waits
+		// for the ledger.
+		a.claims.Release(r.ID.String())
 		if err := a.ledger.Free(r.ID); err != nil {
 			return err
 		}
-		a.claims.Release(r.ID.String())
 		if err := a.guard.Remove(r.HostIf); err != nil {
 			a.Log.Error("what a pod might send from stays allowed until the agent's next start", "hostIf", r.HostIf, "error", err)
 		}
 		a.Log.Info("pod detached", "pod", r.Pod(), "hostIf", r.HostIf, "addresses", addrs(r))
-		if len(a.ledger.Retired()) != retired {
-			a.cidrsChanged.give()
-		}
+		a.routeRetired(retired)
 	}
 	return nil
+}
+
+// routeRetired has the node's summaries looked at again if the CIDRs that are out of
+// the configuration but not out of use are others than before. A static address may
+// be promised in the instant in which its CIDR is taken away.
+func (a *Agent) routeRetired(before []netip.Prefix) {
+	if !slices.Equal(a.ledger.Retired(), before) {
+		a.cidrsChanged.give()
+	}
 }
 
 func id(a cni.AttachmentID) store.ID {

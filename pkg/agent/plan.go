@@ -45,7 +45,7 @@ func (a *Agent) plan(ctx context.Context, s *serving, c *cni.Call) (grant.Plan, 
 	in := grant.Input{
 		Request: request, Namespace: c.Pod.Namespace,
 		NodeName: a.NodeName, Node: s.node, NodeAddrs: s.nodeAddrs,
-		Holder: func(addr netip.Addr) (grant.Holder, bool) { return a.holder(addr, c) },
+		Holder: a.ledger.HolderFor(id(c.Attachment())),
 	}
 	if needsPool(request, s.node) {
 		if in.NamespaceLabels, in.Pools, err = a.pools(c.Pod.Namespace); err != nil {
@@ -57,16 +57,6 @@ func (a *Agent) plan(ctx context.Context, s *serving, c *cni.Call) (grant.Plan, 
 		return grant.Plan{}, embed.Workload{}, fmt.Errorf("pod %s: %w", c.Pod, err)
 	}
 	return plan, workload(pod), nil
-}
-
-// holder says who else of this node's pods has addr. One that was given up is
-// none: its link is on the way out, and Add waits for that.
-func (a *Agent) holder(addr netip.Addr, c *cni.Call) (grant.Holder, bool) {
-	r, anycast, ok := a.ledger.Holder(addr)
-	if !ok || r.ID == id(c.Attachment()) || r.State == store.Released {
-		return grant.Holder{}, false
-	}
-	return grant.Holder{Pod: r.Pod(), Anycast: anycast}, true
 }
 
 // static lists the addresses that p grants by name to one pod alone.

@@ -33,7 +33,7 @@ func TestExamples(t *testing.T) {
 	in := grant.Input{
 		NodeName:  "node1",
 		NodeAddrs: []netip.Addr{netip.MustParseAddr("2001:db8:0:1::11"), netip.MustParseAddr("192.0.2.11")},
-		Holder:    func(netip.Addr) (grant.Holder, bool) { return grant.Holder{}, false },
+		Holder:    nobody,
 	}
 	in.Node, in.Pools = objects(t, setup)
 	labels := map[string]map[string]string{"shop": {"team": "shop"}, "dns": {"team": "dns"}}
@@ -59,7 +59,7 @@ func TestExamples(t *testing.T) {
 			}
 			var announced []netip.Prefix
 			for i, want := range e.Eth0 {
-				taken, err := plan.Take(alloc, workload(e, i), time.Now())
+				taken, err := plan.Take(alloc, workload(e, i), nobody, time.Now())
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -158,10 +158,7 @@ func (in Input) static(addr netip.Addr) (Address, error) {
 		}
 		granted.Pool = pool.Name
 	}
-	if holder, held := in.Holder(addr); held {
-		return refuse("is held by pod %s: choose another address, or wait until that pod has gone", holder.Pod)
-	}
-	return granted, nil
+	return granted, freeForOne(addr, in.Holder)
 }
 
 func (in Input) anycast(addr netip.Addr) (Address, error) {
@@ -179,10 +176,23 @@ func (in Input) anycast(addr netip.Addr) (Address, error) {
 	if why != "" {
 		return refuse("%s", why)
 	}
-	if holder, held := in.Holder(addr); held && !holder.Anycast {
-		return refuse("is held by pod %s as an address of its own: choose another address, or wait until that pod has gone", holder.Pod)
+	return Address{Addr: addr, Pool: pool.Name}, freeToShare(addr, in.Holder)
+}
+
+// freeForOne refuses a static address that any pod has.
+func freeForOne(addr netip.Addr, holder func(netip.Addr) (Holder, bool)) error {
+	if h, held := holder(addr); held {
+		return &Refusal{annotation.Addresses, addr.String(), fmt.Sprintf("is held by pod %s: choose another address, or wait until that pod has gone", h.Pod)}
 	}
-	return Address{Addr: addr, Pool: pool.Name}, nil
+	return nil
+}
+
+// freeToShare refuses an anycast address that a pod has for itself.
+func freeToShare(addr netip.Addr, holder func(netip.Addr) (Holder, bool)) error {
+	if h, held := holder(addr); held && !h.Anycast {
+		return &Refusal{annotation.Anycast, addr.String(), fmt.Sprintf("is held by pod %s as an address of its own: choose another address, or wait until that pod has gone", h.Pod)}
+	}
+	return nil
 }
 
 func (in Input) cidrOf(addr netip.Addr) netip.Prefix {

@@ -179,6 +179,9 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// nobody holds an address yet.
+func nobody(netip.Addr) (grant.Holder, bool) { return grant.Holder{}, false }
+
 func TestTakeIsAllOrNothing(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	cfg := ipam.Config{Node: "node1", IPv6: node.IPv6, IPv4: []netip.Prefix{prefix("10.244.1.0/30")}, Quarantine: time.Hour}
@@ -188,7 +191,7 @@ func TestTakeIsAllOrNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := ipam.New(cfg, rand.Reader)
-	taken, err := plan.Take(a, embed.Workload{}, now)
+	taken, err := plan.Take(a, embed.Workload{}, nobody, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +209,7 @@ func TestTakeIsAllOrNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		var refusal *grant.Refusal
-		if _, err := plan.Take(a, embed.Workload{}, now); !errors.As(err, &refusal) || refusal.What != gone.Addr.String() {
+		if _, err := plan.Take(a, embed.Workload{}, nobody, now); !errors.As(err, &refusal) || refusal.What != gone.Addr.String() {
 			t.Errorf("%s: %v", gone.Addr, err)
 		}
 		if got := a.Leases(); len(got) != 1 {
@@ -222,21 +225,21 @@ func TestTakeIsAllOrNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, err := v4First.Take(a, embed.Workload{}, now); err == nil {
+		if _, err := v4First.Take(a, embed.Workload{}, nobody, now); err == nil {
 			t.Fatal("10.244.1.2 was taken twice")
 		}
 	}
-	if _, err := both.Take(a, embed.Workload{}, now); err != nil {
+	if _, err := both.Take(a, embed.Workload{}, nobody, now); err != nil {
 		t.Error(err)
 	}
 	var full *ipam.ExhaustedError
-	if _, err := both.Take(a, embed.Workload{}, now); !errors.As(err, &full) {
+	if _, err := both.Take(a, embed.Workload{}, nobody, now); !errors.As(err, &full) {
 		t.Errorf("in a full range: %v", err)
 	}
 	if got := len(a.Leases()); got != 3 {
 		t.Errorf("%d leases after an exhausted range, want 3", got)
 	}
-	if _, err := both.Take(ipam.New(cfg, strings.NewReader("")), embed.Workload{}, now); !errors.Is(err, io.EOF) {
+	if _, err := both.Take(ipam.New(cfg, strings.NewReader("")), embed.Workload{}, nobody, now); !errors.Is(err, io.EOF) {
 		t.Errorf("without randomness: %v", err)
 	}
 }

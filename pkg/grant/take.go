@@ -26,9 +26,10 @@ func (t Taken) Leases() []ipam.Lease {
 }
 
 // Take holds the plan's addresses in a, all of them or none. w is what the pod is,
-// for an address that is made of it. The errors are those of the allocator, and a
-// *Refusal for a static address that has been taken since Decide looked.
-func (p Plan) Take(a *ipam.Allocator, w embed.Workload, now time.Time) (_ Taken, err error) {
+// for an address that is made of it; holder is [Input.Holder] as of now. The errors
+// are those of the allocator, and a *Refusal for an address that another pod has
+// taken since Decide looked.
+func (p Plan) Take(a *ipam.Allocator, w embed.Workload, holder func(netip.Addr) (Holder, bool), now time.Time) (_ Taken, err error) {
 	var t Taken
 	defer func() {
 		if err != nil {
@@ -38,6 +39,9 @@ func (p Plan) Take(a *ipam.Allocator, w embed.Workload, now time.Time) (_ Taken,
 		}
 	}()
 	reserve := func(addr Address) (ipam.Lease, error) {
+		if err := freeForOne(addr.Addr, holder); err != nil {
+			return ipam.Lease{}, err
+		}
 		l := ipam.Lease{Addr: addr.Addr, CIDR: addr.CIDR}
 		if err := a.Reserve(l); err != nil {
 			return ipam.Lease{}, &Refusal{annotation.Addresses, addr.Addr.String(), "is held by another pod: choose another address, or wait until that pod has gone"}
@@ -68,6 +72,11 @@ func (p Plan) Take(a *ipam.Allocator, w embed.Workload, now time.Time) (_ Taken,
 			return Taken{}, err
 		}
 		t.Further = append(t.Further, l)
+	}
+	for _, addr := range p.Anycast {
+		if err := freeToShare(addr.Addr, holder); err != nil {
+			return Taken{}, err
+		}
 	}
 	t.Anycast = p.Anycast
 	return t, nil

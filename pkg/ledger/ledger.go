@@ -118,7 +118,7 @@ func (l *Ledger) Promise(r store.Record, plan grant.Plan, w embed.Workload) (pro
 	}
 	now := l.now()
 	l.expire(now)
-	taken, err := plan.Take(l.alloc, w, now)
+	taken, err := plan.Take(l.alloc, w, l.holderFor(r.ID), now)
 	if err != nil {
 		return store.Record{}, false, err
 	}
@@ -221,20 +221,31 @@ func (l *Ledger) Usage() []ipam.Usage {
 	return l.alloc.Usage()
 }
 
-// Holder returns the attachment that holds addr for itself, or, with anycast true,
-// one that shares it.
-func (l *Ledger) Holder(addr netip.Addr) (r store.Record, anycast, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, r := range l.records {
-		if slices.ContainsFunc(r.Held(), func(a store.Address) bool { return a.Addr == addr }) {
-			return r, false, true
-		}
-		if slices.ContainsFunc(r.Anycast, func(a store.Anycast) bool { return a.Addr == addr }) {
-			return r, true, true
-		}
+// HolderFor tells who has an address already that the attachment id is to get. One
+// that was given up is none: its link is on the way out, see AwaitFree.
+func (l *Ledger) HolderFor(id store.ID) func(netip.Addr) (grant.Holder, bool) {
+	return func(addr netip.Addr) (grant.Holder, bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.holderFor(id)(addr)
 	}
-	return store.Record{}, false, false
+}
+
+func (l *Ledger) holderFor(id store.ID) func(netip.Addr) (grant.Holder, bool) {
+	return func(addr netip.Addr) (grant.Holder, bool) {
+		for _, r := range l.records {
+			if r.ID == id || r.State == store.Released {
+				continue
+			}
+			if slices.ContainsFunc(r.Held(), func(a store.Address) bool { return a.Addr == addr }) {
+				return grant.Holder{Pod: r.Pod()}, true
+			}
+			if slices.ContainsFunc(r.Anycast, func(a store.Anycast) bool { return a.Addr == addr }) {
+				return grant.Holder{Pod: r.Pod(), Anycast: true}, true
+			}
+		}
+		return grant.Holder{}, false
+	}
 }
 
 // AwaitFree waits while an attachment that was given up still holds one of addrs:

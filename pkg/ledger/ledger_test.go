@@ -192,10 +192,17 @@ func TestStaticAddressPassesToTheNextPod(t *testing.T) {
 		addr := netip.MustParseAddr("2001:db8:1::5")
 		static := grant.Plan{IPv6: &grant.Source{Static: &grant.Address{Addr: addr, CIDR: cidr6}}}
 		old := promise(t, l, "old", static)
-		if r, anycast, ok := l.Holder(addr); !ok || anycast || r.ID != old.ID {
-			t.Errorf("%v is held by %+v, %t, %t", addr, r, anycast, ok)
+		next := l.HolderFor(attachment("new").ID)
+		if h, ok := next(addr); !ok || h.Anycast || h.Pod != old.Pod() {
+			t.Errorf("%v is held by %+v, %t", addr, h, ok)
+		}
+		if h, ok := l.HolderFor(old.ID)(addr); ok {
+			t.Errorf("%v is held from its own pod by %+v", addr, h)
 		}
 		l.Release(old.ID)
+		if h, ok := next(addr); ok {
+			t.Errorf("%v was given up and is held by %+v", addr, h)
+		}
 		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := l.AwaitFree(short, []netip.Addr{addr}); !errors.Is(err, ErrReleasing) {
@@ -207,6 +214,36 @@ func TestStaticAddressPassesToTheNextPod(t *testing.T) {
 			t.Errorf("the next pod has %v", got.Addrs)
 		}
 	})
+}
+
+// Two pods that were both granted an address before either had it.
+func TestAddressIsEitherSharedOrNot(t *testing.T) {
+	addr := netip.MustParseAddr("2001:db8:53::53")
+	alone := grant.Plan{IPv6: &grant.Source{}, Further: []grant.Address{{Addr: addr, Pool: "p"}}}
+	shared := grant.Plan{IPv6: &grant.Source{}, Anycast: []grant.Address{{Addr: addr, Pool: "p"}}}
+	for _, tt := range []struct {
+		name          string
+		first, second grant.Plan
+		want          string
+	}{
+		{"alone, then shared", alone, shared, "as an address of its own"},
+		{"shared, then alone", shared, alone, "is held by pod shop/first"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := open(t, t.TempDir(), &clock{epoch})
+			promise(t, l, "first", tt.first)
+			held := len(l.alloc.Leases())
+			if _, _, err := l.Promise(attachment("second"), tt.second, embed.Workload{}); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want one that says %q", err, tt.want)
+			}
+			if n := len(l.alloc.Leases()); n != held {
+				t.Errorf("%d addresses are held after the refusal, want %d", n, held)
+			}
+		})
+	}
+	l := open(t, t.TempDir(), &clock{epoch})
+	promise(t, l, "first", shared)
+	promise(t, l, "second", shared)
 }
 
 func TestFailedPromiseHoldsNothing(t *testing.T) {
