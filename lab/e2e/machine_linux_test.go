@@ -125,7 +125,7 @@ func trackLab(t *testing.T, lab string) tracks {
 }
 
 // left are the processes of the machine, ended but not waited for included, that
-// are on the tracks.
+// are on the tracks, this one aside: it is seen in the namespace of its first thread.
 func (tr tracks) left(t *testing.T) []string {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*")
@@ -137,6 +137,9 @@ func (tr tracks) left(t *testing.T) []string {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil {
 			t.Fatal(err)
+		}
+		if pid == os.Getpid() {
+			continue
 		}
 		id, ok := identity(pid)
 		on := ok && tr.processes[id]
