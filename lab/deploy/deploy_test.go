@@ -206,6 +206,9 @@ func TestLeastPrivilege(t *testing.T) {
 	if want := []string{
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
 		"get,list,watch flock.fritzlab.net/addresspools",
+		"get,list,watch flock.fritzlab.net/nodeconfigtemplates",
+		"create,update flock.fritzlab.net/nodeconfigs",
+		"get,list,watch /nodes",
 		"get,list,watch /pods",
 		"get,list,watch /namespaces",
 		"get,patch flock.fritzlab.net/nodeconfigs/status",

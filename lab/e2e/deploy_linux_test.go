@@ -20,8 +20,8 @@ import (
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// ownNodeOnly: with the token of an agent's pod one may write the status of that
-// node's NodeConfig and nothing else.
+// ownNodeOnly: with the token of an agent's pod one may write that node's NodeConfig
+// if it is made from a template, its status, and nothing else.
 func ownNodeOnly(t *testing.T) {
 	const status, spec = `{"status":{"observedGeneration":1}}`, `{"spec":{"mtu":1400}}`
 	pod := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--field-selector=spec.nodeName=node1",
@@ -40,7 +40,7 @@ func ownNodeOnly(t *testing.T) {
 		refusal     string // empty: it is allowed
 	}{
 		{"status of its own", inPod, asStatus("node1"), ""},
-		{"status of another", inPod, asStatus("node2"), `the agent on node "node1" may write the status of its own NodeConfig only, not that of "node2"`},
+		{"status of another", inPod, asStatus("node2"), `the agent on node "node1" may write its own NodeConfig and its status only, not that of "node2"`},
 		{"token of no pod", token(), asStatus("node1"), `the agent on node "" may write`},
 		{"spec of its own", inPod, []string{"patch", "nodeconfig", "node1", "--type=merge", "--patch=" + spec}, "cannot patch resource"},
 		{"read", inPod, []string{"get", "nodeconfigs"}, ""},

@@ -23,6 +23,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/exits"
+	"flock.fritzlab.net/flock/pkg/fleet"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/ledger"
 	"flock.fritzlab.net/flock/pkg/pods"
@@ -60,6 +61,8 @@ type Agent struct {
 	nodeConfig   *kube.Cache[*v1alpha1.NodeConfig]
 	addressPools *kube.Cache[*v1alpha1.AddressPool]
 	namespaces   *kube.Cache[*corev1.Namespace]
+	templates    *kube.Cache[*v1alpha1.NodeConfigTemplate]
+	ownNode      *kube.Cache[*corev1.Node]
 	ledger       *ledger.Ledger
 	host         *wiring.Host
 	reaper       *wiring.Reaper
@@ -77,10 +80,12 @@ type Agent struct {
 	keptPools   []*v1alpha1.AddressPool
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
+	// fleet is what templates make of the node; nil: not known yet.
+	fleet atomic.Pointer[fleet.Verdict]
 	// statusDue asks the status writer to look, nodeConfigChanged, cidrsChanged
 	// and poolRoutesChanged ask the follower of the node, poolsChanged the anycast
-	// side.
-	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged signal
+	// side, fleetDue that of the templates.
+	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -91,7 +96,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	a := &Agent{
 		Config: c, metrics: newMetrics(),
-		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
+		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(), fleetDue: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	if err := a.connect(); err != nil {
@@ -120,6 +125,7 @@ func Run(ctx context.Context, c Config) error {
 			return plugin.Serve(ctx, a, a.Log)
 		},
 		a.followNode,
+		a.followFleet,
 		a.followPods,
 		a.followExits,
 		a.followPools,
@@ -128,6 +134,8 @@ func Run(ctx context.Context, c Config) error {
 		forever(a.nodeConfig.Run),
 		forever(a.addressPools.Run),
 		forever(a.namespaces.Run),
+		forever(a.templates.Run),
+		forever(a.ownNode.Run),
 		forever(a.claims.Run),
 		forever(a.events.Run),
 		forever(a.reaper.Run),
@@ -148,7 +156,12 @@ func (a *Agent) connect() error {
 	if a.api, err = kube.NewClient(server); err != nil {
 		return err
 	}
-	a.nodeConfig = a.api.NodeConfig(a.NodeName, a.nodeConfigChanged.give)
+	a.nodeConfig = a.api.NodeConfig(a.NodeName, func() {
+		a.nodeConfigChanged.give()
+		a.fleetDue.give()
+	})
+	a.templates = a.api.NodeConfigTemplates(a.fleetDue.give)
+	a.ownNode = a.api.Node(a.NodeName, a.fleetDue.give)
 	a.addressPools = a.api.AddressPools(func() {
 		a.poolsChanged.give()
 		a.poolRoutesChanged.give()

@@ -114,7 +114,7 @@ func (a *Agent) noNodeConfig() {
 		return
 	}
 	a.Log.Info("waiting for a NodeConfig", "nodeconfig", a.NodeName)
-	a.wait("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs", a.NodeName, a.NodeName)
+	a.wait("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs%s", a.NodeName, a.NodeName, a.withoutTemplate())
 }
 
 func (a *Agent) reject(nc *v1alpha1.NodeConfig, err error) {

@@ -115,6 +115,7 @@ func (a *Agent) fillStatus(ctx context.Context, latest *outcome, status *v1alpha
 	for _, c := range a.conditions(latest) {
 		meta.SetStatusCondition(&status.Conditions, c)
 	}
+	a.setTemplated(latest.generation, &status.Conditions)
 	status.PodSource = a.pods.Status().Origin.String()
 	status.ExitSource = a.exits.Status().Way.String()
 	status.RetiredCIDRs = nil

@@ -62,8 +62,8 @@ func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Er
 		return
 	}
 	addr, err := netip.ParseAddr(p.Address)
-	if err != nil || addr.Zone() != "" || addr.Is4In6() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() {
-		*errs = append(*errs, field.Invalid(at.Child("address"), p.Address, "not a router's IP address: want one as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"))
+	if err != nil || addr.Zone() != "" || addr.Is4In6() || !ofOneHost(addr) {
+		*errs = append(*errs, field.Invalid(at.Child("address"), p.Address, "not an IP address of a router: want one as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"))
 		return
 	}
 	out.Addr = addr
@@ -72,7 +72,7 @@ func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Er
 	}
 	if p.SourceAddress != "" {
 		out.Source, err = netip.ParseAddr(p.SourceAddress)
-		if err != nil || out.Source.Zone() != "" || out.Source.Is4In6() || out.Source.Is4() != addr.Is4() || out.Source.IsUnspecified() || out.Source.IsMulticast() || out.Source.IsLoopback() {
+		if err != nil || out.Source.Zone() != "" || out.Source.Is4In6() || out.Source.Is4() != addr.Is4() || !ofOneHost(out.Source) {
 			*errs = append(*errs, field.Invalid(at.Child("sourceAddress"), p.SourceAddress, "not an address of the node of the same family as address"))
 		}
 	}
@@ -88,6 +88,10 @@ func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Er
 		}
 	}
 }
+
+// ofOneHost tells whether a is an address that a session can be from or to: not
+// unspecified, loopback, multicast or broadcast.
+func ofOneHost(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
 
 // parseWho reads the two autonomous systems.
 func parseWho(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.ErrorList) {

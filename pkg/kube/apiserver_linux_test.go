@@ -40,6 +40,9 @@ func TestAPIServer(t *testing.T) {
 	t.Run("two agents race for that of a pod that is gone", func(t *testing.T) { takeover(t, s) })
 	t.Run("a live pod keeps its own", func(t *testing.T) { refuseNaming(t, s) })
 	t.Run("crash between claim and record", func(t *testing.T) { crash(t, s) })
+	t.Run("what is no NodeConfig", func(t *testing.T) { refusedConfigs(t, s) })
+	t.Run("what is no NodeConfigTemplate", func(t *testing.T) { badTemplates(t, s) })
+	t.Run("NodeConfigs from templates", func(t *testing.T) { templates(t, s) })
 	t.Run("events", func(t *testing.T) { events(t, s) })
 	t.Run("outage", func(t *testing.T) { outage(t, s) })
 }

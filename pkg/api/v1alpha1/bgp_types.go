@@ -52,11 +52,11 @@ type ASNumber int64
 // SourceAddresses are addresses of the node, one for each family.
 type SourceAddresses struct {
 	// +kubebuilder:validation:MaxLength=39
-	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 6",message="must be an IPv6 address of the node, as in 2001:db8::11"
+	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 6 && ip(self).isGlobalUnicast()",message="must be an IPv6 address of the node that others can reach, as in 2001:db8::11"
 	// +optional
 	IPv6 string `json:"ipv6,omitempty"`
 	// +kubebuilder:validation:MaxLength=15
-	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4",message="must be an IPv4 address of the node, as in 192.0.2.11"
+	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4 && ip(self).isGlobalUnicast()",message="must be an IPv4 address of the node that others can reach, as in 192.0.2.11"
 	// +optional
 	IPv4 string `json:"ipv4,omitempty"`
 }
@@ -78,7 +78,7 @@ type BGPPeer struct {
 
 	// Address of the router. Absent: unnumbered peering over interface.
 	// +kubebuilder:validation:MaxLength=39
-	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="not an IP address: want one as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"
+	// +kubebuilder:validation:XValidation:rule="isIP(self) && (ip(self).isGlobalUnicast() || ip(self).isLinkLocalUnicast())",message="not an IP address of a router: want one as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"
 	// +optional
 	Address string `json:"address,omitempty"`
 
@@ -107,7 +107,7 @@ type BGPPeer struct {
 	// SourceAddress of the session. Default: the node's InternalIP if it is of the
 	// router's subnet, otherwise any address of the link.
 	// +kubebuilder:validation:MaxLength=39
-	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="not an IP address: want one of the node's, as in 2001:db8::11"
+	// +kubebuilder:validation:XValidation:rule="isIP(self) && (ip(self).isGlobalUnicast() || ip(self).isLinkLocalUnicast())",message="not an address of the node: want one as in 2001:db8::11"
 	// +optional
 	SourceAddress string `json:"sourceAddress,omitempty"`
 

@@ -42,6 +42,8 @@ type NodeConfigList struct {
 type CIDR string
 
 // NodeConfigSpec is what the operator wants of the node.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.bgp) || !has(self.bgp.peers) || self.bgp.peers.all(p, !has(p.address) || !isIP(p.address) || (!has(self.podCIDRs.ipv6) || self.podCIDRs.ipv6.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))) && (!has(self.podCIDRs.ipv4) || self.podCIDRs.ipv4.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))))",message="a pod CIDR contains the address of a BGP peer: pods need prefixes in which no router is"
 type NodeConfigSpec struct {
 	// PodCIDRs are the prefixes that the node's pods get their addresses from.
 	// Each is announced as one summary.
@@ -82,6 +84,7 @@ type PodCIDRs struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 6)",message="holds an IPv4 CIDR: put it under podCIDRs.ipv4"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 6 || (cidr(c).prefixLength() >= 48 && cidr(c).prefixLength() <= 120))",message="an IPv6 prefix length must be between /48 and /120"
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().isGlobalUnicast())",message="must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"
 	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
 	// +listType=atomic
 	// +optional
@@ -92,6 +95,7 @@ type PodCIDRs struct {
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 4)",message="holds an IPv6 CIDR: put it under podCIDRs.ipv6"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 4 || (cidr(c).prefixLength() >= 8 && cidr(c).prefixLength() <= 30))",message="an IPv4 prefix length must be between /8 and /30"
+	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().isGlobalUnicast())",message="must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"
 	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
 	// +listType=atomic
 	// +optional
@@ -120,6 +124,8 @@ type PodCIDRSettings struct {
 }
 
 // Defaults are the answers to what a pod's annotations leave open.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.ipv6) || self.ipv6 || (has(self.ipv4) && self.ipv4)",message="leave at least one family on, or no pod without annotations can start"
 type Defaults struct {
 	// IPv6 tells whether pods get an IPv6 address. Default: true if podCIDRs.ipv6
 	// names any.
@@ -146,7 +152,9 @@ type IPAlgo string
 type NodeConfigStatus struct {
 	// Conditions: Accepted (the spec is in force, or which field is wrong), Ready
 	// (pods are served, or why not) and RoutingConfigured (the routing daemon has
-	// what the spec asks of it) and SessionsUp (with every router, or with which not).
+	// what the spec asks of it) and SessionsUp (with every router, or with which not);
+	// where the NodeConfig is made from a template, Templated (it is what the template
+	// says, or what is missing).
 	// +listType=map
 	// +listMapKey=type
 	// +optional
