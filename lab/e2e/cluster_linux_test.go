@@ -44,6 +44,7 @@ func TestCluster(t *testing.T) {
 	part(t, "refuses bad NodeConfigs", refuseBadNodeConfigs)
 	part(t, "an agent speaks for its own node only", ownNodeOnly)
 	part(t, "flockctl tells what is so", tells)
+	part(t, "NodeConfigs from templates", fromTemplates)
 	part(t, "addresses", addresses)
 	for _, s := range longStories {
 		part(t, s.name, s.run)

@@ -136,6 +136,18 @@ func badTemplates(t *testing.T, s *server) {
 			t.Errorf("%s: %v %s, want %q", c.to, err, out, c.want)
 		}
 	}
+	page, err := os.ReadFile("../../docs/fleet.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := strings.Split(string(page), "```yaml\n")[1:]
+	if len(examples) == 0 {
+		t.Error("no examples in docs/fleet.md")
+	}
+	for _, e := range examples {
+		e, _, _ = strings.Cut(e, "```")
+		s.Kubectl(e, "create", "--dry-run=server", "--filename=-")
+	}
 	// Preference towards a peer that is internal by the AS of a label cannot be judged.
 	unknown := strings.NewReplacer("localAS: 64601", "localASLabel: as", "export: {med: 7}", "export: {localPreference: 7}").Replace(rackTemplate)
 	for _, good := range []string{rackTemplate, unknown, strings.Replace(rackTemplate, "localAS: 64601", "localASLabel: topology.example.com/as", 1)} {
