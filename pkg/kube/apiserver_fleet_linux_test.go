@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -251,6 +252,9 @@ func templates(t *testing.T, s *server) {
 	made, _ := f.config.Get("node1")
 	if got := s.Kubectl("", "get", "nodeconfig", "node1", "--output=jsonpath={.metadata.labels} {.spec}"); !strings.Contains(got, `"flock.fritzlab.net/template":"rack1"`) || !strings.Contains(got, `"routerID":"192.0.2.11"`) {
 		t.Errorf("it is %s", got)
+	}
+	if got := strings.Fields(s.Kubectl("", "get", "nodeconfig", "node1", "--no-headers")); !slices.Contains(got, "rack1") {
+		t.Errorf("kubectl get nodeconfig does not tell the template: %q", got)
 	}
 
 	// A template that changes.
