@@ -82,10 +82,12 @@ type Agent struct {
 	latest atomic.Pointer[outcome]
 	// fleet is what templates make of the node; nil: not known yet.
 	fleet atomic.Pointer[fleet.Verdict]
+	// overlaps says which pod CIDRs other nodes have too; nil: not known yet.
+	overlaps atomic.Pointer[string]
 	// statusDue asks the status writer to look, nodeConfigChanged, cidrsChanged
 	// and poolRoutesChanged ask the follower of the node, poolsChanged the anycast
-	// side, fleetDue that of the templates.
-	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue signal
+	// side, fleetDue and overlapDue those who look beyond the node.
+	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue, overlapDue signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -96,7 +98,8 @@ func Run(ctx context.Context, c Config) error {
 	}
 	a := &Agent{
 		Config: c, metrics: newMetrics(),
-		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(), fleetDue: newSignal(),
+		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
+		fleetDue: newSignal(), overlapDue: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	if err := a.connect(); err != nil {
@@ -126,6 +129,7 @@ func Run(ctx context.Context, c Config) error {
 		},
 		a.followNode,
 		a.followFleet,
+		a.followOverlaps,
 		a.followPods,
 		a.followExits,
 		a.followPools,
@@ -159,6 +163,7 @@ func (a *Agent) connect() error {
 	a.nodeConfig = a.api.NodeConfig(a.NodeName, func() {
 		a.nodeConfigChanged.give()
 		a.fleetDue.give()
+		a.overlapDue.give()
 	})
 	a.templates = a.api.NodeConfigTemplates(a.fleetDue.give)
 	a.ownNode = a.api.Node(a.NodeName, a.fleetDue.give)

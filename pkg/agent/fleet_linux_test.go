@@ -82,6 +82,10 @@ func (s *fleetServer) written() int {
 
 func (s *fleetServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch _, other := s.told[r.URL.Path]; {
+	case strings.Contains(r.Header.Get("Accept"), "as=Table"):
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"columnDefinitions":[{"name":"Name"},{"name":"IPv6"},{"name":"IPv4"}],"rows":[
+			{"cells":["node1","[\"2001:db8:1::/64\"]","[\"10.1.0.0/24\"]"]},{"cells":["node2",null,"[\"10.1.0.0/16\"]"]},{"cells":["node3",null,"[]"]}]}`)
 	case other && r.URL.Query().Get("sendInitialEvents") != "true":
 		s.serveOther(w, r)
 	case r.Method == http.MethodPost && r.URL.Path == configsPath, r.Method == http.MethodPut && r.URL.Path == configsPath+"/node1":
@@ -240,6 +244,24 @@ func TestNodeConfigFromTemplate(t *testing.T) {
 	if api.written() != writes {
 		t.Errorf("a restart of the agent wrote the NodeConfig %d times", api.written()-writes)
 	}
+}
+
+// Somebody gave another node prefixes of this one.
+func TestPodCIDRsOfAnotherNode(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "")
+	api := n.serveFleet()
+	api.put("a", 1, nodeConfig)
+	n.start()
+	eventually(t, n.agentLog, func() error {
+		got := api.status().Conditions
+		c := meta.FindStatusCondition(got, "PodCIDROverlap")
+		if want := "10.1.0.0/24 overlaps 10.1.0.0/16 of NodeConfig node2: give each node pod CIDRs of its own"; c == nil || c.Status != metav1.ConditionTrue || c.Message != want {
+			return fmt.Errorf("conditions %+v, want PodCIDROverlap with %q", got, want)
+		}
+		return nil
+	})
+	api.accepted(n, 1, metav1.ConditionTrue, "")
 }
 
 // Whoever takes the label off has the NodeConfig alone, also where the agent was just

@@ -256,6 +256,10 @@ func templates(t *testing.T, s *server) {
 	if got := strings.Fields(s.Kubectl("", "get", "nodeconfig", "node1", "--no-headers")); !slices.Contains(got, "rack1") {
 		t.Errorf("kubectl get nodeconfig does not tell the template: %q", got)
 	}
+	s.Kubectl(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfig","metadata":{"name":"node2"},"spec":{"podCIDRs":{"ipv4":["10.202.0.0/25","10.202.1.0/24"]}}}`, "create", "--filename=-")
+	if cidrs, err := f.client.PodCIDRs(t.Context()); err != nil || fmt.Sprint(cidrs) != "map[node1:[2001:db8:101::/64 10.201.0.0/24] node2:[10.202.0.0/25 10.202.1.0/24]]" {
+		t.Errorf("all pod CIDRs: %v, %v", cidrs, err)
+	}
 
 	// A template that changes.
 	s.Kubectl(strings.Replace(rackTemplate, "med: 7", "med: 8", 1), "apply", "--server-side", "--force-conflicts", "--filename=-")
@@ -304,6 +308,6 @@ func templates(t *testing.T, s *server) {
 	// Without a template, what is in force stays.
 	s.Kubectl("", "delete", "nodeconfigtemplate", "rack1")
 	f.becomes(t, fleet.Leave, fleet.NoTemplate, "there is no NodeConfigTemplate")
-	s.Kubectl("", "delete", "nodeconfig", "node1")
+	s.Kubectl("", "delete", "nodeconfigs", "--all")
 	s.Kubectl("", "delete", "nodes", "--all")
 }

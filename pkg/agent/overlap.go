@@ -1,0 +1,89 @@
+//go:build linux
+
+package agent
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/fleet"
+)
+
+// conditionOverlap: another node has pod CIDRs of this one. It is there only while
+// that is so.
+const conditionOverlap = "PodCIDROverlap"
+
+// followOverlaps looks once whether other nodes have pod CIDRs of this one: at the
+// start and whenever its own change; and again as long as it is so. Of two nodes it is
+// the one whose CIDRs changed last that warns: nobody follows all NodeConfigs.
+func (a *Agent) followOverlaps(ctx context.Context) error {
+	const (
+		spread = 5 * time.Second // of a fleet that starts all at once
+		again  = 10 * time.Minute
+	)
+	look := time.NewTimer(0)
+	look.Stop()
+	defer look.Stop()
+	var seen []netip.Prefix
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.overlapDue:
+			nc, ok := a.nodeConfig.Get(a.NodeName)
+			if !ok {
+				continue
+			}
+			if node, err := config.ParseNode(nc); err == nil && !slices.Equal(node.Summaries(), seen) {
+				seen = node.Summaries()
+				look.Reset(rand.N(spread))
+			}
+		case <-look.C:
+			all, err := a.api.PodCIDRs(ctx)
+			if err != nil {
+				a.Log.Debug("it is not known whether another node has pod CIDRs of this one", "error", err, "retry", again)
+				look.Reset(again)
+				continue
+			}
+			var found []string
+			for _, o := range fleet.Overlaps(a.NodeName, seen, all) {
+				found = append(found, o.String())
+			}
+			if len(found) > 0 {
+				look.Reset(again)
+			}
+			a.noteOverlaps(found)
+		}
+	}
+}
+
+func (a *Agent) noteOverlaps(found []string) {
+	const most = 5 // of them tell enough
+	text := strings.Join(found[:min(len(found), most)], "; ")
+	if was := a.overlaps.Swap(&text); was != nil && *was == text {
+		return
+	}
+	if text != "" {
+		a.Log.Warn("another node has pod CIDRs of this one: two pods may get one address", "nodeconfig", a.NodeName, "overlap", text)
+	}
+	a.changed()
+}
+
+func (a *Agent) setOverlap(generation int64, conditions *[]metav1.Condition) {
+	if text := a.overlaps.Load(); text == nil || *text == "" {
+		meta.RemoveStatusCondition(conditions, conditionOverlap)
+	} else {
+		meta.SetStatusCondition(conditions, metav1.Condition{
+			Type: conditionOverlap, Status: metav1.ConditionTrue,
+			Reason: "OtherNodeConfig", Message: *text, ObservedGeneration: generation,
+		})
+	}
+}
