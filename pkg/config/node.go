@@ -110,7 +110,7 @@ func parseDefault(spec *field.Path, family string, given *bool, otherwise, some 
 		return otherwise
 	}
 	if *given && !some {
-		*errs = append(*errs, field.Invalid(spec.Child("defaults", family), true, fmt.Sprintf("%s is empty, so no pod without annotations could start: name a CIDR there, or leave this out", spec.Child("podCIDRs", family))))
+		*errs = append(*errs, field.Invalid(spec.Child("defaults", family), true, fmt.Sprintf("without a CIDR in %s no pod without annotations could start: name one there, or leave this out", spec.Child("podCIDRs", family))))
 	}
 	return *given
 }

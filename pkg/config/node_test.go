@@ -132,7 +132,7 @@ func TestParseNodeRefuses(t *testing.T) {
 		{"quarantine", func(s *spec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(86401)) }, []string{"spec.podCIDRs.quarantineSeconds: Invalid value: 86401: must be between 0 and 86400 seconds"}},
 		{"negative quarantine", func(s *spec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(-1)) }, []string{"spec.podCIDRs.quarantineSeconds: Invalid value: -1"}},
 		{"both families off", func(s *spec) { s.Defaults.IPv6 = ptr(false) }, []string{"spec.defaults: Invalid value: \"ipv6: false, ipv4: false\": leave at least one family on"}},
-		{"a family without a CIDR", func(s *spec) { s.PodCIDRs.IPv6, s.Defaults.IPv6 = nil, ptr(true) }, []string{"spec.defaults.ipv6: Invalid value: true: spec.podCIDRs.ipv6 is empty, so no pod without annotations could start"}},
+		{"a family without a CIDR", func(s *spec) { s.PodCIDRs.IPv6, s.Defaults.IPv6 = nil, ptr(true) }, []string{"spec.defaults.ipv6: Invalid value: true: without a CIDR in spec.podCIDRs.ipv6 no pod without annotations could start"}},
 		{"MTU", func(s *spec) { s.MTU = 1279 }, []string{"spec.mtu: Invalid value: 1279: must be 0 (take the uplink's) or between 1280 and 65535"}},
 		{"MTU too large", func(s *spec) { s.MTU = 65536 }, []string{"spec.mtu: Invalid value: 65536"}},
 	} {

@@ -76,7 +76,6 @@ func asTemplate(t *testing.T, manifest []byte) ([]byte, bool) {
 	cidrs := spec["podCIDRs"].(map[string]any)
 	delete(cidrs, "ipv6")
 	delete(cidrs, "ipv4")
-	nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4 = []v1alpha1.CIDR{"2001:db8:ffff::/64"}, nil
 	for _, daemon := range []string{"bgp", "ospf"} {
 		if d, ok := spec[daemon].(map[string]any); ok {
 			delete(d, "routerID")
@@ -88,15 +87,21 @@ func asTemplate(t *testing.T, manifest []byte) ([]byte, bool) {
 	if nc.Spec.OSPF != nil {
 		nc.Spec.OSPF.RouterID = "192.0.2.11"
 	}
-	_, err := config.ParseNode(nc)
-	out, marshalErr := yaml.Marshal(map[string]any{
+	bad := true // whatever the nodes' pod CIDRs
+	six, four := []v1alpha1.CIDR{"2001:db8:ffff::/64"}, []v1alpha1.CIDR{"10.255.0.0/24"}
+	for _, cidrs := range []v1alpha1.PodCIDRs{{IPv6: six}, {IPv4: four}, {IPv6: six, IPv4: four}} {
+		nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4 = cidrs.IPv6, cidrs.IPv4
+		_, err := config.ParseNode(nc)
+		bad = bad && err != nil
+	}
+	out, err := yaml.Marshal(map[string]any{
 		"apiVersion": generic["apiVersion"], "kind": "NodeConfigTemplate", "metadata": map[string]any{"name": "t"},
 		"spec": map[string]any{"nodeSelector": map[string]any{}, "template": spec},
 	})
-	if marshalErr != nil {
-		t.Fatal(marshalErr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out, err != nil
+	return out, bad
 }
 
 const rackTemplate = `
@@ -249,7 +254,6 @@ func templates(t *testing.T, s *server) {
 	}
 	// The API server's defaults included.
 	f.becomes(t, fleet.Leave, fleet.FromTemplate, "generation 1")
-	made, _ := f.config.Get("node1")
 	if got := s.Kubectl("", "get", "nodeconfig", "node1", "--output=jsonpath={.metadata.labels} {.spec}"); !strings.Contains(got, `"flock.fritzlab.net/template":"rack1"`) || !strings.Contains(got, `"routerID":"192.0.2.11"`) {
 		t.Errorf("it is %s", got)
 	}
@@ -277,7 +281,7 @@ func templates(t *testing.T, s *server) {
 		}
 	}
 	f.becomes(t, fleet.Leave, fleet.FromTemplate, "generation 2")
-	made, _ = f.config.Get("node1")
+	made, _ := f.config.Get("node1")
 	if made.Annotations["note"] != "by-a-person" || *made.Spec.BGP.Peers[0].Export.MED != 8 {
 		t.Errorf("it is %+v", made)
 	}

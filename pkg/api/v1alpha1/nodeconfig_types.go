@@ -44,6 +44,9 @@ type CIDR string
 
 // NodeConfigSpec is what the operator wants of the node.
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.defaults) || !has(self.defaults.ipv6) || !self.defaults.ipv6 || size(self.podCIDRs.ipv6) > 0",message="defaults.ipv6: without a CIDR in podCIDRs.ipv6 no pod without annotations could start: name one there, or leave this out"
+// +kubebuilder:validation:XValidation:rule="!has(self.defaults) || !has(self.defaults.ipv4) || !self.defaults.ipv4 || size(self.podCIDRs.ipv4) > 0",message="defaults.ipv4: without a CIDR in podCIDRs.ipv4 no pod without annotations could start: name one there, or leave this out"
+// +kubebuilder:validation:XValidation:rule="!has(self.defaults) || (has(self.defaults.ipv6) ? self.defaults.ipv6 : size(self.podCIDRs.ipv6) > 0) || (has(self.defaults.ipv4) ? self.defaults.ipv4 : size(self.podCIDRs.ipv6) == 0)",message="leave at least one family on, or no pod without annotations can start"
 // +kubebuilder:validation:XValidation:rule="!has(self.bgp) || !has(self.bgp.peers) || self.bgp.peers.all(p, !has(p.address) || !isIP(p.address) || (!has(self.podCIDRs.ipv6) || self.podCIDRs.ipv6.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))) && (!has(self.podCIDRs.ipv4) || self.podCIDRs.ipv4.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))))",message="a pod CIDR contains the address of a BGP peer: pods need prefixes in which no router is"
 type NodeConfigSpec struct {
 	// PodCIDRs are the prefixes that the node's pods get their addresses from.
@@ -126,7 +129,7 @@ type PodCIDRSettings struct {
 
 // Defaults are the answers to what a pod's annotations leave open.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.ipv6) || self.ipv6 || (has(self.ipv4) && self.ipv4)",message="leave at least one family on, or no pod without annotations can start"
+// +kubebuilder:validation:XValidation:rule="!has(self.ipv6) || self.ipv6 || !has(self.ipv4) || self.ipv4",message="leave at least one family on, or no pod without annotations can start"
 type Defaults struct {
 	// IPv6 tells whether pods get an IPv6 address. Default: true if podCIDRs.ipv6
 	// names any.
