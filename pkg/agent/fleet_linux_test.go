@@ -255,9 +255,9 @@ func TestPodCIDRsOfAnotherNode(t *testing.T) {
 	n.start()
 	eventually(t, n.agentLog, func() error {
 		got := api.status().Conditions
-		c := meta.FindStatusCondition(got, "PodCIDROverlap")
-		if want := "10.1.0.0/24 overlaps 10.1.0.0/16 of NodeConfig node2: give each node pod CIDRs of its own"; c == nil || c.Status != metav1.ConditionTrue || c.Message != want {
-			return fmt.Errorf("conditions %+v, want PodCIDROverlap with %q", got, want)
+		c := meta.FindStatusCondition(got, "PodCIDRsUnique")
+		if want := "10.1.0.0/24 overlaps 10.1.0.0/16 of NodeConfig node2: give each node pod CIDRs of its own"; c == nil || c.Status != metav1.ConditionFalse || c.Message != want {
+			return fmt.Errorf("conditions %+v, want PodCIDRsUnique=False with %q", got, want)
 		}
 		return nil
 	})

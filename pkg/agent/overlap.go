@@ -17,9 +17,9 @@ import (
 	"flock.fritzlab.net/flock/pkg/fleet"
 )
 
-// conditionOverlap: another node has pod CIDRs of this one. It is there only while
-// that is so.
-const conditionOverlap = "PodCIDROverlap"
+// conditionUnique: no other node had pod CIDRs of this one when they changed last. It
+// is not there before that is known.
+const conditionUnique = "PodCIDRsUnique"
 
 // followOverlaps looks once whether other nodes have pod CIDRs of this one: at the
 // start and whenever its own change; and again as long as it is so. Of two nodes it is
@@ -77,13 +77,15 @@ func (a *Agent) noteOverlaps(found []string) {
 	a.changed()
 }
 
-func (a *Agent) setOverlap(generation int64, conditions *[]metav1.Condition) {
-	if text := a.overlaps.Load(); text == nil || *text == "" {
-		meta.RemoveStatusCondition(conditions, conditionOverlap)
-	} else {
-		meta.SetStatusCondition(conditions, metav1.Condition{
-			Type: conditionOverlap, Status: metav1.ConditionTrue,
-			Reason: "OtherNodeConfig", Message: *text, ObservedGeneration: generation,
-		})
+func (a *Agent) setUnique(generation int64, conditions *[]metav1.Condition) {
+	text := a.overlaps.Load()
+	if text == nil {
+		meta.RemoveStatusCondition(conditions, conditionUnique)
+		return
 	}
+	c := metav1.Condition{Type: conditionUnique, Status: metav1.ConditionTrue, Reason: "NoOverlap", ObservedGeneration: generation}
+	if *text != "" {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Overlap", *text
+	}
+	meta.SetStatusCondition(conditions, c)
 }

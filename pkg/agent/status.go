@@ -116,7 +116,7 @@ func (a *Agent) fillStatus(ctx context.Context, latest *outcome, status *v1alpha
 		meta.SetStatusCondition(&status.Conditions, c)
 	}
 	a.setTemplated(latest.generation, &status.Conditions)
-	a.setOverlap(latest.generation, &status.Conditions)
+	a.setUnique(latest.generation, &status.Conditions)
 	status.PodSource = a.pods.Status().Origin.String()
 	status.ExitSource = a.exits.Status().Way.String()
 	status.RetiredCIDRs = nil

@@ -158,8 +158,8 @@ type NodeConfigStatus struct {
 	// (pods are served, or why not) and RoutingConfigured (the routing daemon has
 	// what the spec asks of it) and SessionsUp (with every router, or with which not);
 	// where the NodeConfig is made from a template, Templated (it is what the template
-	// says, or what is missing). PodCIDROverlap is there only while another NodeConfig
-	// is known to have pod CIDRs of this one.
+	// says, or what is missing); and PodCIDRsUnique (no other NodeConfig had pod CIDRs
+	// of this one when they changed last, or which has).
 	// +listType=map
 	// +listMapKey=type
 	// +optional
