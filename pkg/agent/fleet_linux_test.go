@@ -251,8 +251,10 @@ func TestPodCIDRsOfAnotherNode(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, "")
 	api := n.serveFleet()
-	api.put("a", 1, nodeConfig)
+	api.put("a", 1, strings.Replace(nodeConfig, "10.1.0.0/24", "10.2.0.0/24", 1))
 	n.start()
+	api.accepted(n, 1, metav1.ConditionTrue, "")
+	api.put("a", 2, nodeConfig)
 	eventually(t, n.agentLog, func() error {
 		got := api.status().Conditions
 		c := meta.FindStatusCondition(got, "PodCIDRsUnique")
@@ -261,7 +263,7 @@ func TestPodCIDRsOfAnotherNode(t *testing.T) {
 		}
 		return nil
 	})
-	api.accepted(n, 1, metav1.ConditionTrue, "")
+	api.accepted(n, 2, metav1.ConditionTrue, "")
 }
 
 // Whoever takes the label off has the NodeConfig alone, also where the agent was just

@@ -26,8 +26,9 @@ const conditionUnique = "PodCIDRsUnique"
 // the one whose CIDRs changed last that warns: nobody follows all NodeConfigs.
 func (a *Agent) followOverlaps(ctx context.Context) error {
 	const (
-		spread = 5 * time.Second // of a fleet that starts all at once
-		again  = 10 * time.Minute
+		atStart  = 5 * time.Minute // a fleet may start all at once: 1,000 nodes make 3 reads a second
+		onChange = 5 * time.Second
+		again    = 10 * time.Minute
 	)
 	look := time.NewTimer(0)
 	look.Stop()
@@ -43,8 +44,12 @@ func (a *Agent) followOverlaps(ctx context.Context) error {
 				continue
 			}
 			if node, err := config.ParseNode(nc); err == nil && !slices.Equal(node.Summaries(), seen) {
+				within := onChange
+				if seen == nil {
+					within = atStart
+				}
 				seen = node.Summaries()
-				look.Reset(rand.N(spread))
+				look.Reset(rand.N(within))
 			}
 		case <-look.C:
 			all, err := a.api.PodCIDRs(ctx)

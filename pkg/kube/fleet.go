@@ -52,7 +52,7 @@ func (c *Client) UpdateNodeConfig(ctx context.Context, nc *v1alpha1.NodeConfig) 
 }
 
 // PodCIDRs returns the pod CIDRs of all NodeConfigs, by name, as the API server's cache
-// has them. What is transferred is the table that kubectl prints, some 130 bytes for
+// has them. What is transferred is the table that kubectl prints, some 100 bytes for
 // each node, and not the kilobytes of spec and status.
 func (c *Client) PodCIDRs(ctx context.Context) (map[string][]netip.Prefix, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
