@@ -78,6 +78,9 @@ type event struct {
 	Message string    `json:"message"`
 }
 
+// byPlugin is in what the kubelet reports of a call to the plugin that failed.
+const byPlugin = `plugin type="flock"`
+
 func runPod(ctx context.Context, s *session, args []string) error {
 	namespace, name, ok := strings.Cut(args[0], "/")
 	if ok && (namespace == "" || name == "" || strings.Contains(name, "/")) {
@@ -174,7 +177,7 @@ func answerPod(f facts) podAnswer {
 		a.Anycast = slices.DeleteFunc(pathsOf([]v1alpha1.NodeConfig{*f.node}), func(p path) bool { return p.Pod != pod.Namespace+"/"+pod.Name })
 	}
 	for _, e := range f.events {
-		flocks := e.ReportingController == "flock.fritzlab.net/agent" || strings.Contains(e.Message, `plugin type="flock"`)
+		flocks := e.ReportingController == "flock.fritzlab.net/agent" || strings.Contains(e.Message, byPlugin)
 		if flocks && e.InvolvedObject.Name == pod.Name {
 			a.Events = append(a.Events, eventOf(e))
 		}
@@ -262,7 +265,7 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 		table(w, "  ", [][]string{{"warning: " + warning}})
 	}
 	if len(a.Claims) > 0 {
-		fmt.Fprintln(w, "\nClaims, to static addresses that a pool grants")
+		fmt.Fprintln(w, "\nClaims, to static addresses of pools, each announced as long as the pod is there")
 		rows := [][]string{{"ADDRESS", "NODE", "SINCE", ""}}
 		for _, c := range a.Claims {
 			row := []string{c.Address, c.Node, s.age(c.Since), ""}
@@ -282,7 +285,11 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 	fmt.Fprintln(w, "\nWhat happened, the last at the end")
 	rows := [][]string{{"AGO", "TYPE", "REASON", "TIMES", "MESSAGE"}}
 	for _, e := range a.Events {
-		rows = append(rows, []string{s.age(e.Last), e.Type, e.Reason, fmt.Sprint(e.Count), strings.TrimSpace(e.Message)})
+		message := e.Message
+		if i := strings.Index(message, byPlugin); i > 0 {
+			message = message[i:] // what the kubelet and the runtime put before says nothing
+		}
+		rows = append(rows, []string{s.age(e.Last), e.Type, e.Reason, fmt.Sprint(e.Count), strings.TrimSpace(message)})
 	}
 	if len(rows) == 1 {
 		fmt.Fprintln(w, "  nothing that the API server still knows of")
