@@ -87,6 +87,18 @@ func TestRender(t *testing.T) {
 		}
 	}
 
+	for line, want := range map[string][]string{ // in the words of packages config and fleet
+		"render -f testdata/bad.yaml":            {"spec.podCIDRs.ipv6[0]", "spec.bgp.localAS", "spec.bgp.peers[0].address", "addresspool dns: spec.uses[0]"},
+		"render node4 -f testdata/template.yaml": {"NodeConfigTemplate rack-a: node node4"},
+	} {
+		out, err := execute(server, line)
+		for _, w := range want {
+			if err == nil || out != "" || !strings.Contains(err.Error(), w) {
+				t.Errorf("flockctl %s: %v, and printed %q; want an error with %q and nothing else", line, err, out, w)
+			}
+		}
+	}
+
 	// Byte for byte what the agent writes, but for the password and the digest.
 	const from = "../routing/bird/testdata/options"
 	got, err := execute(server, "render -f "+from+".yaml --on-link 2001:db8:0:1::/64,192.0.2.0/24 --address 192.0.2.11,2001:db8:0:1::11")
@@ -107,8 +119,8 @@ func TestGoldenErrors(t *testing.T) {
 	server := serve(t, readFile(t, "testdata/cluster.yaml"))
 	var all strings.Builder
 	for _, line := range []string{
-		"nod", "node a b", "pod", "pod a/b/c", "anycast 2001:db8::x", "node -o wide", "node --filename=x", "node --contxt=x", "render", "render node1 -f x", "render node1 --address=::1", "render -f testdata/template.yaml", "render node4 -f testdata/template.yaml",
-		"render node1 --on-link=2001:db8::", "render -f testdata/none.yaml", "render -f testdata/pod.yaml", "render -f testdata/bad.yaml", "render -f testdata/unknown.yaml",
+		"nod", "node a b", "pod", "pod a/b/c", "anycast 2001:db8::x", "node -o wide", "node --filename=x", "node --contxt=x", "render", "render node1 -f x", "render node1 --address=::1", "render -f testdata/template.yaml",
+		"render node1 --on-link=2001:db8::", "render -f testdata/none.yaml", "render -f testdata/pod.yaml", "render -f testdata/unknown.yaml",
 		"node node9", "pod shop/none", "anycast 2001:db8:53::1", "anycast 2001:db8:ffff::1",
 	} {
 		out, err := execute(server, line)
