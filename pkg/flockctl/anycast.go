@@ -133,12 +133,12 @@ func (s *session) pathRows(paths []path, columns ...string) [][]string {
 // prefix around it, and what they put on its routes.
 func describePools(all []v1alpha1.AddressPool, addr netip.Addr) []string {
 	longest := -1
-	var out []string
+	var out, useless []string
 	slices.SortFunc(all, func(a, b v1alpha1.AddressPool) int { return strings.Compare(a.Name, b.Name) })
 	for i := range all {
 		pool, err := config.ParsePool(&all[i])
 		if err != nil {
-			out = append(out, fmt.Sprintf("AddressPool %s grants nothing: %v", all[i].Name, err))
+			useless = append(useless, fmt.Sprintf("AddressPool %s grants nothing: %v", all[i].Name, err))
 			continue
 		}
 		cidr, covers := pool.Covering(addr)
@@ -157,7 +157,7 @@ func describePools(all []v1alpha1.AddressPool, addr netip.Addr) []string {
 	if longest < 0 {
 		out = append(out, fmt.Sprintf("No AddressPool covers %s, so no pod is given it", addr))
 	}
-	return out
+	return append(out, useless...)
 }
 
 // attributes are what a pool puts on routes, in the words of its fields.

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,10 @@ func TestRender(t *testing.T) {
 		"render node2 -f testdata/template.yaml":                 {"peer_spine", "local as 64602", "router id 192.0.2.12", "!peer_left"},
 		"render node1 -f testdata/template.yaml":                 {"peer_tor", "!peer_spine", "NodeConfig node1 is written by hand"},
 		"render node3 -f testdata/template.yaml":                 {"!peer_spine", "selects node node3", "what is in force stays"},
+		// As kubectl get -o yaml and flockctl node -o json print them.
+		"render node1 -f testdata/list.yaml":  {"peer_tor", "local as 64699", "(64512,99)"},
+		"render node2 -f testdata/nodes.json": {"local as 64698"},
+		"render node1 -f testdata/nodes.json": {"peer_tor", "none of node1"},
 	} {
 		got, err := execute(server, line)
 		if err != nil {
@@ -87,9 +92,30 @@ func TestRender(t *testing.T) {
 		}
 	}
 
+	// A pool that the agents make nothing of keeps nobody from seeing the rest.
+	broken := serve(t, slices.Concat(readFile(t, "testdata/cluster.yaml"), []byte(`
+---
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressPool
+metadata: {name: broken}
+spec: {cidrs: [2001:db8:53::], uses: [anycast], namespaceSelector: {}}
+`)))
+	for line, want := range map[string][]string{
+		"render node1":            {"(64512,53)", "passed over, as by the agents: addresspool broken: spec.cidrs[0]"},
+		"anycast 2001:db8:53::53": {"AddressPool dns (2001:db8:53::/64) grants it", "AddressPool broken grants nothing: addresspool broken: spec.cidrs[0]"},
+	} {
+		got, err := execute(broken, line)
+		for _, w := range want {
+			if err != nil || !strings.Contains(got, w) {
+				t.Errorf("flockctl %s: %v, want %q in\n%s", line, err, w, got)
+			}
+		}
+	}
+
 	for line, want := range map[string][]string{ // in the words of packages config and fleet
 		"render -f testdata/bad.yaml":            {"spec.podCIDRs.ipv6[0]", "spec.bgp.localAS", "spec.bgp.peers[0].address", "addresspool dns: spec.uses[0]"},
 		"render node4 -f testdata/template.yaml": {"NodeConfigTemplate rack-a: node node4"},
+		"render node1 -f testdata/pod.yaml":      {"testdata/pod.yaml holds no NodeConfig, AddressPool or NodeConfigTemplate"},
 	} {
 		out, err := execute(server, line)
 		for _, w := range want {

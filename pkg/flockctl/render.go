@@ -3,6 +3,7 @@ package flockctl
 import (
 	"bytes"
 	"context"
+	gojson "encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -161,11 +162,14 @@ func (s *session) objectsOf(ctx context.Context, name string, file objects) (obj
 	if err != nil {
 		return objects{}, err
 	}
-	o.pools = over(pools, file.pools)
+	o.pools = over(slices.DeleteFunc(pools, s.passedOver), file.pools)
 
 	if i := slices.IndexFunc(file.nodes, func(nc v1alpha1.NodeConfig) bool { return nc.Name == name }); i >= 0 {
 		o.node = &file.nodes[i]
 		return o, nil
+	}
+	if len(file.nodes) > 0 {
+		fmt.Fprintf(s.remarks, "%s holds other nodes' NodeConfigs, and none of %s: that of the cluster counts\n", s.filename, name)
 	}
 	if o.node, err = c.nodeConfig(ctx, name); len(file.templates) == 0 || err != nil && !errors.Is(err, errNotFound) {
 		return o, err
@@ -190,6 +194,15 @@ func (s *session) objectsOf(ctx context.Context, name string, file objects) (obj
 		fmt.Fprintf(s.remarks, "%s; what is in force stays\n", verdict.Message)
 	}
 	return o, nil
+}
+
+// passedOver tells, also the operator, of a pool that the agents make nothing of.
+func (s *session) passedOver(ap v1alpha1.AddressPool) bool {
+	_, err := config.ParsePool(&ap)
+	if err != nil {
+		fmt.Fprintf(s.remarks, "passed over, as by the agents: %v\n", err)
+	}
+	return err != nil
 }
 
 // over puts those of file over what is there, by name.
@@ -223,37 +236,69 @@ func (s *session) readObjects() (objects, error) {
 	if err != nil {
 		return objects{}, err
 	}
-	return parseObjects(name, content)
+	o, err := parseObjects(name, content)
+	if err == nil && len(o.nodes)+len(o.pools)+len(o.templates) == 0 {
+		err = fmt.Errorf("%s holds no NodeConfig, AddressPool or NodeConfigTemplate (apiVersion %s)", name, v1alpha1.GroupVersion)
+	}
+	return o, err
 }
 
-// parseObjects reads YAML or JSON documents. What is none of flock's is passed over.
+// parseObjects reads YAML or JSON documents, lists of objects among them, as kubectl and
+// flockctl print them. What is none of flock's is passed over.
 func parseObjects(name string, content []byte) (objects, error) {
 	var o objects
 	for i, doc := range documents(content) {
-		at := fmt.Sprintf("%s, document %d", name, i+1)
-		var kind metav1.TypeMeta
-		if err := yaml.Unmarshal(doc, &kind); err != nil {
-			return objects{}, fmt.Errorf("%s: not YAML: %w", at, err)
-		}
-		var into any
-		switch kind.Kind {
-		case "NodeConfig":
-			into = grown(&o.nodes)
-		case "AddressPool":
-			into = grown(&o.pools)
-		case "NodeConfigTemplate":
-			into = grown(&o.templates)
-		default:
-			continue
-		}
-		if want := v1alpha1.GroupVersion.String(); kind.APIVersion != want {
-			return objects{}, fmt.Errorf("%s: apiVersion %q: want %s", at, kind.APIVersion, want)
-		}
-		if err := unmarshalStrict(doc, into); err != nil {
-			return objects{}, fmt.Errorf("%s: %w", at, err)
+		if err := o.add(doc, metav1.TypeMeta{}); err != nil {
+			return objects{}, fmt.Errorf("%s, document %d: %w", name, i+1, err)
 		}
 	}
 	return o, nil
+}
+
+// add adds the objects of a document, which is of that kind unless it says so itself.
+func (o *objects) add(doc []byte, kind metav1.TypeMeta) error {
+	if err := yaml.Unmarshal(doc, &kind); err != nil {
+		return fmt.Errorf("not YAML: %w", err)
+	}
+	var into any
+	switch kind.Kind {
+	case "NodeConfig":
+		into = grown(&o.nodes)
+	case "AddressPool":
+		into = grown(&o.pools)
+	case "NodeConfigTemplate":
+		into = grown(&o.templates)
+	default:
+		of, ok := strings.CutSuffix(kind.Kind, "List")
+		if !ok {
+			return nil
+		}
+		return o.addItems(doc, metav1.TypeMeta{APIVersion: kind.APIVersion, Kind: of})
+	}
+	if want := v1alpha1.GroupVersion.String(); kind.APIVersion != want {
+		return fmt.Errorf("apiVersion %q: want %s", kind.APIVersion, want)
+	}
+	return unmarshalStrict(doc, into)
+}
+
+// addItems adds those of a list. In one of a single kind the items need not name it.
+func (o *objects) addItems(list []byte, kind metav1.TypeMeta) error {
+	b, err := yaml.YAMLToJSONStrict(list)
+	if err != nil {
+		return err
+	}
+	var of struct {
+		Items []gojson.RawMessage `json:"items"`
+	}
+	if err := gojson.Unmarshal(b, &of); err != nil {
+		return err
+	}
+	for i, item := range of.Items {
+		if err := o.add(item, kind); err != nil {
+			return fmt.Errorf("items[%d]: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // grown adds an element and returns it.
