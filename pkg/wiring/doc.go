@@ -15,13 +15,15 @@
 // # A pod's link
 //
 // Both ends are made by one request, the pod's directly in its namespace. Host
-// end: fe80::1/64, a fixed MAC, rp_filter, and no automatic link-local address.
+// end: fe80::1/64, a fixed MAC, no rp_filter, and no automatic link-local address.
 // Pod end: its addresses as /128 and /32, a default route via fe80::1 and one via
 // 169.254.1.1. Permanent neighbour entries on both sides: nothing is ever resolved
 // on the link, so 169.254.1.1 needs neither an address nor proxy_arp on the host.
-// Strict uRPF (rp_filter) is for IPv4 alone, and the kernel takes the looser of
-// the link's and net.ipv4.conf.all.rp_filter=2; IPv6 has none, so that source
-// validation belongs to the policy table.
+// Which sources a pod may have is pkg/sourceguard's, in both families. The kernel's
+// rp_filter is off on pods' links: it knows IPv4 alone, and asks of a source that
+// there is a route back to it, which an anycast address has not once it is
+// withdrawn, while the pod still answers. The kernel takes the larger of the
+// link's value and net.ipv4.conf.all.rp_filter: see [Host.SourceRoutesWanted].
 //
 // # Privileges
 //

@@ -113,6 +113,18 @@ func readSwitch(name string) (on, there bool, err error) {
 	return strings.TrimSpace(string(b)) != "0", true, nil
 }
 
+// SourceRoutesWanted tells whether the kernel drops, on all links and whatever their
+// own rp_filter says, IPv4 packets whose source has no route back to where they come
+// from: then net.ipv4.conf.all.rp_filter is not 0. Loose (2) is as good as strict (1)
+// on links without an IPv4 address, as pods' are.
+func (h *Host) SourceRoutesWanted() (wanted bool, err error) {
+	err = h.in(h.netns, func() error {
+		wanted, _, err = readSwitch("ipv4/conf/all/rp_filter")
+		return err
+	})
+	return wanted, err
+}
+
 // Addrs are the addresses of the node's own interfaces, without link-local ones
 // and the loopback's.
 func (h *Host) Addrs() ([]netip.Addr, error) {

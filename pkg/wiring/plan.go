@@ -79,7 +79,7 @@ func desired(a Attachment) state {
 		loopbackUp: true,
 		host: end{
 			mac: HostMAC, mtu: mtu, up: true, alias: linkAlias(a.ContainerID, a.Alias),
-			forwarding: true, rpFilter: 1,
+			forwarding: true, rpFilter: 0,
 		},
 		pod: end{mac: podMAC, mtu: mtu, up: true},
 	}

@@ -22,7 +22,7 @@ var dual = Attachment{
 func TestPlanOfAFreshLink(t *testing.T) {
 	t.Parallel()
 	fresh := state{
-		host: end{mac: HostMAC, mtu: 1500, hasIPv6: true, autoLL: true, forwarding: true},
+		host: end{mac: HostMAC, mtu: 1500, hasIPv6: true, autoLL: true, forwarding: true, rpFilter: 1},
 		pod:  end{mac: PodMAC("c0ffee"), mtu: 1500, hasIPv6: true, autoLL: true},
 	}
 	var got []string
@@ -42,7 +42,7 @@ func TestPlanOfAFreshLink(t *testing.T) {
 		"pod: route ::/0 via fe80::1 src 2001:db8::5: missing",
 		"pod: route 169.254.1.1/32: missing",
 		"pod: route 0.0.0.0/0 via 169.254.1.1 src 10.1.2.3: missing",
-		`host: alias: "", want "shop/web-0 c0ffee"; IPv4 forwarding and rp_filter: true and 0, want true and 1`,
+		`host: alias: "", want "shop/web-0 c0ffee"; IPv4 forwarding and rp_filter: true and 1, want true and 0`,
 		"host: automatic link-local address: on",
 		"host: link: down",
 		"host: address fe80::1/64: missing",
