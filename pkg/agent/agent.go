@@ -51,12 +51,14 @@ type Config struct {
 // Agent serves the pods of one node.
 type Agent struct {
 	Config
-	api     *kube.Client
-	pods    pods.Source
-	exits   *exits.Runtime
-	claims  *claim.Keeper
-	events  *kube.Recorder
-	metrics *metrics
+	api  *kube.Client
+	pods pods.Source
+	// deletions are asked for while the node holds anycast addresses.
+	deletions *pods.Deletions
+	exits     *exits.Runtime
+	claims    *claim.Keeper
+	events    *kube.Recorder
+	metrics   *metrics
 	// What the API server says.
 	nodeConfig   *kube.Cache[*v1alpha1.NodeConfig]
 	addressPools *kube.Cache[*v1alpha1.AddressPool]
@@ -88,6 +90,8 @@ type Agent struct {
 	// and poolRoutesChanged ask the follower of the node, poolsChanged the anycast
 	// side, fleetDue and overlapDue those who look beyond the node.
 	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue, overlapDue signal
+	// anycastHeld asks the follower of deletions whether there is need of it.
+	anycastHeld signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -99,9 +103,12 @@ func Run(ctx context.Context, c Config) error {
 	a := &Agent{
 		Config: c, metrics: newMetrics(),
 		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
-		fleetDue: newSignal(), overlapDue: newSignal(),
+		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
+	if err := takeShortTurns(); err != nil {
+		a.Log.Debug("withdrawals may wait longer for their turn on a busy node", "error", err)
+	}
 	if err := a.connect(); err != nil {
 		return err
 	}
@@ -131,6 +138,7 @@ func Run(ctx context.Context, c Config) error {
 		a.followFleet,
 		a.followOverlaps,
 		a.followPods,
+		a.followDeletions,
 		a.followExits,
 		a.followPools,
 		a.followLinks,
@@ -181,6 +189,9 @@ func (a *Agent) connect() error {
 	if a.events, err = kube.NewRecorder(server, a.NodeName, a.Log); err != nil {
 		return err
 	}
+	if a.deletions, err = pods.NewDeletions(server, a.NodeName, a.Log); err != nil {
+		return err
+	}
 	a.pods, err = pods.New(pods.Config{Node: a.NodeName, Socket: a.PodsAPI, API: server, Log: a.Log, OnStatus: a.sourceChanged})
 	return err
 }
@@ -199,6 +210,11 @@ func (a *Agent) open() (err error) {
 	}
 	if a.host, err = wiring.Open(); err != nil {
 		return err
+	}
+	if wanted, err := a.host.SourceRoutesWanted(); err != nil {
+		return err
+	} else if wanted {
+		a.Log.Warn("sysctl net.ipv4.conf.all.rp_filter is not 0: a pod's IPv4 answers from an anycast address are dropped once the address is withdrawn; set it to 0, and rp_filter on the uplinks instead")
 	}
 	if a.guard, err = sourceguard.Open(); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,6 +28,9 @@ func (a *Agent) openAnycast() error {
 	if err != nil {
 		return err
 	}
+	if err := fib.Unfit(); err != nil {
+		a.Log.Error("no anycast address is announced on this node; all else is served", "error", err)
+	}
 	links, err := a.host.List()
 	if err != nil {
 		return err
@@ -43,10 +47,10 @@ func (a *Agent) openAnycast() error {
 	}
 	a.fib = fib
 	a.anycast = anycast.NewController(anycast.Config{
-		Kernel:       fib,
-		Attached:     attached,
-		OnTransition: a.onTransition,
-		Log:          a.Log,
+		Kernel:        fib,
+		Attached:      attached,
+		OnTransitions: a.onTransitions,
+		Log:           a.Log,
 	})
 	return nil
 }
@@ -122,6 +126,39 @@ func (a *Agent) followPods(ctx context.Context) error {
 	})
 }
 
+// followDeletions takes word of pods that are to be deleted from the API server to
+// the anycast controller, ahead of the kubelet's. A node without anycast addresses
+// asks for none.
+func (a *Agent) followDeletions(ctx context.Context) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	var stop context.CancelFunc // nil while it is not asked
+	for {
+		held := slices.ContainsFunc(a.ledger.Records(), func(r store.Record) bool {
+			return r.State == store.Committed && len(r.Anycast) > 0
+		})
+		switch {
+		case held && stop == nil:
+			var asking context.Context
+			asking, stop = context.WithCancel(ctx)
+			watching.Go(func() {
+				a.deletions.Watch(asking, func(uid string) { a.anycast.Tell(anycast.Deleting{UID: anycast.UID(uid)}) })
+			})
+		case !held && stop != nil:
+			stop()
+			stop = nil
+		}
+		select {
+		case <-ctx.Done():
+			if stop != nil {
+				stop()
+			}
+			return nil
+		case <-a.anycastHeld:
+		}
+	}
+}
+
 // followExits takes the end of containers to the anycast controller, long before
 // the kubelet looks.
 func (a *Agent) followExits(ctx context.Context) error {
@@ -162,17 +199,54 @@ func (a *Agent) sourceChanged(s pods.Status) {
 	a.changed()
 }
 
-// onTransition is told what the kernel has.
-func (a *Agent) onTransition(t anycast.Transition) {
-	word, reason := "withdrawn", "AnycastWithdrawn"
-	if t.Announced {
-		word, reason = "announced", "AnycastAnnounced"
+// onTransitions is told what the kernel has. One Event and one line of the log say
+// what has become of all addresses of a pod: a thousand at once are one matter.
+func (a *Agent) onTransitions(all []anycast.Transition) {
+	type matter struct {
+		pod       anycast.Pod
+		announced bool
+		reason    anycast.Reason
+		detail    string
 	}
-	a.Log.Info("anycast address "+word, "pod", t.Pod, "address", t.Addr, "reason", string(t.Reason), "detail", t.Detail, "took", t.Latency())
-	a.metrics.transition(t)
-	a.events.Event(kube.PodRef{Namespace: t.Pod.Namespace, Name: t.Pod.Name, UID: string(t.Pod.UID)}, kube.Normal, reason, "Announce",
-		strings.TrimSpace(fmt.Sprintf("%s %s on node %s: %s %s", t.Addr, word, a.NodeName, t.Reason, t.Detail)))
+	var matters []matter
+	of := map[matter][]anycast.Transition{}
+	for _, t := range all {
+		a.metrics.transition(t)
+		m := matter{t.Pod, t.Announced, t.Reason, t.Detail}
+		if of[m] == nil {
+			matters = append(matters, m)
+		}
+		of[m] = append(of[m], t)
+	}
+	for _, m := range matters {
+		word, reason := "withdrawn", "AnycastWithdrawn"
+		if m.announced {
+			word, reason = "announced", "AnycastAnnounced"
+		}
+		addrs, took := addressList(of[m])
+		a.Log.Info("anycast address "+word, "pod", m.pod, "address", addrs, "reason", string(m.reason), "detail", m.detail, "took", took)
+		a.events.Event(kube.PodRef{Namespace: m.pod.Namespace, Name: m.pod.Name, UID: string(m.pod.UID)}, kube.Normal, reason, "Announce",
+			strings.TrimSpace(fmt.Sprintf("%s %s on node %s: %s %s", addrs, word, a.NodeName, m.reason, m.detail)))
+	}
 	a.changed()
+}
+
+// addressList names the addresses, the first few and how many more, and says how
+// long the last of them took.
+func addressList(all []anycast.Transition) (addrs string, took time.Duration) {
+	const few = 3
+	var list []string
+	for i, t := range all {
+		took = max(took, t.Latency())
+		if i < few {
+			list = append(list, t.Addr.String())
+		}
+	}
+	addrs = strings.Join(list, ", ")
+	if more := len(all) - few; more > 0 {
+		addrs += fmt.Sprintf(" and %d more", more)
+	}
+	return addrs, took
 }
 
 // anycastStatus is what people see of the node's anycast addresses, the most

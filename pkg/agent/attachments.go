@@ -66,6 +66,7 @@ func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error)
 	}
 	if len(record.Anycast) > 0 {
 		a.anycast.Tell(a.announcer(record, attached.HostIfIndex))
+		a.anycastHeld.give()
 	}
 	a.Log.Info("pod attached", "pod", c.Pod, "hostIf", record.HostIf, "addresses", addrs(record))
 	return result(record, attached), nil
@@ -204,6 +205,7 @@ func (a *Agent) free(containerID string) error {
 		if err := a.ledger.Free(r.ID); err != nil {
 			return err
 		}
+		a.anycastHeld.give()
 		if err := a.guard.Remove(r.HostIf); err != nil {
 			a.Log.Error("what a pod might send from stays allowed until the agent's next start", "hostIf", r.HostIf, "error", err)
 		}

@@ -84,12 +84,13 @@ var (
 	descSpoofed = prometheus.NewDesc("flock_pod_spoofed_packets_total", "Packets of a pod that were dropped because their source is no address of its.", []string{"namespace", "pod"}, nil)
 	descSession = prometheus.NewDesc("flock_session_up", "1 while the session with a router is up.", []string{"protocol", "peer"}, nil)
 	descApplies = prometheus.NewDesc("flock_bird_applies_total", "How often BIRD was told to load a configuration.", nil, nil)
+	descDropped = prometheus.NewDesc("flock_events_dropped_total", "Events of pods that were not written because the API server took them too slowly.", nil, nil)
 	descLoaded  = prometheus.NewDesc("flock_bird_configured", "1 while BIRD runs the node's configuration.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (s stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descSession, descApplies, descLoaded} {
+	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descSession, descApplies, descDropped, descLoaded} {
 		ch <- d
 	}
 }
@@ -150,6 +151,7 @@ func (s stateCollector) Collect(ch chan<- prometheus.Metric) {
 	daemon := s.a.bird.State()
 	ch <- prometheus.MustNewConstMetric(descApplies, prometheus.CounterValue, float64(daemon.Applies))
 	gauge(descLoaded, truth(daemon.Loaded))
+	ch <- prometheus.MustNewConstMetric(descDropped, prometheus.CounterValue, float64(s.a.events.Dropped()))
 	for _, session := range daemon.Sessions {
 		gauge(descSession, truth(session.Up), session.Protocol, session.Name)
 	}

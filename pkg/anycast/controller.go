@@ -35,10 +35,10 @@ type Config struct {
 	// Attached are the pods that the agent's records hold when it starts. What
 	// an earlier run announced for others is withdrawn at once.
 	Attached []Attached
-	// OnTransition is called, in order, once the kernel has what it tells of. It
-	// must not wait. Optional.
-	OnTransition func(Transition)
-	Log          *slog.Logger
+	// OnTransitions is called, in order, once the kernel has what it tells of: with
+	// all that came of one turn together. It must not wait. Optional.
+	OnTransitions func([]Transition)
+	Log           *slog.Logger
 }
 
 // Controller owns the state and the kernel's part of it. It acts on each event as
@@ -51,7 +51,7 @@ type Controller struct {
 	// What follows is Run's alone.
 
 	state *State
-	told  map[pathKey]bool       // by OnTransition: announced
+	told  map[pathKey]bool       // by OnTransitions: announced
 	due   map[pathKey]Transition // decided, but not seen in the kernel yet
 	fault error                  // the kernel's, of the last time
 	pause time.Duration          // before it is tried again
@@ -75,8 +75,8 @@ const (
 
 // NewController makes a Controller. Events may be told before it runs.
 func NewController(cfg Config) *Controller {
-	if cfg.OnTransition == nil {
-		cfg.OnTransition = func(Transition) {}
+	if cfg.OnTransitions == nil {
+		cfg.OnTransitions = func([]Transition) {}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -307,8 +307,8 @@ func (c *Controller) tell() {
 	slices.SortFunc(made, func(a, b Transition) int {
 		return cmp.Or(a.Cause.Compare(b.Cause), a.Addr.Compare(b.Addr), cmp.Compare(a.Link, b.Link))
 	})
-	for _, t := range made {
-		c.cfg.OnTransition(t)
+	if len(made) > 0 {
+		c.cfg.OnTransitions(made)
 	}
 }
 

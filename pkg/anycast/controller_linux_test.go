@@ -53,7 +53,11 @@ func run(t testing.TB, cfg Config) (c *Controller, stop func()) {
 // told collects transitions as "a+Ready" and "a-NotReady".
 type told chan Transition
 
-func (ch told) add(t Transition) { ch <- t }
+func (ch told) add(all []Transition) {
+	for _, t := range all {
+		ch <- t
+	}
+}
 
 func (ch told) want(t testing.TB, want string) Transition {
 	t.Helper()
@@ -101,7 +105,7 @@ func TestControllerFollowsPodsAndLinks(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, 2)
 	transitions := make(told, 100)
-	c, _ := run(t, Config{Kernel: n.fib(t), OnTransition: transitions.add})
+	c, _ := run(t, Config{Kernel: n.fib(t), OnTransitions: transitions.add})
 	c.Tell(n.attached("a", 0))
 	c.Tell(n.attached("b", 0))
 	c.Tell(verdict("a", true, "c1/0"))
@@ -140,7 +144,7 @@ func TestControllerTakesOverFromAnEarlierRun(t *testing.T) {
 	n := newNode(t, 3)
 	attached := []Attached{n.attached("a", time.Hour), n.attached("b", 0)}
 	first := make(told, 100)
-	c, stop := run(t, Config{Kernel: n.fib(t), Attached: []Attached{n.attached("a", 0), n.attached("b", 0), n.attached("c", 0)}, OnTransition: first.add})
+	c, stop := run(t, Config{Kernel: n.fib(t), Attached: []Attached{n.attached("a", 0), n.attached("b", 0), n.attached("c", 0)}, OnTransitions: first.add})
 	c.Tell(Resync{[]Verdict{verdict("a", true), verdict("b", true), verdict("c", true)}})
 	for _, want := range []string{"a+Ready", "b+Ready", "c+Ready"} {
 		first.want(t, want)
@@ -150,7 +154,7 @@ func TestControllerTakesOverFromAnEarlierRun(t *testing.T) {
 	wantRoutes(t, n, "2001:db8::53 1024 pod0 pod1 pod2", "2001:db8::53 512 pod0 pod1 pod2")
 
 	second := make(told, 100)
-	c, _ = run(t, Config{Kernel: n.fib(t), Attached: attached, OnTransition: second.add})
+	c, _ = run(t, Config{Kernel: n.fib(t), Attached: attached, OnTransitions: second.add})
 	for _, p := range status(t, c).Paths {
 		if !p.Announced || p.Reason != Kept {
 			t.Errorf("taken over: %+v", p)
@@ -170,7 +174,7 @@ func TestControllerTriesAgainWhatTheKernelRefused(t *testing.T) {
 		transitions := make(told, 100)
 		other := n.attached("b", 0)
 		other.Grants[0].Addr = dns4
-		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 0), other}, OnTransition: transitions.add})
+		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 0), other}, OnTransitions: transitions.add})
 		c.Tell(verdict("a", true, "c1/0"))
 		synctest.Wait()
 		s := status(t, c)
@@ -210,7 +214,7 @@ func TestControllerHoldsTheAnnounceDelay(t *testing.T) {
 	fib := n.fib(t)
 	synctest.Test(t, func(t *testing.T) {
 		transitions := make(told, 100)
-		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 10*time.Second)}, OnTransition: transitions.add})
+		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 10*time.Second)}, OnTransitions: transitions.add})
 		begin := time.Now()
 		c.Tell(verdict("a", true, "c1/0"))
 		time.Sleep(9 * time.Second)
@@ -242,7 +246,7 @@ func TestControllerRecoversFromWhatItWasNotTold(t *testing.T) {
 	fib := n.fib(t)
 	synctest.Test(t, func(t *testing.T) {
 		transitions := make(told, 100)
-		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 0), n.attached("b", 0)}, OnTransition: transitions.add})
+		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{n.attached("a", 0), n.attached("b", 0)}, OnTransitions: transitions.add})
 		c.Tell(verdict("a", true, "c1/0"))
 		transitions.want(t, "a+Ready")
 		n.IP("link", "set", "pod0", "down")
@@ -277,7 +281,7 @@ func TestControllerLooksBeforeItBelievesThatALinkIsDown(t *testing.T) {
 		transitions := make(told, 100)
 		a := n.attached("a", 0)
 		a.Grants = append(a.Grants, Grant{Addr: dns4})
-		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{a}, OnTransition: transitions.add})
+		c, _ := run(t, Config{Kernel: deaf{fib}, Attached: []Attached{a}, OnTransitions: transitions.add})
 		c.Tell(verdict("a", true, "c1/0"))
 		transitions.want(t, "a+Ready")
 		transitions.want(t, "a+Ready")

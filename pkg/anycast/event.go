@@ -74,6 +74,10 @@ func (v Verdict) initializing() bool {
 	return !v.Ready && strings.Contains(v.Message+v.Reason, "Kubelet is initializing")
 }
 
+// Deleting says that the pod has a deletion timestamp, whoever was the first to
+// tell. It is of no matter for a pod that nothing is known of.
+type Deleting struct{ UID UID }
+
 // Gone says that the pod was deleted from the API.
 type Gone struct{ UID UID }
 
@@ -105,6 +109,7 @@ type Links struct{ Up map[int]bool }
 func (Attached) event()   {}
 func (Detached) event()   {}
 func (Verdict) event()    {}
+func (Deleting) event()   {}
 func (Gone) event()       {}
 func (Resync) event()     {}
 func (SourceLost) event() {}

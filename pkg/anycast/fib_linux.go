@@ -26,6 +26,8 @@ type FIB struct {
 	conn  *rtnl.Conn
 	watch *rtnl.Watch
 	plain bool // no resilient groups
+	// unfit is why no change is made here; nil: they are.
+	unfit error
 
 	// What the kernel is believed to have.
 	entries map[netip.Addr]Entry
@@ -71,19 +73,10 @@ const (
 	drainIdleTime = 500 * time.Millisecond
 )
 
-// OpenFIB opens the kernel of the calling thread's network namespace.
+// OpenFIB opens the kernel of the calling thread's network namespace. Where that
+// cannot have anycast routes, as [FIB.Unfit] tells, it knows links all the same and
+// refuses each change: all that does not need anycast goes on.
 func OpenFIB() (*FIB, error) {
-	// Where this is off, a route on a nexthop does not say what link it leads
-	// to, and the routing daemon does not know what to make of it.
-	const compat = "/proc/sys/net/ipv4/nexthop_compat_mode"
-	if b, err := os.ReadFile(compat); err == nil && strings.TrimSpace(string(b)) == "0" {
-		return nil, errors.New(`sysctl net.ipv4.nexthop_compat_mode=0: want 1, or the routing daemon cannot read anycast routes; set it with "sysctl net.ipv4.nexthop_compat_mode=1"`)
-	}
-	for _, family := range []string{"ipv6", "ipv4"} {
-		if err := hashPorts(family); err != nil {
-			return nil, fmt.Errorf(`sysctl net.%s.fib_multipath_hash_policy: want 1, so that flows are spread by their ports too; set it with "sysctl net.%[1]s.fib_multipath_hash_policy=1": %w`, family, err)
-		}
-	}
 	conn, err := rtnl.Dial()
 	if err != nil {
 		return nil, err
@@ -93,11 +86,29 @@ func OpenFIB() (*FIB, error) {
 		conn.Close()
 		return nil, err
 	}
-	if err := f.probe(); err != nil {
-		f.Close()
-		return nil, err
+	if f.unfit = prepare(); f.unfit == nil {
+		f.unfit = f.probe()
 	}
 	return f, nil
+}
+
+// Unfit says why the kernel cannot have anycast routes; nil if it can.
+func (f *FIB) Unfit() error { return f.unfit }
+
+// prepare looks at the sysctls that matter, and sets those that may be.
+func prepare() error {
+	// Where this is off, a route on a nexthop does not say what link it leads
+	// to, and the routing daemon does not know what to make of it.
+	const compat = "/proc/sys/net/ipv4/nexthop_compat_mode"
+	if b, err := os.ReadFile(compat); err == nil && strings.TrimSpace(string(b)) == "0" {
+		return errors.New(`sysctl net.ipv4.nexthop_compat_mode=0: want 1, or the routing daemon cannot read anycast routes; set it with "sysctl net.ipv4.nexthop_compat_mode=1"`)
+	}
+	for _, family := range []string{"ipv6", "ipv4"} {
+		if err := hashPorts(family); err != nil {
+			return fmt.Errorf(`sysctl net.%s.fib_multipath_hash_policy: want 1, so that flows are spread by their ports too; set it with "sysctl net.%[1]s.fib_multipath_hash_policy=1": %w`, family, err)
+		}
+	}
+	return nil
 }
 
 // hashPorts makes the kernel spread flows by their ports too, if it has its default
@@ -158,6 +169,9 @@ func (f *FIB) probe() error {
 // Load reads what the kernel has, and deletes nexthops of flock that lead from
 // nowhere, as a kill between two steps leaves them.
 func (f *FIB) Load() error {
+	if f.unfit != nil {
+		return nil
+	}
 	nexthops, err := f.conn.Nexthops()
 	if err != nil {
 		return err
@@ -228,6 +242,9 @@ func (f *FIB) Actual() map[netip.Addr]Entry { return f.entries }
 // Apply makes changes, in order. After an error, what the kernel has is not known
 // before the next Load.
 func (f *FIB) Apply(changes []Change) error {
+	if f.unfit != nil && len(changes) > 0 {
+		return f.unfit
+	}
 	var b batch
 	for _, c := range changes {
 		f.add(&b, c)

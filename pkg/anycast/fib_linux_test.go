@@ -302,18 +302,42 @@ func TestFIBAfterWhatItDidNotSee(t *testing.T) {
 	}
 }
 
-func TestOpenFIBWantsRoutesThatTheDaemonCanRead(t *testing.T) {
+// Where the daemon could not read the routes there are none, and that is said; links
+// are followed, and what does not need anycast goes on.
+func TestUnfitKernelServesWhatIsNotAnycast(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, 0)
+	n := newNode(t, 1)
 	n.Sysctl("ipv4/nexthop_compat_mode", "0")
-	n.Run(func() {
-		if f, err := OpenFIB(); err == nil {
-			f.Close()
-			t.Error("no error")
-		} else if !strings.Contains(err.Error(), "nexthop_compat_mode") {
-			t.Error(err)
+	f := n.fib(t)
+	if err := f.Unfit(); err == nil || !strings.Contains(err.Error(), "nexthop_compat_mode") {
+		t.Errorf("unfit: %v", err)
+	}
+	transitions := make(told, 100)
+	c, _ := run(t, Config{Kernel: f, Attached: []Attached{n.attached("a", 0)}, OnTransitions: transitions.add})
+	c.Tell(verdict("a", true, "ca/0"))
+	s, err := c.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Paths) == 0 {
+		t.Fatal("no paths")
+	}
+	for _, p := range s.Paths {
+		if p.Announced || p.Reason != Ready || !strings.Contains(p.Detail, "nexthop_compat_mode") {
+			t.Errorf("path %+v: want it not announced, with the sysctl's name", p)
 		}
-	})
+	}
+	if links, err := f.Links(); err != nil || !links.Up[n.links[0]] {
+		t.Errorf("links %v, %v", links, err)
+	}
+	select {
+	case tr := <-transitions:
+		t.Errorf("told of %s", word(tr))
+	default:
+	}
+	if routes := n.IP("-6", "route", "show", "proto", "85"); routes != "" {
+		t.Errorf("routes: %s", routes)
+	}
 }
 
 func TestOpenFIBHashesPorts(t *testing.T) {

@@ -76,8 +76,11 @@ func (w *world) event(n uint32) Event {
 		}
 		return SourceLost{}
 	}
-	if pick(8) == 0 {
+	switch pick(8) {
+	case 0:
 		return Gone{uid}
+	case 1:
+		return Deleting{uid}
 	}
 	return nil // time passes
 }
@@ -145,6 +148,10 @@ func (w *world) announced(uid UID, link int, addr netip.Addr) (bool, time.Time) 
 		case Verdict:
 			if e.UID == uid {
 				judge(e)
+			}
+		case Deleting:
+			if e.UID == uid && (last != nil || len(attached) > 0) {
+				deleted = true
 			}
 		case Gone:
 			if e.UID == uid && (last != nil || len(attached) > 0) {

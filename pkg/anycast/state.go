@@ -106,6 +106,11 @@ func (s *State) Apply(now time.Time, e Event, arrived time.Time) {
 	case Verdict:
 		s.source.Lost = ""
 		touch(s.judge(now, e))
+	case Deleting:
+		if p := s.pods[e.UID]; p != nil {
+			p.terminating = true
+			touch(p)
+		}
 	case Gone:
 		if p := s.pods[e.UID]; p != nil {
 			p.terminating, p.notFound = true, true

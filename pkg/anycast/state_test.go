@@ -99,6 +99,16 @@ func TestState(t *testing.T) {
 			{0, Gone{"a"}, "a:Terminating:Draining", ""},
 			{0, ready, "a:Terminating:Draining", ""},
 		},
+		"a pod that is to be deleted is terminating, whoever tells first": {
+			{0, Deleting{"a"}, "-", "nothing"},
+			{0, sandbox("a", 4, 0), "a:NoVerdict:Withheld", ""},
+			{0, ready, "a:Ready:Announced", ""},
+			{0, Deleting{"b"}, "a:Ready:Announced", ""},
+			{0, Deleting{"a"}, "a:Terminating:Draining", "local via 4"},
+			{0, ready, "a:Terminating:Draining", ""},
+			{0, Resync{[]Verdict{ready}}, "a:Terminating:Draining", ""},
+			{0, terminating(ready), "a:Terminating:Draining", ""},
+		},
 		"terminating before it was ever Ready": {
 			{0, sandbox("a", 4, 0), "a:NoVerdict:Withheld", ""},
 			{0, terminating(notReady), "a:Terminating:Withheld", "nothing"},

@@ -67,6 +67,7 @@ type Recorder struct {
 	log     *slog.Logger
 	queue   chan happening
 	dropped atomic.Uint64
+	logged  uint64 // of dropped; Run's own
 }
 
 // eventSink is the API server.
@@ -108,6 +109,9 @@ func (r *Recorder) Event(pod PodRef, kind EventType, reason, action, note string
 	}
 }
 
+// Dropped is how many Events were dropped so far.
+func (r *Recorder) Dropped() uint64 { return r.dropped.Load() }
+
 // shorten cuts a note to what the API takes.
 func shorten(note string) string {
 	note = strings.ToValidUTF8(note, "\uFFFD")
@@ -135,8 +139,9 @@ func (r *Recorder) Run(ctx context.Context) {
 			r.note(ctx, &m, h)
 		case <-tick.C:
 			r.countUp(ctx, &m)
-			if n := r.dropped.Swap(0); n > 0 {
-				r.log.Warn("events of pods were dropped, as the API server takes them too slowly", "dropped", n)
+			if n := r.dropped.Load(); n > r.logged {
+				r.log.Warn("events of pods were dropped, as the API server takes them too slowly", "dropped", n-r.logged)
+				r.logged = n
 			}
 		}
 	}

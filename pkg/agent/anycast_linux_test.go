@@ -1,0 +1,38 @@
+package agent
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/anycast"
+)
+
+func TestAddressList(t *testing.T) {
+	began := time.Now()
+	var all []anycast.Transition
+	for i, want := range []string{
+		"2001:db8::1", "2001:db8::1, 2001:db8::2", "2001:db8::1, 2001:db8::2, 2001:db8::3",
+		"2001:db8::1, 2001:db8::2, 2001:db8::3 and 1 more",
+	} {
+		addr := netip.MustParseAddr("2001:db8::").As16()
+		addr[15] = byte(i + 1)
+		took := time.Duration(10-i) * time.Millisecond
+		all = append(all, anycast.Transition{Path: anycast.Path{Addr: netip.AddrFrom16(addr)}, Cause: began, Applied: began.Add(took)})
+		if got, took := addressList(all); got != want || took != 10*time.Millisecond {
+			t.Errorf("%s in %v, want %s in 10ms", got, took, want)
+		}
+	}
+}
+
+func TestShortTurns(t *testing.T) {
+	if err := takeShortTurns(); err != nil {
+		t.Fatal(err)
+	}
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Runtime != uint64(slice.Nanoseconds()) {
+		t.Errorf("%+v, %v: want the policy as it was, with %v", attr, err, slice)
+	}
+}
