@@ -49,8 +49,10 @@ const (
 	birdControl = "/run/flock/bird/bird.ctl"
 	// atOnce is how many pods there are at a time.
 	atOnce = 50
-	// apart is the time between two that are killed or deleted: each is alone.
-	apart = 100 * time.Millisecond
+	// apart is the time between two that are killed or deleted. What the kubelet
+	// and the runtime have to do for one, some 300 ms of a processor, is to be over
+	// before the next: each is alone.
+	apart = 500 * time.Millisecond
 	// seenPatience is for an effect to be seen at the router.
 	seenPatience = 30 * time.Second
 )
@@ -60,8 +62,10 @@ type flipTimes struct {
 	NotReady, NotReadyNode, BaseNotReady []time.Duration
 	NotReadyAPIDown                      []time.Duration
 	Reached, Routed, BaseRouted          []time.Duration
-	Crash, CrashNoticed                  []time.Duration
+	Crash, CrashNode, CrashNoticed       []time.Duration
+	CrashContainerd, CrashCRI            []time.Duration
 	Delete, DeleteNoticed, BaseDelete    []time.Duration
+	DeleteNode                           []time.Duration
 	BeforeSIGTERM                        int
 }
 
@@ -78,9 +82,13 @@ func (m flipTimes) results() []Result {
 		{Name: "anycast.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
 		{Name: "anycast.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown)},
 		{Name: "anycast.withdraw.delete", Unit: "ms", Figures: Milliseconds(m.Delete), Baseline: base("tick.withdraw.delete", m.BaseDelete)},
+		{Name: "anycast.withdraw.delete.node", Unit: "ms", Figures: Milliseconds(m.DeleteNode)},
 		{Name: "kubelet.notices.delete", Unit: "ms", Figures: Milliseconds(m.DeleteNoticed)},
 		{Name: "anycast.withdraw.delete.before-sigterm", Unit: "%", Figures: Figures{N: len(m.Delete), P50: share, P99: share, Max: share}},
 		{Name: "anycast.withdraw.crash", Unit: "ms", Figures: Milliseconds(m.Crash), Baseline: base("kubelet.notices.crash", m.CrashNoticed)},
+		{Name: "anycast.withdraw.crash.node", Unit: "ms", Figures: Milliseconds(m.CrashNode)},
+		{Name: "containerd.notices.crash", Unit: "ms", Figures: Milliseconds(m.CrashContainerd)},
+		{Name: "cri.notices.crash", Unit: "ms", Figures: Milliseconds(m.CrashCRI)},
 		{Name: "anycast.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached)},
 		{Name: "anycast.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed), Baseline: base("tick.announce.ready.routed", m.BaseRouted)},
 	}
@@ -92,8 +100,12 @@ func flips(ctx context.Context, g *ground, n int) (results []Result, err error) 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, base.close()) }()
+	socket, err := g.runtime()
+	if err != nil {
+		return nil, err
+	}
 	seen, err := observing(ctx, observeInput{
-		PodsAPI: g.podsAPI(), Namespace: anycastName,
+		PodsAPI: g.podsAPI(), Namespace: anycastName, Runtime: socket,
 		Node:   member.Of(g.lab.Dir, anycastNode).NetNS(),
 		Router: member.Of(g.lab.Dir, plan.Tor).NetNS(), BaseRouter: base.router.Path(), Outside: member.Of(g.lab.Dir, plan.Outside).NetNS(),
 	})
@@ -295,12 +307,15 @@ func (g *generation) crash(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	noticed, err := g.await(ctx, began, seenPatience, published, false)
-	if err != nil {
-		return err
-	}
 	g.m.Crash = append(g.m.Crash, g.since(killed, gone)...)
-	g.m.CrashNoticed = append(g.m.CrashNoticed, g.since(killed, noticed)...)
+	sinks := flipSinks{installed: &g.m.CrashNode, published: &g.m.CrashNoticed, exitContainerd: &g.m.CrashContainerd, exitCRI: &g.m.CrashCRI}
+	for what, took := range sinks {
+		at, err := g.await(ctx, began, seenPatience, what, false)
+		if err != nil {
+			return err
+		}
+		*took = append(*took, g.since(killed, at)...)
+	}
 	for a, at := range gone {
 		if _, err := g.seen.await(ctx, at, seenPatience, mark{routed, a, true}); err != nil {
 			return fmt.Errorf("back again: %w", err)
@@ -350,6 +365,11 @@ func (g *generation) delete(ctx context.Context) error {
 		return err
 	}
 	g.m.Delete = append(g.m.Delete, g.since(requested, gone)...)
+	onNode, err := g.await(ctx, began, seenPatience, installed, false)
+	if err != nil {
+		return err
+	}
+	g.m.DeleteNode = append(g.m.DeleteNode, g.since(requested, onNode)...)
 	noticed, err := g.await(ctx, began, seenPatience, deleted, true)
 	if err != nil {
 		return err

@@ -41,6 +41,10 @@ const (
 	routedBase = "routed-base"
 	// reached: the first connection from outside was made since Ready.
 	reached = "reached"
+	// exitContainerd and exitCRI: containerd's own event, or the CRI's, says that
+	// the pod's container has ended.
+	exitContainerd = "exit-containerd"
+	exitCRI        = "exit-cri"
 	// watching: all sources are being watched.
 	watching = "watching"
 )
@@ -59,6 +63,8 @@ type sighting struct {
 type observeInput struct {
 	// PodsAPI is the kubelet's socket, Namespace that of the pods.
 	PodsAPI, Namespace string
+	// Runtime is containerd's socket.
+	Runtime string
 	// Node, Router and BaseRouter are the files of their network namespaces,
 	// Outside that of the host from which pods are tried. Those that are empty
 	// are not watched.
@@ -100,7 +106,11 @@ func observe(ctx context.Context, in observeInput, out io.Writer) error {
 		}
 		go func() { cancel(watchRoutes(ctx, fd, what, tell)) }()
 	}
-	return errors.Join(watchPods(ctx, in, tell, try), unlessDone(context.Cause(ctx)))
+	known := &containers{of: map[string]netip.Addr{}}
+	if in.Runtime != "" {
+		go func() { cancel(watchExits(ctx, in.Runtime, known, tell)) }()
+	}
+	return errors.Join(watchPods(ctx, in, known, tell, try), unlessDone(context.Cause(ctx)))
 }
 
 // unlessDone passes over the end that was asked for.
@@ -142,7 +152,7 @@ func monotonic() int64 {
 
 // watchPods tells of each change of the Ready condition of the namespace's pods
 // that have anycast addresses.
-func watchPods(ctx context.Context, in observeInput, tell func(sighting), try func(netip.Addr)) error {
+func watchPods(ctx context.Context, in observeInput, known *containers, tell func(sighting), try func(netip.Addr)) error {
 	conn, err := grpc.NewClient("unix:"+in.PodsAPI, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -172,6 +182,7 @@ func watchPods(ctx context.Context, in observeInput, tell func(sighting), try fu
 		if pod.Namespace != in.Namespace || !addr.IsValid() {
 			continue
 		}
+		known.learn(pod, addr)
 		if is := pod.DeletionTimestamp != nil; is != terminating[addr] {
 			terminating[addr] = is
 			tell(sighting{at, deleted, addr, is})

@@ -116,6 +116,20 @@ func (g *ground) podsAPI() string {
 	return g.lab.Dir.Member(anycastNode, "kubelet", "pods-api", "pods-api.sock")
 }
 
+// runtime is the socket of the node's containerd, in the mount namespace that it is in.
+func (g *ground) runtime() (string, error) {
+	running, err := process.List(member.Of(g.lab.Dir, anycastNode))
+	if err != nil {
+		return "", err
+	}
+	for _, p := range running {
+		if p.Name == "containerd" && p.Running() {
+			return fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", p.PID), nil
+		}
+	}
+	return "", fmt.Errorf("lab %s has no containerd that runs on %s: run lab up", g.lab.Dir.Lab(), anycastNode)
+}
+
 // create makes a pod with these anycast addresses.
 func (g *ground) create(ctx context.Context, name string, addrs ...netip.Addr) error {
 	return g.createOn(ctx, anycastNode, name, addrs...)
