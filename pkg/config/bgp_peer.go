@@ -37,6 +37,9 @@ func parsePeer(at *field.Path, nodeAS uint32, p v1alpha1.BGPPeer, errs *field.Er
 	}
 	out.Restart = parseRestart(at.Child("gracefulRestart"), p.GracefulRestart, errs)
 	out.Export = parseExport(at.Child("export"), p.Export, out.Internal(), errs)
+	if out.Internal() && out.Export.Prepend > 0 {
+		*errs = append(*errs, field.Forbidden(at.Child("export", "prepend"), "it is for peers of another AS only: one of the node's own would take the path for a loop (RFC 4271 section 9.1.2): use localPreference"))
+	}
 	out.Import = parseImport(at.Child("import"), p.Import, errs)
 	if ref := p.PasswordSecretRef; ref != nil {
 		out.Password = parseSecretRef(at.Child("passwordSecretRef"), ref, errs)

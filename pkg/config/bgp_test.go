@@ -95,7 +95,7 @@ func TestPeerOptions(t *testing.T) {
         bfd: {multiplier: 5, receiveMilliseconds: 50}
         gracefulRestart: {restartSeconds: 60, longLivedStaleSeconds: 7200}
         gracefulShutdown: true
-        export: {communities: [no-export, "64512:100"], largeCommunities: ["4200000001:1:100"], localPreference: 4294967295, med: 0, prepend: 2}
+        export: {communities: [no-export, "64512:100"], largeCommunities: ["4200000001:1:100"], localPreference: 4294967295, med: 0}
         import:
           policy: prefixes
           maxPrefixes: 5
@@ -104,7 +104,7 @@ func TestPeerOptions(t *testing.T) {
         addPaths: send
         passive: true
         disabled: true
-      - {name: any, address: 192.0.2.1, peerType: external, multihop: 255, sourceAddress: 192.0.2.2, bfd: {}}
+      - {name: any, address: 192.0.2.1, peerType: external, multihop: 255, sourceAddress: 192.0.2.2, bfd: {}, export: {prepend: 2}}
 `)
 	want := BGPPeer{
 		Name: "all", Addr: netip.MustParseAddr("fe80::1"), Interface: "bond0.100",
@@ -117,7 +117,7 @@ func TestPeerOptions(t *testing.T) {
 		Export: Export{
 			Communities:      []Community{{65535, 65281}, {64512, 100}},
 			LargeCommunities: []LargeCommunity{{4200000001, 1, 100}},
-			LocalPreference:  &pref, MED: &med, Prepend: 2,
+			LocalPreference:  &pref, MED: &med,
 		},
 		Import: Import{
 			Policy: v1alpha1.ImportPrefixes, MaxPrefixes: 5, MaxPrefixesAction: v1alpha1.MaxPrefixesRestart,
@@ -133,7 +133,7 @@ func TestPeerOptions(t *testing.T) {
 	if !reflect.DeepEqual(got.Peers[0], want) {
 		t.Errorf("have %+v\nwant %+v", got.Peers[0], want)
 	}
-	if !got.Peers[0].Internal() || got.Peers[1].Internal() || got.Peers[1].RemoteAS != 0 || got.Peers[1].Multihop != 255 {
+	if !got.Peers[0].Internal() || got.Peers[1].Internal() || got.Peers[1].RemoteAS != 0 || got.Peers[1].Multihop != 255 || got.Peers[1].Export.Prepend != 2 {
 		t.Errorf("who is internal, who is not: %+v", got.Peers)
 	}
 	if got.Multipath != 1 || !got.GracefulShutdown || got.Sources != (Sources{netip.MustParseAddr("2001:db8::11"), netip.MustParseAddr("203.0.113.11")}) {

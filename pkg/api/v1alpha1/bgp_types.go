@@ -18,6 +18,7 @@ type BGP struct {
 // BGPPeering is what of BGP can be the same on many nodes.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.peers) || self.peers.all(p, !has(p.export) || !has(p.export.localPreference) || (has(p.peerType) ? p.peerType == 'internal' : (has(p.remoteAS) && (has(p.localAS) ? p.remoteAS == p.localAS : !has(self.localAS) || p.remoteAS == self.localAS))))",message="a peer has export.localPreference and another AS: it is for peers of one's own AS only (RFC 4271 section 5.1.5); use export.med or export.prepend towards others"
+// +kubebuilder:validation:XValidation:rule="!has(self.peers) || self.peers.all(p, !has(p.export) || !has(p.export.prepend) || p.export.prepend == 0 || !(has(p.peerType) ? p.peerType == 'internal' : (has(p.remoteAS) && (has(p.localAS) ? p.remoteAS == p.localAS : has(self.localAS) && p.remoteAS == self.localAS))))",message="a peer of one's own AS has export.prepend: it would take the path for a loop (RFC 4271 section 9.1.2); use export.localPreference towards it"
 type BGPPeering struct {
 	// Peers are the routers that the node announces its prefixes to.
 	// +kubebuilder:validation:MinItems=1
@@ -308,7 +309,7 @@ type BGPExport struct {
 	// +optional
 	MED *int64 `json:"med,omitempty"`
 	// Prepend the local AS so many times more to the path, which makes it less
-	// preferred. Default 0.
+	// preferred; for external peers only. Default 0.
 	// +kubebuilder:validation:XValidation:rule="self >= 0 && self <= 16",message="must be between 0 and 16"
 	// +optional
 	Prepend int32 `json:"prepend,omitempty"`
