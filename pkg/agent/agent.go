@@ -73,6 +73,7 @@ type Agent struct {
 	fib          *anycast.FIB
 	anycast      *anycast.Controller
 	turns        turns
+	gate         gate
 
 	// serving is what a call needs to know of the node; nil: pods are not
 	// served, for the reason in waiting.
@@ -92,6 +93,8 @@ type Agent struct {
 	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue, overlapDue signal
 	// anycastHeld asks the follower of deletions whether there is need of it.
 	anycastHeld signal
+	// startupDue asks the keeper of the gate, nodeDue the reporter of the Node.
+	startupDue, nodeDue signal
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -104,6 +107,7 @@ func Run(ctx context.Context, c Config) error {
 		Config: c, metrics: newMetrics(),
 		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
 		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(),
+		startupDue: newSignal(), nodeDue: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	if err := takeShortTurns(); err != nil {
@@ -137,6 +141,8 @@ func Run(ctx context.Context, c Config) error {
 		a.followNode,
 		a.followFleet,
 		a.followOverlaps,
+		a.followStartup,
+		a.reportNode,
 		a.followPods,
 		a.followDeletions,
 		a.followExits,
@@ -174,7 +180,7 @@ func (a *Agent) connect() error {
 		a.overlapDue.give()
 	})
 	a.templates = a.api.NodeConfigTemplates(a.fleetDue.give)
-	a.ownNode = a.api.Node(a.NodeName, a.fleetDue.give)
+	a.ownNode = a.api.Node(a.NodeName, func() { a.fleetDue.give(); a.nodeDue.give() })
 	a.addressPools = a.api.AddressPools(func() {
 		a.poolsChanged.give()
 		a.poolRoutesChanged.give()
@@ -198,6 +204,9 @@ func (a *Agent) connect() error {
 
 // open reads what the node has promised and holds it against the kernel.
 func (a *Agent) open() (err error) {
+	if err := a.openGate(); err != nil {
+		return err
+	}
 	birdDir := filepath.Join(a.StateDir, "bird")
 	if err := os.MkdirAll(birdDir, 0o700); err != nil {
 		return err
@@ -284,8 +293,12 @@ func (a *Agent) wait(format string, args ...any) {
 	a.changed()
 }
 
-// changed asks for the status to be written.
-func (a *Agent) changed() { a.statusDue.give() }
+// changed asks for the status to be written, and for a look at whether the node may
+// take its first pods.
+func (a *Agent) changed() {
+	a.statusDue.give()
+	a.startupDue.give()
+}
 
 // signal says that there is something to look at. Given several times before it
 // is taken, it is one.

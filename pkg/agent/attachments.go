@@ -33,10 +33,13 @@ type serving struct {
 // Add implements cni.Backend: plan, promise, wire, commit, answer.
 func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error) {
 	defer a.metrics.call(cni.CommandAdd, time.Now(), &err)
-	s := a.serving.Load()
-	if s == nil {
+	if a.serving.Load() == nil {
 		return nil, cni.TryAgainLater("%s", *a.waiting.Load())
 	}
+	if err := a.awaitGate(ctx, c.Pod); err != nil {
+		return nil, err
+	}
+	s := a.serving.Load()
 	record, err := a.promise(ctx, s, c)
 	if err != nil {
 		if later := (*cni.Error)(nil); !errors.As(err, &later) {

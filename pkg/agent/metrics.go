@@ -76,6 +76,7 @@ type stateCollector struct{ a *Agent }
 
 var (
 	descServing = prometheus.NewDesc("flock_serving", "1 while the agent serves pods.", nil, nil)
+	descTaking  = prometheus.NewDesc("flock_taking_pods", "1 since the routers knew the way to the node's pods for the first time in this boot.", nil, nil)
 	descRecords = prometheus.NewDesc("flock_attachments", "Attachments by state.", []string{"state"}, nil)
 	descUsage   = prometheus.NewDesc("flock_addresses", "Addresses of a pod CIDR by state: held, or resting after their release.", []string{"cidr", "state"}, nil)
 	descSource  = prometheus.NewDesc("flock_pod_source", "1 for where the node's pods are learned from now.", []string{"source"}, nil)
@@ -90,7 +91,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s stateCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descServing, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descSession, descApplies, descDropped, descLoaded} {
+	for _, d := range []*prometheus.Desc{descServing, descTaking, descRecords, descUsage, descSource, descPaths, descFlaps, descSpoofed, descSession, descApplies, descDropped, descLoaded} {
 		ch <- d
 	}
 }
@@ -107,6 +108,7 @@ func (s stateCollector) Collect(ch chan<- prometheus.Metric) {
 		return 0
 	}
 	gauge(descServing, truth(s.a.serving.Load() != nil))
+	gauge(descTaking, truth(*s.a.gate.missing.Load() == ""))
 	states := map[string]int{}
 	spoofed := map[string]uint64{} // by link
 	if drops, _, err := s.a.guard.Counters(); err == nil {

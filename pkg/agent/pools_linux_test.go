@@ -103,7 +103,7 @@ func (n *node) startBIRD() (log func() string) {
 // the start of an agent is none, whether the API server is there or not.
 func TestPoolsReachBIRD(t *testing.T) {
 	t.Parallel()
-	config := strings.Replace(nodeConfig, `"spec":{`, `"spec":{"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}]},`, 1)
+	config := strings.Replace(nodeConfig, `"spec":{`, `"spec":{"startup":{"sessions":"none"},"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}]},`, 1)
 	n := newNode(t, config)
 	api := n.serveAPI()
 	api.put("a", 3, config)

@@ -179,9 +179,9 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 		}
 		return err.Error()
 	}
-	waiting := ""
-	if a.serving.Load() == nil {
-		waiting = *a.waiting.Load()
+	waiting, why := a.notReady(), "Waiting"
+	if a.serving.Load() != nil {
+		why = "WaitingForRouters"
 	}
 	daemon := a.bird.State()
 	var down []string
@@ -192,10 +192,18 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 	}
 	return []metav1.Condition{
 		condition(conditionAccepted, latest.err == nil, "InForce", "NotInForce", text(latest.err)),
-		condition(conditionReady, waiting == "", "ServingPods", "Waiting", waiting),
+		condition(conditionReady, waiting == "", "ServingPods", why, waiting),
 		condition(conditionSessions, len(down) == 0, "AllUp", "SomeDown", strings.Join(down, "; ")),
 		condition(conditionRouting, daemon.Loaded, "Loaded", "NotLoaded", text(daemon.Err)),
 	}
+}
+
+// notReady is why pods that come now would wait; "" if they would not.
+func (a *Agent) notReady() string {
+	if a.serving.Load() == nil {
+		return *a.waiting.Load()
+	}
+	return *a.gate.missing.Load()
 }
 
 // serveHealth answers the kubelet's probes: /healthz while the process runs,
@@ -212,8 +220,8 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.Handle("GET /metrics", a.metricsHandler())
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if a.serving.Load() == nil {
-			http.Error(w, *a.waiting.Load(), http.StatusServiceUnavailable)
+		if waiting := a.notReady(); waiting != "" {
+			http.Error(w, waiting, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")

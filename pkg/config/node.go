@@ -35,6 +35,9 @@ type Node struct {
 	BGP *BGP
 	// OSPF is nil where the node announces nothing by OSPF.
 	OSPF *OSPF
+	// StartupSessions tells which routers must know the way to the node's pods
+	// before it takes the first of a boot; never "".
+	StartupSessions v1alpha1.StartupSessions
 }
 
 // Defaults are the node's answers for pods without annotations.
@@ -93,6 +96,11 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	}
 	if nc.Spec.OSPF != nil {
 		n.OSPF = parseOSPF(spec.Child("ospf"), nc.Spec.OSPF, &errs)
+	}
+	n.StartupSessions = nc.Spec.Startup.Sessions
+	oneOf(spec.Child("startup", "sessions"), n.StartupSessions, &errs, "", v1alpha1.StartupNone, v1alpha1.StartupAny, v1alpha1.StartupAll)
+	if n.StartupSessions == "" {
+		n.StartupSessions = v1alpha1.StartupAny
 	}
 	if n.BGP != nil {
 		checkRouters(cidrs, n, &errs)

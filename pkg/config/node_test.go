@@ -58,7 +58,7 @@ func nodeConfig(change func(*v1alpha1.NodeConfigSpec)) *v1alpha1.NodeConfig {
 func TestParseNode(t *testing.T) {
 	plain := Node{
 		IPv6: prefixes("2001:db8:1::/64"), IPv4: prefixes("10.1.0.0/24"),
-		Quarantine: time.Minute, Defaults: Defaults{IPv6: true},
+		Quarantine: time.Minute, Defaults: Defaults{IPv6: true}, StartupSessions: v1alpha1.StartupAny,
 	}
 	for _, tc := range []struct {
 		name   string
@@ -72,10 +72,11 @@ func TestParseNode(t *testing.T) {
 			s.PodCIDRs.QuarantineSeconds = ptr(int32(0))
 			s.Defaults = v1alpha1.Defaults{IPv6: ptr(false), IPv4: ptr(true), IPAlgo: []v1alpha1.IPAlgo{"app"}}
 			s.MTU = 1280
+			s.Startup.Sessions = v1alpha1.StartupAll
 		}, func(n *Node) {
 			*n = Node{
 				IPv6: prefixes("fd00::/48", "2001:db8:1::/120"), IPv4: n.IPv4, Exclude: prefixes("10.1.0.0/30", "fd00::7/128"),
-				Defaults: Defaults{IPv4: true, IPAlgo: []v1alpha1.IPAlgo{"app"}}, MTU: 1280,
+				Defaults: Defaults{IPv4: true, IPAlgo: []v1alpha1.IPAlgo{"app"}}, MTU: 1280, StartupSessions: v1alpha1.StartupAll,
 			}
 		}},
 		{"IPv4 beside IPv6", func(s *v1alpha1.NodeConfigSpec) { s.Defaults.IPv4 = ptr(true) }, func(n *Node) { n.Defaults.IPv4 = true }},

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
@@ -18,20 +17,6 @@ import (
 // NodeConfigTemplates follows all NodeConfigTemplates.
 func (c *Client) NodeConfigTemplates(changed func()) *Cache[*v1alpha1.NodeConfigTemplate] {
 	return newCache[*v1alpha1.NodeConfigTemplate](c.flock, "nodeconfigtemplates", &v1alpha1.NodeConfigTemplate{}, fields.Everything(), nil, changed)
-}
-
-// Node follows the Node object of one node, of which only what a template takes from
-// it is kept: name, UID, labels, pod CIDRs and addresses.
-func (c *Client) Node(name string, changed func()) *Cache[*corev1.Node] {
-	only := func(obj any) (any, error) {
-		if n, ok := obj.(*corev1.Node); ok {
-			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels}
-			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs}
-			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses}
-		}
-		return obj, nil
-	}
-	return newCache[*corev1.Node](c.core, "nodes", &corev1.Node{}, fields.OneTermEqualSelector("metadata.name", name), only, changed)
 }
 
 const writeTimeout = 10 * time.Second

@@ -77,7 +77,32 @@ type NodeSettings struct {
 	// +kubebuilder:validation:XValidation:rule="self == 0 || (self >= 1280 && self <= 65535)",message="must be 0 (take the uplink's) or between 1280, the least that IPv6 works with (RFC 8200 section 5), and 65535"
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
+
+	// Startup says when the node takes its first pods after a boot.
+	// +optional
+	Startup Startup `json:"startup,omitzero"`
 }
+
+// Startup is what a node waits for after a boot, before it takes pods.
+type Startup struct {
+	// Sessions tells which routers must know the way to the node's pods: none of
+	// them; any, that is one for each address family of the pods; or all. Those are
+	// meant that bgp and ospf name and that are not disabled. A session that is lost
+	// later changes nothing. Default any.
+	// +kubebuilder:validation:Enum=none;any;all
+	// +optional
+	Sessions StartupSessions `json:"sessions,omitempty"`
+}
+
+// StartupSessions is a number of routers, in a word.
+type StartupSessions string
+
+// The numbers.
+const (
+	StartupNone StartupSessions = "none"
+	StartupAny  StartupSessions = "any"
+	StartupAll  StartupSessions = "all"
+)
 
 // PodCIDRs are a node's pod prefixes by family. A prefix must not overlap another
 // of the same node.

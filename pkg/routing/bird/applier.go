@@ -192,10 +192,16 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 	if !same && a.OnChange != nil {
 		a.OnChange(s)
 	}
-	if err != nil || blind || slices.ContainsFunc(sessions, func(s routing.Session) bool { return !s.Up }) {
+	if err != nil || blind || slices.ContainsFunc(sessions, unsettled) {
 		return askWhileDown
 	}
 	return askWhileUp
+}
+
+// unsettled is a session that is down, or over which nothing has been announced yet:
+// after a restart BIRD waits with that.
+func unsettled(s routing.Session) bool {
+	return !s.Up || !slices.ContainsFunc(s.Families, func(f routing.SessionFamily) bool { return f.Sent > 0 })
 }
 
 // watch follows BIRD over conn. It asks for a look when BIRD goes away or loads a
