@@ -34,6 +34,7 @@ func TestAPIServer(t *testing.T) {
 		s.run(t, "contract", "node1")
 		claimtest.Contract(t, s.claims(t, "node1"))
 	})
+	t.Run("an agent and its Node", func(t *testing.T) { ownNode(t, s) })
 	t.Run("what is no claim", func(t *testing.T) { badClaims(t, s) })
 	t.Run("claims for the own node only", func(t *testing.T) { ownClaimsOnly(t, s) })
 	t.Run("two agents race for an address", func(t *testing.T) { race(t, s) })
