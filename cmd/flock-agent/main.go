@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 
+	"k8s.io/klog/v2"
+
 	"flock.fritzlab.net/flock/pkg/agent"
 	"flock.fritzlab.net/flock/pkg/exits"
 	"flock.fritzlab.net/flock/pkg/pods"
@@ -85,6 +87,7 @@ func main() {
 	}
 
 	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	klog.SetSlogLogger(c.Log) // client-go's words are lines like all others
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := agent.Run(ctx, c); err != nil {

@@ -27,6 +27,7 @@ type apiServer struct {
 	version  int // of the object
 	watchers map[chan []byte]bool
 	pools    pools
+	nodes    nodes
 	away     atomic.Bool // it answers that it is not available
 }
 
@@ -108,6 +109,19 @@ func (s *apiServer) accepted(n *node, generation int64, want metav1.ConditionSta
 	})
 }
 
+// says waits for a condition of the NodeConfig.
+func (s *apiServer) says(n *node, condition string, want metav1.ConditionStatus, message string) {
+	s.t.Helper()
+	eventually(s.t, n.agentLog, func() error {
+		got := s.status()
+		c := meta.FindStatusCondition(got.Conditions, condition)
+		if c == nil || c.Status != want || !strings.Contains(c.Message, message) {
+			return fmt.Errorf("conditions are %+v; want %s=%s with %q", got.Conditions, condition, want, message)
+		}
+		return nil
+	})
+}
+
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	const objects = "/apis/flock.fritzlab.net/v1alpha1/nodeconfigs"
@@ -116,6 +130,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addresspools":
 		s.pools.ServeHTTP(w, r)
+	case strings.HasPrefix(r.URL.Path, "/api/v1/nodes"):
+		s.nodes.ServeHTTP(w, r)
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("sendInitialEvents") == "true":
 		s.refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid) // as one that is older
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("watch") != "":

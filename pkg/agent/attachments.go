@@ -36,8 +36,11 @@ func (a *Agent) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error)
 	if a.serving.Load() == nil {
 		return nil, cni.TryAgainLater("%s", *a.waiting.Load())
 	}
-	if err := a.awaitGate(ctx, c.Pod); err != nil {
-		return nil, err
+	if missing := *a.gate.missing.Load(); missing != "" {
+		a.Log.Info("a pod waits until the node takes pods", "pod", c.Pod, "missing", missing)
+	}
+	if missing := a.gate.await(ctx); missing != "" {
+		return nil, cni.TryAgainLater("pod %s: node %s takes no pods yet: %s", c.Pod, a.NodeName, missing)
 	}
 	s := a.serving.Load()
 	record, err := a.promise(ctx, s, c)

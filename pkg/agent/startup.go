@@ -10,7 +10,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/startup"
 )
 
@@ -87,18 +86,19 @@ func (a *Agent) missing() string {
 	return missing
 }
 
-// awaitGate lets a pod in.
-func (a *Agent) awaitGate(ctx context.Context, pod cni.PodRef) error {
+// await waits for the gate to open, and no longer than addWaits or until ctx ends.
+// It returns what is missing then.
+func (g *gate) await(ctx context.Context) (missing string) {
 	patience := time.NewTimer(addWaits)
 	defer patience.Stop()
 	select {
-	case <-a.gate.open:
-		return nil
+	case <-g.open:
+		return ""
 	case <-patience.C:
 	case <-ctx.Done():
-	case <-a.gate.gone:
+	case <-g.gone:
 	}
-	return cni.TryAgainLater("pod %s: node %s takes no pods yet: %s", pod, a.NodeName, *a.gate.missing.Load())
+	return *g.missing.Load()
 }
 
 // reportNode keeps the condition NetworkUnavailable of the Node at what the gate
