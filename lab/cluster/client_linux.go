@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,7 +90,7 @@ func nodeReady(ctx context.Context, client kubernetes.Interface, name string, si
 		return err
 	}
 	for _, t := range node.Spec.Taints {
-		if t.Key == corev1.TaintNodeNotReady {
+		if slices.Contains([]string{corev1.TaintNodeNotReady, corev1.TaintNodeNetworkUnavailable, startupTaint}, t.Key) {
 			return fmt.Errorf("still has taint %s", t.Key)
 		}
 	}

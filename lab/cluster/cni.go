@@ -43,3 +43,11 @@ func (c CNI) podInterfacePrefix() string {
 	}
 	return "flock"
 }
+
+// startupTaint is what nodes register with, for flock to take away.
+func (c CNI) startupTaint() string {
+	if c == PTP {
+		return ""
+	}
+	return startupTaint
+}

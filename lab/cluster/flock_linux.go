@@ -21,6 +21,7 @@ const (
 	flockNamespace = "flock-system"
 	flockDaemonSet = "flock"
 	agentLabel     = "flock.fritzlab.net/agent"
+	startupTaint   = "flock.fritzlab.net/starting"
 )
 
 // deployFlock installs flock as an operator would: manifests, a NodeConfig for

@@ -83,7 +83,9 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	if err := l.writeKubeconfig(ca, node.Name()); err != nil {
 		return nil, err
 	}
-	config, err := l.nodeConfig(node, "kubelet.yaml", map[string]any{"CA": ca.CA(), "Cert": ca.Cert(serving), "Key": ca.Key(serving)})
+	config, err := l.nodeConfig(node, "kubelet.yaml", map[string]any{
+		"CA": ca.CA(), "Cert": ca.Cert(serving), "Key": ca.Key(serving), "StartupTaint": l.CNI.startupTaint(),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
@@ -55,12 +58,20 @@ func Run(ctx context.Context, l *cluster.Lab, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	takesPods, err := takesPods(ctx, l)
+	if err != nil {
+		return err
+	}
 	proofs := []proof{
+		takesPods,
 		summaries(routes, plan.Nodes(l.Nodes)),
 		demo.eachOther(ctx),
 		demo.toOutside(ctx),
 		demo.fromOutside(ctx, l.Dir),
 		demo.service(ctx),
+	}
+	if l.CNI != cluster.Flock {
+		proofs = proofs[1:]
 	}
 	var wrong []error
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
@@ -105,6 +116,33 @@ func awaitRouter(ctx context.Context, l *cluster.Lab) ([]fabric.Session, error) 
 		return errors.Join(summaries(routes, plan.Nodes(l.Nodes)).failed...)
 	})
 	return sessions, err
+}
+
+// takesPods: the nodes registered with a taint, and nobody but flock takes it away.
+func takesPods(ctx context.Context, l *cluster.Lab) (proof, error) {
+	p := proof{statement: "every Node takes pods since the router knows the way to them"}
+	client, err := l.Client()
+	if err != nil {
+		return p, err
+	}
+	nodes, err := client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return p, err
+	}
+	for _, n := range nodes.Items {
+		up := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+			return c.Type == corev1.NodeNetworkUnavailable && c.Status == corev1.ConditionFalse && c.Reason == "FlockIsUp"
+		})
+		switch {
+		case up < 0:
+			p.try(fmt.Errorf("node %s: %+v", n.Name, n.Status.Conditions))
+		case len(n.Spec.Taints) > 0:
+			p.try(fmt.Errorf("node %s has taints: %+v", n.Name, n.Spec.Taints))
+		default:
+			p.try(nil)
+		}
+	}
+	return p, nil
 }
 
 // summaries: for every node one route per family, and none besides in the pods'
