@@ -50,6 +50,7 @@ func TestCluster(t *testing.T) {
 		part(t, s.name, s.run)
 	}
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
+	part(t, "a node that comes back takes no pod before the router knows the way", comesBack)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
 	part(t, "a pod says that the agent is not running", agentNotRunning)
 	part(t, "up after everything was killed", killEverything)

@@ -160,7 +160,11 @@ func demoURLs(t *testing.T, node string) (urls []string) {
 	return urls
 }
 
-// asking is the outside host asking a pod, over a new connection each time.
+// echoProgram asks and answers, by its path on the machine.
+const echoProgram = "/var/lib/flock-lab/" + labName + "/images/bin/echo"
+
+// asking is a member, as a rule the outside host, asking a pod, over a new connection
+// each time.
 type asking struct {
 	url string
 	background
@@ -168,9 +172,14 @@ type asking struct {
 
 func ask(t *testing.T, url string) *asking {
 	t.Helper()
+	return askFrom(t, plan.Outside, url)
+}
+
+// askFrom asks from another member.
+func askFrom(t *testing.T, member, url string) *asking {
+	t.Helper()
 	a := &asking{url: url}
-	echo := "/var/lib/flock-lab/" + labName + "/images/bin/echo"
-	a.start(t, plan.Outside, echo, "get", "-n", "1000000", "-interval", "50ms", "-timeout", "1s", url)
+	a.start(t, member, echoProgram, "get", "-n", "1000000", "-interval", "50ms", "-timeout", "1s", url)
 	eventually(t, 10*time.Second, func() error {
 		if !strings.Contains(a.said(), `"ok":true`) {
 			return fmt.Errorf("%s: no answer: %s", url, a.said())
