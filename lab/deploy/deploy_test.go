@@ -212,7 +212,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch /pods",
 		"get,list,watch /namespaces",
 		"get,patch flock.fritzlab.net/nodeconfigs/status",
-		"get,list,watch,patch /nodes",
+		"patch /nodes",
 		"patch /nodes/status",
 		"get,list,create,delete flock.fritzlab.net/addressclaims",
 		"create,patch events.k8s.io/events",
