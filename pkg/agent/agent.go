@@ -83,6 +83,9 @@ type Agent struct {
 	keptPools   []*v1alpha1.AddressPool
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
+	// unrouted is why the routing daemon has not been told what the NodeConfig asks
+	// of it; nil: it has not come to that yet.
+	unrouted atomic.Pointer[error]
 	// fleet is what templates make of the node; nil: not known yet.
 	fleet atomic.Pointer[fleet.Verdict]
 	// overlaps says which pod CIDRs other nodes have too; nil: not known yet.

@@ -28,13 +28,15 @@ type apiServer struct {
 	watchers map[chan []byte]bool
 	pools    pools
 	nodes    nodes
+	secrets  atomic.Int32  // what it answers when it is asked for one
+	lost     chan struct{} // one for each status of a NodeConfig that is not there
 	away     atomic.Bool // it answers that it is not available
 }
 
 // serveAPI makes the node's API server be there.
 func (n *node) serveAPI() *apiServer {
 	n.t.Helper()
-	s := &apiServer{t: n.t, watchers: map[chan []byte]bool{}}
+	s := &apiServer{t: n.t, watchers: map[chan []byte]bool{}, lost: make(chan struct{}, 1000)}
 	var listener net.Listener
 	var err error
 	n.host.Run(func() { listener, err = net.Listen("tcp", "127.0.0.1:1") })
@@ -66,6 +68,16 @@ func (s *apiServer) put(uid types.UID, generation int64, nc string) {
 		s.object = nil
 	}
 	s.change(object)
+}
+
+// remove deletes the NodeConfig.
+func (s *apiServer) remove() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	s.object.ResourceVersion = strconv.Itoa(s.version)
+	s.tell("DELETED")
+	s.object = nil
 }
 
 func (s *apiServer) change(object *v1alpha1.NodeConfig) {
@@ -130,6 +142,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addresspools":
 		s.pools.ServeHTTP(w, r)
+	case strings.Contains(r.URL.Path, "/secrets/") && s.secrets.Load() != 0:
+		s.refuse(w, s.secrets.Load(), metav1.StatusReasonInternalError)
 	case strings.HasPrefix(r.URL.Path, "/api/v1/nodes"):
 		s.nodes.ServeHTTP(w, r)
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("sendInitialEvents") == "true":
@@ -155,6 +169,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.object == nil {
+			s.lost <- struct{}{}
 			s.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
 			return
 		}

@@ -68,6 +68,9 @@ func (a *Agent) followNode(ctx context.Context) error {
 				}
 			}
 			if newest == current { // or the refusal would not be seen
+				if errors.As(err, new(*notRouted)) {
+					err = nil // that is RoutingConfigured's to tell
+				}
 				a.note(current, err)
 			}
 		}
@@ -157,8 +160,20 @@ func (a *Agent) apply(ctx context.Context, nc *v1alpha1.NodeConfig) error {
 		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
 	}
 	a.changed()
-	return a.applyRouting(ctx, node)
+	err = a.applyRouting(ctx, node)
+	a.unrouted.Store(&err)
+	a.changed()
+	if err != nil {
+		return &notRouted{err}
+	}
+	return nil
 }
+
+// notRouted: the configuration is in force on the node, but the routing daemon has
+// not been told all of it.
+type notRouted struct{ error }
+
+func (e *notRouted) Unwrap() error { return e.error }
 
 // applyRouting brings the routing daemon to what node says. While a password
 // cannot be read the daemon keeps what it has: without it a session would end.

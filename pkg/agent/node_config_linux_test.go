@@ -1,8 +1,11 @@
 package agent_test
 
 import (
+	"errors"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -53,4 +56,55 @@ func TestKeptNodeConfigOfAnotherNode(t *testing.T) {
 	if addrs, err := n.sandbox("a").add(); err == nil || !strings.Contains(err.Error(), "NodeConfig node1") {
 		t.Errorf("ADD: %v, %v; want an error that waits for NodeConfig node1", addrs, err)
 	}
+}
+
+// A password that cannot be read is no fault of the NodeConfig, which is in force.
+func TestPasswordThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(routedNodeConfig, `"remoteAS":64512`, `"remoteAS":64512,"passwordSecretRef":{"name":"tor","key":"md5"}`, 1)
+	n := newNode(t, config)
+	api := n.serveAPI()
+	api.secrets.Store(http.StatusInternalServerError)
+	api.put("a", 3, config)
+	n.start()
+	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "secret flock-system/tor")
+	api.accepted(n, 3, metav1.ConditionTrue, "")
+	api.secrets.Store(0) // there is none
+	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "no such Secret")
+	api.accepted(n, 3, metav1.ConditionTrue, "")
+}
+
+// The status of a NodeConfig that is not there any more is tried when there is news to
+// tell, and not again and again.
+func TestStatusOfADeletedNodeConfig(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(routedNodeConfig, `"remoteAS":64512`, `"remoteAS":64512,"disabled":true`, 1)
+	n := newNode(t, config)
+	api := n.serveAPI()
+	api.put("a", 3, config)
+	n.start()
+	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "bird is not running")
+	api.remove()
+	eventually(t, n.agentLog, func() error {
+		if !strings.Contains(n.agentLog(), "the NodeConfig was deleted") {
+			return errors.New("the agent has not seen that the NodeConfig is gone")
+		}
+		return nil
+	})
+	n.startBIRD() // it runs, and then it has a session: two pieces of news
+	<-api.lost
+	tries := 1
+	for watched := time.After(6 * time.Second); watched != nil; { // retries came after 1, 3 and 7 s
+		select {
+		case <-api.lost:
+			tries++
+		case <-watched:
+			watched = nil
+		}
+	}
+	if tries > 2 {
+		t.Errorf("%d tries to write the status of a NodeConfig that was deleted\n%s", tries, n.agentLog())
+	}
+	api.put("b", 1, config)
+	api.accepted(n, 1, metav1.ConditionTrue, "")
 }

@@ -5,6 +5,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -98,7 +100,10 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 			a.Log.Debug("status is not written", "error", err, "retry", retry)
 			pause = retry
 			retry = min(2*retry, lastRetry)
-			a.changed()
+			// One that was deleted has no status: a new one is told of.
+			if _, ok := a.nodeConfig.Get(a.NodeName); ok || !a.nodeConfig.Synced() || !apierrors.IsNotFound(err) {
+				a.statusDue.give()
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -184,6 +189,10 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 		why = "WaitingForRouters"
 	}
 	daemon := a.bird.State()
+	routed := daemon.Err
+	if unrouted := a.unrouted.Load(); unrouted != nil {
+		routed = errors.Join(*unrouted, daemon.Err)
+	}
 	var down []string
 	for _, s := range daemon.Sessions {
 		if !s.Up {
@@ -194,7 +203,7 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 		condition(conditionAccepted, latest.err == nil, "InForce", "NotInForce", text(latest.err)),
 		condition(conditionReady, waiting == "", "ServingPods", why, waiting),
 		condition(conditionSessions, len(down) == 0, "AllUp", "SomeDown", strings.Join(down, "; ")),
-		condition(conditionRouting, daemon.Loaded, "Loaded", "NotLoaded", text(daemon.Err)),
+		condition(conditionRouting, daemon.Loaded && routed == nil, "Loaded", "NotLoaded", text(routed)),
 	}
 }
 
