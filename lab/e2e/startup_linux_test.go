@@ -71,7 +71,13 @@ func comesBack(t *testing.T) {
 
 	// The boot.
 	stopAgent(t)
-	t.Cleanup(func() { startAgent(t); atTor(t, "enable"); mustLab(t, "up"); sessionsUp(t) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			startAgent(t)
+			atTor(t, "enable")
+			mustLab(t, "up")
+		}
+	})
 	atTor(t, "disable")
 	mustLab(t, "exec", lastNode, "--", "rm", "/run/flock/taking-pods")
 	mustKubectl(t, "taint", "node", lastNode, "flock.fritzlab.net/starting=:NoSchedule")

@@ -79,8 +79,10 @@ type Agent struct {
 	// served, for the reason in waiting.
 	serving     atomic.Pointer[serving]
 	waiting     atomic.Pointer[string]
-	usesSecrets bool // followNode's own, as is keptPools, what the node has on disk
+	usesSecrets bool // followNode's own, as are keptPools, what the node has on disk
 	keptPools   []*v1alpha1.AddressPool
+	// surroundings are those that the configuration was put in force in.
+	surroundings surroundings
 	// latest is what became of the newest NodeConfig; nil: none was seen.
 	latest atomic.Pointer[outcome]
 	// unrouted is why the routing daemon has not been told what the NodeConfig asks
@@ -98,6 +100,7 @@ type Agent struct {
 	anycastHeld signal
 	// startupDue asks the keeper of the gate, nodeDue the reporter of the Node.
 	startupDue, nodeDue signal
+	linksChanged        signal // asks the follower of the node, too
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -110,7 +113,7 @@ func Run(ctx context.Context, c Config) error {
 		Config: c, metrics: newMetrics(),
 		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
 		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(),
-		startupDue: newSignal(), nodeDue: newSignal(),
+		startupDue: newSignal(), nodeDue: newSignal(), linksChanged: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
 	if err := takeShortTurns(); err != nil {
@@ -151,6 +154,7 @@ func Run(ctx context.Context, c Config) error {
 		a.followExits,
 		a.followPools,
 		a.followLinks,
+		a.followUplinks,
 		a.anycast.Run,
 		forever(a.nodeConfig.Run),
 		forever(a.addressPools.Run),

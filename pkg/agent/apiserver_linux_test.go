@@ -30,7 +30,7 @@ type apiServer struct {
 	nodes    nodes
 	secrets  atomic.Int32  // what it answers when it is asked for one
 	lost     chan struct{} // one for each status of a NodeConfig that is not there
-	away     atomic.Bool // it answers that it is not available
+	away     atomic.Bool   // it answers that it is not available
 }
 
 // serveAPI makes the node's API server be there.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -41,6 +42,7 @@ func (a *Agent) followNode(ctx context.Context) error {
 		firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
 		secretsEvery          = time.Minute // for passwords that were changed
 		poolsSettle           = 100 * time.Millisecond
+		linksSettle           = time.Second // for an interface that is set up anew
 	)
 	delay := firstRetry
 	retry := time.NewTimer(0)
@@ -49,6 +51,9 @@ func (a *Agent) followNode(ctx context.Context) error {
 	pools := time.NewTimer(0)
 	pools.Stop()
 	defer pools.Stop()
+	links := time.NewTimer(0)
+	links.Stop()
+	defer links.Stop()
 	newest := current // the last that was seen: current, or one that is refused
 	for {
 		if current != nil {
@@ -86,6 +91,11 @@ func (a *Agent) followNode(ctx context.Context) error {
 				pools.Reset(poolsSettle)
 			case <-pools.C:
 				due = true
+			case <-a.linksChanged:
+				links.Reset(linksSettle)
+			case <-links.C:
+				now, err := a.look()
+				due = err != nil || !reflect.DeepEqual(now, a.surroundings)
 			case <-a.nodeConfigChanged:
 				nc, ok := a.nodeConfig.Get(a.NodeName)
 				if !ok {
@@ -135,12 +145,12 @@ func (a *Agent) apply(ctx context.Context, nc *v1alpha1.NodeConfig) error {
 	if err != nil {
 		return err
 	}
-	own, err := a.host.Addrs()
+	around, err := a.look()
 	if err != nil {
 		return err
 	}
 	exclude := slices.Clone(node.Exclude)
-	for _, addr := range own {
+	for _, addr := range around.addrs {
 		exclude = append(exclude, netip.PrefixFrom(addr, addr.BitLen()))
 	}
 	a.ledger.Configure(ipam.Config{
@@ -152,21 +162,50 @@ func (a *Agent) apply(ctx context.Context, nc *v1alpha1.NodeConfig) error {
 	}
 	mtu := node.MTU
 	if mtu == 0 {
-		if mtu, err = a.host.UplinkMTU(); err != nil {
-			return err
+		if around.mtuErr != nil {
+			return around.mtuErr
 		}
+		mtu = around.mtu
 	}
-	if a.serving.Swap(&serving{node: node, nodeAddrs: own, mtu: mtu}) == nil {
+	if a.serving.Swap(&serving{node: node, nodeAddrs: around.addrs, mtu: mtu}) == nil {
 		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
 	}
+	a.surroundings = around
 	a.changed()
-	err = a.applyRouting(ctx, node)
+	err = a.applyRouting(ctx, node, around)
 	a.unrouted.Store(&err)
 	a.changed()
 	if err != nil {
 		return &notRouted{err}
 	}
 	return nil
+}
+
+// surroundings are what the configuration in force takes from the node's own links.
+type surroundings struct {
+	addrs  []netip.Addr
+	onLink []netip.Prefix
+	mtu    int // of the uplinks, in bytes
+	mtuErr error
+}
+
+func (a *Agent) look() (s surroundings, err error) {
+	if s.addrs, err = a.host.Addrs(); err != nil {
+		return s, err
+	}
+	slices.SortFunc(s.addrs, netip.Addr.Compare)
+	links, err := net.InterfaceAddrs()
+	if err != nil {
+		return s, err
+	}
+	s.onLink = routing.OnLink(links)
+	s.mtu, s.mtuErr = a.host.UplinkMTU()
+	return s, nil
+}
+
+// followUplinks has the follower of the node look at what its links have become.
+func (a *Agent) followUplinks(ctx context.Context) error {
+	return a.host.WatchUplinks(ctx, a.linksChanged.give)
 }
 
 // notRouted: the configuration is in force on the node, but the routing daemon has
@@ -177,13 +216,9 @@ func (e *notRouted) Unwrap() error { return e.error }
 
 // applyRouting brings the routing daemon to what node says. While a password
 // cannot be read the daemon keeps what it has: without it a session would end.
-func (a *Agent) applyRouting(ctx context.Context, node config.Node) error {
+func (a *Agent) applyRouting(ctx context.Context, node config.Node, around surroundings) error {
 	intent := routing.IntentOf(node)
-	links, err := net.InterfaceAddrs()
-	if err != nil {
-		return err
-	}
-	intent.OnLink = routing.OnLink(links)
+	intent.OnLink = around.onLink
 	intent.Addresses = a.NodeAddresses
 	intent.Pools = a.poolRoutes()
 	var missing error

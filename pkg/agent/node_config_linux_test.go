@@ -3,6 +3,8 @@ package agent_test
 import (
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -107,4 +109,38 @@ func TestStatusOfADeletedNodeConfig(t *testing.T) {
 	}
 	api.put("b", 1, config)
 	api.accepted(n, 1, metav1.ConditionTrue, "")
+}
+
+// What the node's links become later reaches pods and BIRD: addresses and MTU were
+// read when the NodeConfig was applied, at a boot perhaps before the links were up.
+func TestLinksThatChange(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(routedNodeConfig, `"spec":{`, `"spec":{"startup":{"sessions":"none"},`, 1)
+	n := newNode(t, config)
+	n.start()
+	n.sandbox("before").mustAdd()
+	conf := func() string {
+		b, _ := os.ReadFile(filepath.Join(n.state, "bird", "bird.conf"))
+		return string(b)
+	}
+	n.host.IP("link", "set", "uplink", "mtu", "1400")
+	n.host.IP("addr", "add", "203.0.113.5/24", "dev", "uplink")
+	eventually(t, n.agentLog, func() error {
+		if !strings.Contains(conf(), "203.0.113.0/24") {
+			return errors.New("BIRD's configuration does not refuse the link's new subnet")
+		}
+		return nil
+	})
+	p := n.sandbox("after")
+	p.mustAdd()
+	if link := p.ns.IP("link", "show", "eth0"); !strings.Contains(link, "mtu 1400 ") {
+		t.Errorf("the uplink's MTU is 1400, the pod has %s", link)
+	}
+	n.host.IP("addr", "del", "203.0.113.5/24", "dev", "uplink")
+	eventually(t, n.agentLog, func() error {
+		if strings.Contains(conf(), "203.0.113.0/24") {
+			return errors.New("BIRD's configuration refuses a subnet that is no link's")
+		}
+		return nil
+	})
 }

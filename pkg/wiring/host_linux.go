@@ -29,6 +29,8 @@ type Host struct {
 	readyTimeout time.Duration
 	// links tells of links that come and go.
 	links *rtnl.Watch
+	// uplinks tells of the node's other links and of their addresses.
+	uplinks *rtnl.Watch
 	// exec carries requests out. Tests cut in here.
 	exec func(c *rtnl.Conn, ms []rtnl.Message) []error
 }
@@ -52,6 +54,10 @@ func Open() (*Host, error) {
 		h.Close()
 		return nil, err
 	}
+	if h.uplinks, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+		h.Close()
+		return nil, err
+	}
 	return h, nil
 }
 
@@ -62,8 +68,10 @@ func (h *Host) Close() {
 			c.Close()
 		}
 	}
-	if h.links != nil {
-		h.links.Close()
+	for _, w := range []*rtnl.Watch{h.links, h.uplinks} {
+		if w != nil {
+			w.Close()
+		}
 	}
 	h.netns.Close()
 }

@@ -30,6 +30,16 @@ type Notification struct {
 	body []byte
 }
 
+// IsAddress tells whether it is about an address that can be routed to: no
+// link-local one, nor one of the host's alone.
+func (n Notification) IsAddress() bool {
+	if n.Type != unix.RTM_NEWADDR && n.Type != unix.RTM_DELADDR || len(n.body) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	scope := n.body[3] // struct ifaddrmsg, rtnetlink(7)
+	return scope != unix.RT_SCOPE_LINK && scope != unix.RT_SCOPE_HOST
+}
+
 // Link is the link that a notification of links is about.
 func (n Notification) Link() (Link, error) { return parseLink(n.body) }
 
