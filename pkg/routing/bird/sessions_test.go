@@ -51,3 +51,22 @@ func TestSessions(t *testing.T) {
 		t.Errorf("have %+v\nwant %+v", got, want)
 	}
 }
+
+// A session is asked for often while it may soon tell more.
+func TestUnsettled(t *testing.T) {
+	told, silent := routing.SessionFamily{Up: true, Sent: 1}, routing.SessionFamily{Up: true}
+	for _, c := range []struct {
+		name string
+		s    routing.Session
+		want bool
+	}{
+		{"down", routing.Session{Families: []routing.SessionFamily{told}}, true},
+		{"up, and BIRD waits for another peer", routing.Session{Up: true, Families: []routing.SessionFamily{silent, silent}}, true},
+		{"up", routing.Session{Up: true, Families: []routing.SessionFamily{told, told}}, false},
+		{"a node with routes of one family", routing.Session{Up: true, Families: []routing.SessionFamily{told, silent}}, false},
+	} {
+		if got := unsettled(c.s); got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
+	}
+}
