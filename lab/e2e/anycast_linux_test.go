@@ -1,4 +1,4 @@
-//go:build cluster && anycast
+//go:build cluster
 
 package e2e
 
@@ -22,15 +22,12 @@ const (
 	allNodes6          = "2001:db8:53::2"
 )
 
-func init() {
-	longStories = append(longStories, struct {
-		name string
-		run  func(*testing.T)
-	}{"anycast", anycastStory})
-}
+// longOutages are what else clients must not notice: make test-anycast.
+var longOutages []func(*testing.T, *load)
 
 // anycastStory: addresses are announced while their pods are Ready; and whatever
-// happens to flock, kubelets and nodes meanwhile, clients notice nothing.
+// happens to flock, kubelets, API server and nodes meanwhile, clients notice
+// nothing.
 func anycastStory(t *testing.T) {
 	apply(t, `
 apiVersion: v1
@@ -129,8 +126,21 @@ spec:
 	members("255")
 	open("b", "True")
 	members("255", "255")
+	var held []*streams
+	for _, addr := range []string{"[" + oneNode6 + "]", oneNode4} {
+		s := openStreams(t, 16, "http://"+addr+":8080/tick")
+		if s.of("a") == 0 || s.of("b") == 0 {
+			t.Logf("all streams to %s are one pod's", addr)
+		}
+		held = append(held, s)
+	}
 	open("a", "False")
 	members("1", "255")
+	// Of both families, and also to the pod that is withdrawn.
+	for _, s := range held {
+		s.unbroken(t, "")
+		s.stop(t)
+	}
 	if said := router.said(); strings.Contains(said, "Deleted "+oneNode6) || strings.Contains(said, "Deleted "+oneNode4) {
 		t.Errorf("withdrawn while a pod was Ready:\n%s", said)
 	}
@@ -170,8 +180,8 @@ func routedToNode1(t *testing.T, want bool) {
 	})
 }
 
-// clientsNoticeNothing of a rolling update, of agents that are killed, and of a
-// kubelet that is.
+// clientsNoticeNothing of a rolling update, of agents that are killed, of a kubelet
+// and an API server that are, of the end of somebody else's pod, and of a drain.
 func clientsNoticeNothing(t *testing.T) {
 	const rollout, patience = "deployment/anycast", "--timeout=120s"
 	apply(t, fmt.Sprintf(`
@@ -219,6 +229,7 @@ spec:
 		nodes = append(nodes, watchOn(t, n.Name()))
 	}
 	viaNodes(t, 1, 2, 3)
+	long := openStreams(t, 24, "http://["+allNodes6+"]:8080/tick")
 	began = time.Now()
 	restarts := func() (ready, sum int) {
 		all := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--output=jsonpath={range .items[*].status.containerStatuses[?(@.name=='agent')]}{.ready} {.restartCount} {end}")
@@ -262,12 +273,30 @@ spec:
 `)
 	mustKubectl(t, "--namespace=anycast", "wait", "--for=condition=Ready", "pod/sign", "--timeout=60s")
 	client.failed(t, "a kubelet's restart", began)
+
+	withoutAPIServer(t, client, 10*time.Second)
 	for i, w := range nodes {
 		for line := range strings.Lines(w.stop(t)) {
 			if strings.Contains(line, "Deleted "+allNodes6) && strings.Contains(line, "metric 512") {
 				t.Errorf("node%d withdrew: %s", i+1, line)
 			}
 		}
+	}
+
+	long.unbroken(t, "")
+
+	// A replica goes: no connection of the others does.
+	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
+	began = time.Now()
+	gone := oneOfTwo(t)
+	mustKubectl(t, "--namespace=anycast", "delete", "pod", gone)
+	client.failed(t, "the end of a replica", began)
+	t.Logf("%d of %d long-lived connections were with the replica that is gone", long.of(gone), long.n)
+	long.unbroken(t, gone)
+	long.stop(t)
+
+	for _, outage := range longOutages {
+		outage(t, client)
 	}
 
 	// Drained, a node is no way to the address any more.
@@ -277,6 +306,34 @@ spec:
 	t.Cleanup(func() { mustKubectl(t, "uncordon", "node3") })
 	viaNodes(t, 1, 2)
 	client.failed(t, "a drain", began)
+}
+
+// withoutAPIServer kills the API server, and brings it back after so long.
+func withoutAPIServer(t *testing.T, client *load, outage time.Duration) {
+	t.Helper()
+	began := time.Now()
+	if killed := killOn(t, plan.ControlPlane, "kube-apiserver"); killed != 1 {
+		t.Errorf("%d API servers killed", killed)
+	}
+	time.Sleep(outage)
+	mustLab(t, "up")
+	client.failed(t, "an outage of the API server", began)
+}
+
+// oneOfTwo is a replica on a node that has another.
+func oneOfTwo(t *testing.T) string {
+	t.Helper()
+	on := map[string]bool{}
+	all := mustKubectl(t, "--namespace=anycast", "get", "pods", "--selector=app=anycast", "--output=jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName}{\"\\n\"}{end}")
+	for line := range strings.Lines(all) {
+		name, node, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if on[node] {
+			return name
+		}
+		on[node] = true
+	}
+	t.Fatalf("no node has two replicas:\n%s", all)
+	return ""
 }
 
 // viaNodes waits until the router's way to the Deployment leads to these nodes.

@@ -46,9 +46,7 @@ func TestCluster(t *testing.T) {
 	part(t, "flockctl tells what is so", tells)
 	part(t, "NodeConfigs from templates", fromTemplates)
 	part(t, "addresses", addresses)
-	for _, s := range longStories {
-		part(t, s.name, s.run)
-	}
+	part(t, "anycast", anycastStory)
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
 	part(t, "a node that comes back takes no pod before the router knows the way", comesBack)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
@@ -67,13 +65,6 @@ func part(t *testing.T, name string, f func(*testing.T)) {
 }
 
 func prove(t *testing.T) { t.Log(mustLab(t, "prove")) }
-
-// longStories are those of files with build tags of their own, which load the
-// machine for minutes: make test-anycast.
-var longStories []struct {
-	name string
-	run  func(*testing.T)
-}
 
 func upAgain(t *testing.T) {
 	processes := func() []string {
