@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -47,6 +48,23 @@ func TestNodeConfigMadeAgainGetsItsStatus(t *testing.T) {
 		api.put(uid, 1, nodeConfig)
 		api.accepted(n, 1, metav1.ConditionTrue, "")
 	}
+}
+
+// An agent that is not to ask the runtime says that it does not, and serves pods.
+func TestWithoutExitSource(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	api := n.serveAPI()
+	api.put("a", 1, nodeConfig)
+	n.start()
+	api.accepted(n, 1, metav1.ConditionTrue, "")
+	eventually(t, n.agentLog, func() error {
+		if got := api.status().ExitSource; got != "none" {
+			return fmt.Errorf("exitSource is %q, want none", got)
+		}
+		return nil
+	})
+	n.sandbox("a").mustAdd()
 }
 
 // The copy of another node's NodeConfig, as after a change of --node-name, gives
