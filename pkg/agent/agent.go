@@ -72,6 +72,7 @@ type Agent struct {
 	bird         *bird.Applier
 	fib          *anycast.FIB
 	anycast      *anycast.Controller
+	news         news
 	turns        turns
 	gate         gate
 
@@ -112,7 +113,7 @@ func Run(ctx context.Context, c Config) error {
 	a := &Agent{
 		Config: c, metrics: newMetrics(),
 		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
-		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(),
+		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(), news: news{come: newSignal()},
 		startupDue: newSignal(), nodeDue: newSignal(), linksChanged: newSignal(),
 	}
 	a.wait("flock's agent on node %s is starting", a.NodeName)
@@ -156,6 +157,7 @@ func Run(ctx context.Context, c Config) error {
 		a.followLinks,
 		a.followUplinks,
 		a.anycast.Run,
+		a.reportTransitions,
 		forever(a.nodeConfig.Run),
 		forever(a.addressPools.Run),
 		forever(a.namespaces.Run),

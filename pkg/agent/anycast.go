@@ -199,9 +199,47 @@ func (a *Agent) sourceChanged(s pods.Status) {
 	a.changed()
 }
 
-// onTransitions is told what the kernel has. One Event and one line of the log say
-// what has become of all addresses of a pod: a thousand at once are one matter.
+// news are transitions that the kernel has and that people are yet to be told of.
+type news struct {
+	mu   sync.Mutex // guards all
+	all  []anycast.Transition
+	come signal
+}
+
+// onTransitions is told what the kernel has. It keeps the controller for no longer
+// than it takes to note that: where many pods change at once, log, Events and status
+// of the first would delay the withdrawal of the last.
 func (a *Agent) onTransitions(all []anycast.Transition) {
+	a.news.mu.Lock()
+	a.news.all = append(a.news.all, all...)
+	a.news.mu.Unlock()
+	a.news.come.give()
+}
+
+// reportTransitions tells people what has come, and what comes soon after with it.
+func (a *Agent) reportTransitions(ctx context.Context) error {
+	const soon = 100 * time.Millisecond
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.news.come:
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(soon):
+		}
+		a.news.mu.Lock()
+		all := a.news.all
+		a.news.all = nil
+		a.news.mu.Unlock()
+		a.report(all)
+	}
+}
+
+// report says what has become of pods' addresses, with one Event and one line of the
+// log for all of a pod that share a reason: a thousand at once are one matter.
+func (a *Agent) report(all []anycast.Transition) {
 	type matter struct {
 		pod       anycast.Pod
 		announced bool
