@@ -237,9 +237,15 @@ func TestNodeConfigFromTemplate(t *testing.T) {
 	api.templated(n, metav1.ConditionFalse, "NotApplicable", "spec.mtu: Invalid value: 1")
 	api.accepted(n, 2, metav1.ConditionTrue, "")
 	n.sandbox("c").mustAdd()
-	writes := api.written()
+	writes, decided := api.written(), strings.Count(n.agentLog(), "no template changes the NodeConfig")
 	n.kill()
 	n.start()
+	eventually(t, n.agentLog, func() error {
+		if strings.Count(n.agentLog(), "no template changes the NodeConfig") == decided {
+			return fmt.Errorf("the new agent has not decided")
+		}
+		return nil
+	})
 	api.templated(n, metav1.ConditionFalse, "NotApplicable", "spec.mtu: Invalid value: 1")
 	if api.written() != writes {
 		t.Errorf("a restart of the agent wrote the NodeConfig %d times", api.written()-writes)
