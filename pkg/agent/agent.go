@@ -187,6 +187,7 @@ func (a *Agent) connect() error {
 		a.nodeConfigChanged.give()
 		a.fleetDue.give()
 		a.overlapDue.give()
+		a.statusDue.give()
 	})
 	a.templates = a.api.NodeConfigTemplates(a.fleetDue.give)
 	a.ownNode = a.api.Node(a.NodeName, func() { a.fleetDue.give(); a.nodeDue.give() })

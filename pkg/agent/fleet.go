@@ -112,7 +112,10 @@ func (a *Agent) withoutTemplate() string {
 
 func (a *Agent) setTemplated(generation int64, conditions *[]metav1.Condition) {
 	v := a.fleet.Load()
-	if v == nil || v.Reason == fleet.ByHand {
+	if v == nil {
+		return // what was known before this agent's start still stands
+	}
+	if v.Reason == fleet.ByHand {
 		meta.RemoveStatusCondition(conditions, conditionTemplated)
 		return
 	}

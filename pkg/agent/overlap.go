@@ -17,8 +17,8 @@ import (
 	"flock.fritzlab.net/flock/pkg/fleet"
 )
 
-// conditionUnique: no other node had pod CIDRs of this one when they changed last. It
-// is not there before that is known.
+// conditionUnique: no other node had pod CIDRs of this one when that was looked at
+// last. It is not there before the first time.
 const conditionUnique = "PodCIDRsUnique"
 
 // followOverlaps looks once whether other nodes have pod CIDRs of this one: at the
@@ -85,8 +85,7 @@ func (a *Agent) noteOverlaps(found []string) {
 func (a *Agent) setUnique(generation int64, conditions *[]metav1.Condition) {
 	text := a.overlaps.Load()
 	if text == nil {
-		meta.RemoveStatusCondition(conditions, conditionUnique)
-		return
+		return // as it was before this agent's start
 	}
 	c := metav1.Condition{Type: conditionUnique, Status: metav1.ConditionTrue, Reason: "NoOverlap", ObservedGeneration: generation}
 	if *text != "" {

@@ -118,6 +118,10 @@ func (s *nodes) patch(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.writes++
+	if s.node == nil {
+		status(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		return
+	}
 	n := s.node.DeepCopy()
 	var merge corev1.Node
 	var ops []struct{ Op, Path, Value string }

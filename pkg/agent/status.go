@@ -72,11 +72,19 @@ func (a *Agent) reportStatus(ctx context.Context) error {
 		case <-a.statusDue:
 		}
 		latest := a.latest.Load()
-		if latest == nil {
-			continue // no object to write to is known yet
+		there, ok := a.nodeConfig.Get(a.NodeName)
+		if latest == nil || !ok && (of == "" || of != latest.uid) || ok && there.UID != latest.uid {
+			continue // the object to write to is not known yet
 		}
-		if of != latest.uid { // an object made anew has none of it
-			of, status, written = latest.uid, v1alpha1.NodeConfigStatus{}, v1alpha1.NodeConfigStatus{}
+		if of != latest.uid { // what an agent before this one wrote goes on
+			of, written = latest.uid, *there.Status.DeepCopy()
+			status = v1alpha1.NodeConfigStatus{Conditions: slices.Clone(written.Conditions)}
+			select { // BIRD and the API server are about to tell the rest
+			case <-ctx.Done():
+				return nil
+			case <-time.After(gather):
+			}
+			latest = a.latest.Load()
 		}
 		a.fillStatus(ctx, latest, &status)
 		if reflect.DeepEqual(status, written) {
@@ -193,16 +201,12 @@ func (a *Agent) conditions(latest *outcome) []metav1.Condition {
 	if unrouted := a.unrouted.Load(); unrouted != nil {
 		routed = errors.Join(*unrouted, daemon.Err)
 	}
-	var down []string
-	for _, s := range daemon.Sessions {
-		if !s.Up {
-			down = append(down, fmt.Sprintf("%s %s: %s", s.Protocol, s.Name, strings.TrimSpace(s.State+" "+s.LastError)))
-		}
-	}
+	sessions := condition(conditionSessions, true, "", "", "")
+	sessions.Status, sessions.Reason, sessions.Message = a.sessionsUp(daemon.Sessions)
 	return []metav1.Condition{
 		condition(conditionAccepted, latest.err == nil, "InForce", "NotInForce", text(latest.err)),
 		condition(conditionReady, waiting == "", "ServingPods", why, waiting),
-		condition(conditionSessions, len(down) == 0, "AllUp", "SomeDown", strings.Join(down, "; ")),
+		sessions,
 		condition(conditionRouting, daemon.Loaded && routed == nil, "Loaded", "NotLoaded", text(routed)),
 	}
 }
@@ -213,6 +217,35 @@ func (a *Agent) notReady() string {
 		return *a.waiting.Load()
 	}
 	return *a.gate.missing.Load()
+}
+
+// sessionsUp judges what BIRD said last of its sessions. One that is disabled in the
+// spec is not missed. While BIRD says nothing, nothing is known.
+func (a *Agent) sessionsUp(all []routing.Session) (status metav1.ConditionStatus, reason, message string) {
+	var asked bool
+	disabled := map[string]bool{}
+	if s := a.serving.Load(); s != nil {
+		asked = s.node.OSPF != nil
+		if s.node.BGP != nil {
+			for _, p := range s.node.BGP.Peers {
+				disabled[p.Name] = p.Disabled
+				asked = asked || !p.Disabled
+			}
+		}
+	}
+	if asked && len(all) == 0 {
+		return metav1.ConditionUnknown, "NotKnown", "BIRD does not tell of its sessions"
+	}
+	var down []string
+	for _, s := range all {
+		if !s.Up && !(s.Protocol == "bgp" && disabled[s.Name]) {
+			down = append(down, fmt.Sprintf("%s %s: %s", s.Protocol, s.Name, strings.TrimSpace(s.State+" "+s.LastError)))
+		}
+	}
+	if len(down) > 0 {
+		return metav1.ConditionFalse, "SomeDown", strings.Join(down, "; ")
+	}
+	return metav1.ConditionTrue, "AllUp", ""
 }
 
 // serveHealth answers the kubelet's probes: /healthz while the process runs,
