@@ -164,7 +164,7 @@ func TestLeastPrivilege(t *testing.T) {
 	capabilities := map[string][]corev1.Capability{
 		"install": nil,
 		"agent":   {"NET_ADMIN", "SYS_ADMIN"},
-		"bird":    {"NET_ADMIN", "NET_BIND_SERVICE"},
+		"bird":    {"NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"},
 	}
 	for _, c := range containers(ds) {
 		s := c.SecurityContext
