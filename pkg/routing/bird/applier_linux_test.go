@@ -160,6 +160,34 @@ func TestApplier(t *testing.T) {
 	}
 }
 
+// unconfigured is what BIRD starts from in its container while there is no bird.conf.
+const unconfigured = "log stderr all;\nrouter id 192.0.0.8;\nprotocol static unconfigured { ipv6; }\n"
+
+// TestApplierFirstOSPF: a BIRD that has never run on the node starts without OSPF and
+// is given it then. So it does not take that for a restart, in which OSPF would
+// announce nothing for two minutes.
+func TestApplierFirstOSPF(t *testing.T) {
+	t.Parallel()
+	ns, tor := pair(t)
+	n := &node{NS: ns, t: t}
+	n.IP("-6 route add unreachable 2001:db8:100:1::/64 proto 85 metric 512")
+	routingtest.StartBIRDWith(tor, fmt.Sprintf(ospfRouter, "0.0.0.0", "", "", "v2", ""))
+
+	n.start()
+	want := ospfNode(t, "    interfaces: [{name: eth0, helloSeconds: 1, deadSeconds: 4}]")
+	n.Set(want)
+	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
+	if _, err := os.Stat(n.conf()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("bird.conf is there (%v): BIRD would start from it", err)
+	}
+	routingtest.StartBIRDWith(n.NS, unconfigured, "-R")
+	if s := n.await("the configuration", loaded); s.Applies != 1 {
+		t.Errorf("applied %d times, want once", s.Applies)
+	}
+	wantFile(t, n.conf(), want)
+	wantExternal(t, tor, "2001:db8:100:1::/64")
+}
+
 // TestApplierRefused: what BIRD refuses neither runs nor is started from, by the
 // running BIRD's judgement or by that of bird -p.
 func TestApplierRefused(t *testing.T) {

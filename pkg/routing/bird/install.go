@@ -17,6 +17,15 @@ const (
 	rejectedName = "bird.conf.rejected"
 )
 
+// ranBefore tells whether there is a file that BIRD has run with since the node's
+// start. With OSPF, a BIRD that has not is configured when it is there: it takes a
+// start from a file for a restart, in which it announces nothing for the whole grace
+// period unless a router knows of its life before (RFC 3623 section 2.2).
+func (a *Applier) ranBefore() bool {
+	_, err := os.Stat(a.path(confName))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
 // install makes want the content of bird.conf, if check accepts it and it is not
 // there yet. It returns what was there.
 func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {

@@ -1,6 +1,7 @@
 package bird
 
 import (
+	"bytes"
 	"net/netip"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -95,6 +96,9 @@ func hash(a v1alpha1.OSPFAlgorithm) symbol {
 	}
 	return symbol{"hmac sha256"}
 }
+
+// speaksOSPF tells whether a rendered configuration has an instance of OSPF.
+func speaksOSPF(conf []byte) bool { return bytes.Contains(conf, []byte("\nprotocol ospf ")) }
 
 // speaks tells whether OSPF is spoken for a family.
 func speaks(o *config.OSPF, f family) bool {

@@ -3,6 +3,7 @@ package bird
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -34,6 +35,9 @@ spec:
     families: [ipv6]
     interfaces: [{name: eth0, networkType: point-to-point, helloSeconds: 1, deadSeconds: 4}]
 `))
+	if err := os.WriteFile(n.conf(), []byte("# of an earlier BIRD\n"), 0o600); err != nil { // it starts from a file with OSPF
+		t.Fatal(err)
+	}
 	n.Set(Render(in))
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	daemon := routingtest.StartBIRD(n.NS, n.conf())
