@@ -7,6 +7,7 @@ export CGO_ENABLED = 0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X flock.fritzlab.net/flock/pkg/version.Version=$(VERSION)
 TOOL     := go tool -modfile=tools/go.mod
+ROUTING  ?= bgp
 PROGRAMS := $(notdir $(wildcard cmd/*))
 
 .PHONY: help
@@ -25,8 +26,8 @@ bin/lab: ## Build the lab, a cluster on this machine: bin/lab --help
 	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../$@ ./cmd/lab
 
 .PHONY: lab
-lab: bin/lab ## Bring up a cluster on this machine and prove that it works (root)
-	@start=$$SECONDS; bin/lab up && bin/lab prove && echo "make lab took $$((SECONDS - start)) s"
+lab: bin/lab ## Bring up a cluster on this machine and prove that it works; ROUTING=ospf for OSPF (root)
+	@start=$$SECONDS; bin/lab up --routing $(ROUTING) && bin/lab prove && echo "make lab took $$((SECONDS - start)) s"
 
 .PHONY: bench
 bench: bin/lab ## Measure flock against its baselines in the lab, also into out/bench.json (root)

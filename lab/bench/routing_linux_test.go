@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/fabric"
 )
 
 // reflect answers datagrams in the namespace unless it is told not to.
@@ -254,11 +255,16 @@ IP address                Interface  State      Since         Interval  Timeout
 	}
 }
 
-func TestRoutingNeedsFlock(t *testing.T) {
-	for _, b := range []Bench{routingNodefail, routingRestart} {
-		_, err := b.Run(t.Context(), &cluster.Lab{Settings: cluster.Settings{CNI: cluster.PTP}}, 1)
-		if err == nil || !strings.Contains(err.Error(), "--cni flock") {
-			t.Errorf("%s in a lab with another CNI: %v", b.Name, err)
+func TestRoutingNeedsBGP(t *testing.T) {
+	for want, settings := range map[string]cluster.Settings{
+		"--cni flock":   {CNI: cluster.PTP},
+		"--routing bgp": {CNI: cluster.Flock, Routing: fabric.OSPF},
+	} {
+		for _, b := range []Bench{routingNodefail, routingRestart} {
+			_, err := b.Run(t.Context(), &cluster.Lab{Settings: settings}, 1)
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s in a lab with %+v: %v", b.Name, settings, err)
+			}
 		}
 	}
 }

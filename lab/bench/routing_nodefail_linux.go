@@ -20,7 +20,7 @@ var routingNodefail = Bench{
 	Name:  "routing.nodefail",
 	About: "a node is cut off, no link goes down: until clients are answered by another; with BFD a fifth, with hold time a twentieth as often",
 	Run: func(ctx context.Context, l *cluster.Lab, n int) ([]Result, error) {
-		g, err := newGround(ctx, l)
+		g, err := newRoutingGround(ctx, l)
 		if err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ var routingRestart = Bench{
 	Name:  senderName,
 	About: "packets lost while BIRD is killed, its pod deleted, the agent killed, against BIRD told to end (SIGTERM); a twentieth as often",
 	Run: func(ctx context.Context, l *cluster.Lab, n int) ([]Result, error) {
-		g, err := newGround(ctx, l)
+		g, err := newRoutingGround(ctx, l)
 		if err != nil {
 			return nil, err
 		}

@@ -18,6 +18,14 @@ import (
 // sessionPatience is for sessions to come up again.
 const sessionPatience = 45 * time.Second
 
+// newRoutingGround is newGround in a lab whose router speaks BGP.
+func newRoutingGround(ctx context.Context, l *cluster.Lab) (*ground, error) {
+	if l.Routing == fabric.OSPF {
+		return nil, fmt.Errorf("lab %s speaks %s: bring it up with --routing %s", l.Dir.Lab(), l.Routing, fabric.BGP)
+	}
+	return newGround(ctx, l)
+}
+
 // sessionsOf are the router's sessions with a node.
 func sessionsOf(l *cluster.Lab, node string) ([]fabric.Session, error) {
 	all, err := l.Sessions()

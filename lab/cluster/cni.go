@@ -28,11 +28,14 @@ func ParseCNI(s string) (CNI, error) {
 }
 
 // routing is how the router learns of the pods.
-func (c CNI) routing() fabric.Routing {
-	if c == PTP {
+func (l *Lab) routing() fabric.Routing {
+	switch {
+	case l.CNI == PTP:
 		return fabric.Static
+	case l.Routing == "":
+		return fabric.BGP
 	}
-	return fabric.BGP
+	return l.Routing
 }
 
 // podInterfacePrefix begins the names of the host's ends of the pods' links; by it

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
 	"flock.fritzlab.net/flock/lab/process"
 )
@@ -35,7 +36,7 @@ func (l *Lab) deployFlock(ctx context.Context, client kubernetes.Interface, node
 	}
 	var configs strings.Builder
 	for _, n := range nodes {
-		config, err := NodeConfig(n)
+		config, err := NodeConfig(n, l.routing())
 		if err != nil {
 			return err
 		}
@@ -82,7 +83,11 @@ func (l *Lab) deployFlock(ctx context.Context, client kubernetes.Interface, node
 }
 
 // NodeConfig is the manifest of a node's configuration as the plan has it.
-func NodeConfig(node plan.Node) (string, error) {
-	content, err := render("nodeconfig.yaml", map[string]any{"Node": node, "Tor": plan.TorLAN, "TorAS": plan.TorAS})
+func NodeConfig(node plan.Node, routing fabric.Routing) (string, error) {
+	content, err := render("nodeconfig.yaml", map[string]any{
+		"Node": node, "Routing": string(routing),
+		"Tor": plan.TorLAN, "TorAS": plan.TorAS,
+		"Hello": fabric.OSPFHelloSeconds, "Dead": fabric.OSPFDeadSeconds,
+	})
 	return string(content), err
 }

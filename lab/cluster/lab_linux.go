@@ -36,6 +36,8 @@ type Settings struct {
 	Nodes int `json:"nodes"`
 	MTU   int `json:"mtu"`
 	CNI   CNI `json:"cni"`
+	// Routing is what router and nodes speak, BGP if empty. With PTP they do not.
+	Routing fabric.Routing `json:"routing"`
 	// Checkout is the source tree that flock's image and manifests are from.
 	Checkout string `json:"checkout"`
 	// Boot is the machine's boot id: no lab outlives it.
@@ -242,7 +244,7 @@ func (l *Lab) members(ctx context.Context, nodes []plan.Node) error {
 func (l *Lab) router(ctx context.Context, nodes []plan.Node) error {
 	tor := member.Of(l.Dir, plan.Tor)
 	config := l.Dir.Member(plan.Tor, "config", "bird.conf")
-	changed, err := l.Dir.Write(config, []byte(fabric.BirdConfig(nodes, l.CNI.routing())), 0o644)
+	changed, err := l.Dir.Write(config, []byte(fabric.BirdConfig(nodes, l.routing())), 0o644)
 	if err != nil {
 		return err
 	}
@@ -266,13 +268,31 @@ func (l *Lab) router(ctx context.Context, nodes []plan.Node) error {
 	})
 }
 
-// Sessions are the router's BGP sessions, none where it has static routes.
+// Sessions are the router's with the nodes: of BGP, or its neighbors by OSPF; none
+// where it has static routes.
 func (l *Lab) Sessions() ([]fabric.Session, error) {
-	out, err := l.command(member.Of(l.Dir, plan.Tor), "birdc", "show", "protocols", "all").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("birdc on %s: %w: %s", plan.Tor, err, strings.TrimSpace(string(out)))
+	if l.routing() != fabric.OSPF {
+		out, err := l.birdc("show", "protocols", "all")
+		return fabric.ParseSessions(out), err
 	}
-	return fabric.ParseSessions(string(out)), nil
+	var sessions []fabric.Session
+	for _, family := range []string{"6", "4"} {
+		out, err := l.birdc("show", "ospf", "neighbors", "nodes"+family)
+		if err != nil {
+			return nil, err
+		}
+		sessions = append(sessions, fabric.ParseNeighbors(out, "ipv"+family, plan.Nodes(l.Nodes))...)
+	}
+	return sessions, nil
+}
+
+// birdc asks the router's BIRD.
+func (l *Lab) birdc(args ...string) (string, error) {
+	out, err := l.command(member.Of(l.Dir, plan.Tor), append([]string{"birdc"}, args...)...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("birdc %s on %s: %w: %s", strings.Join(args, " "), plan.Tor, err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
 }
 
 // EchoPort is where the test pods and the outside host answer by HTTP.

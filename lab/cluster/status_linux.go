@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/member"
 	"flock.fritzlab.net/flock/lab/plan"
 	"flock.fritzlab.net/flock/lab/process"
@@ -16,7 +17,7 @@ import (
 // sessions. A process that ended or a missing member is an error, after
 // everything was printed.
 func (l *Lab) Status(ctx context.Context, out io.Writer) error {
-	fmt.Fprintf(out, "lab %s: %d nodes, %s, MTU %d, files in %s\n\n", l.Dir.Lab(), l.Nodes, l.CNI, l.MTU, l.Dir.Path())
+	fmt.Fprintf(out, "lab %s: %d nodes, %s, %s, MTU %d, files in %s\n\n", l.Dir.Lab(), l.Nodes, l.CNI, l.routing(), l.MTU, l.Dir.Path())
 	var wrong []string
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "MEMBER\tPROCESS\tPID\tSTATE\tLOG")
@@ -54,10 +55,16 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 	} else {
 		fmt.Fprintln(out, nodes)
 	}
-	if sessions, err := l.command(member.Of(l.Dir, plan.Tor), "birdc", "show", "protocols").CombinedOutput(); err != nil {
-		wrong = append(wrong, "router: "+strings.TrimSpace(string(sessions)))
-	} else {
-		fmt.Fprintln(out, string(sessions))
+	asks := [][]string{{"show", "protocols"}}
+	if l.routing() == fabric.OSPF {
+		asks = append(asks, []string{"show", "ospf", "neighbors", "nodes6"}, []string{"show", "ospf", "neighbors", "nodes4"})
+	}
+	for _, ask := range asks {
+		answer, err := l.birdc(ask...)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+		}
+		fmt.Fprintln(out, answer)
 	}
 	if len(wrong) > 0 {
 		return fmt.Errorf("not as it should be: %s: lab up repairs it", strings.Join(wrong, ", "))

@@ -266,7 +266,7 @@ func routeAtTor(t *testing.T, p netip.Prefix) (fabric.Route, bool) {
 
 func routesAtTor(t *testing.T) []fabric.Route {
 	t.Helper()
-	routes, err := fabric.Routes(labDir(t))
+	routes, err := fabric.Routes(labDir(t), plan.Nodes(3))
 	if err != nil {
 		t.Fatal(err)
 	}

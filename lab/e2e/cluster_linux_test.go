@@ -281,9 +281,13 @@ func lab(args ...string) (string, error) {
 }
 
 func labWithInput(stdin string, args ...string) (string, error) {
+	return labNamed(labName, stdin, args...)
+}
+
+func labNamed(name, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, append([]string{"--name", labName}, args...)...)
+	cmd := exec.CommandContext(ctx, program, append([]string{"--name", name}, args...)...)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
 	err := cmd.Run()

@@ -14,9 +14,32 @@ type Routing string
 const (
 	// BGP: a session with each node and family, which the node opens.
 	BGP Routing = "bgp"
+	// OSPF: an adjacency with each node, OSPFv3 for IPv6 and OSPFv2 for IPv4.
+	OSPF Routing = "ospf"
 	// Static routes to each node, for a CNI that announces nothing.
 	Static Routing = "static"
 )
+
+// ParseRouting reads the value of --routing. Static is not among them: it goes
+// with the CNI.
+func ParseRouting(s string) (Routing, error) {
+	switch r := Routing(s); r {
+	case BGP, OSPF:
+		return r, nil
+	}
+	return "", fmt.Errorf("--routing %q: want %q or %q", s, BGP, OSPF)
+}
+
+// OSPF's interval between hellos, and how long a router without any is taken for
+// alive. Routers of a link must agree; their own 10 and 40 s would have a person
+// wait for the lab.
+const (
+	OSPFHelloSeconds = 1
+	OSPFDeadSeconds  = 4
+)
+
+// OSPFLinkCost is the router's own cost of the LAN.
+const OSPFLinkCost = 10
 
 // BirdConfig is the router's configuration for BIRD 2.
 //
@@ -56,8 +79,6 @@ protocol kernel kernel4 {
 		b.WriteString("}\n")
 		return b.String()
 	}
-	// BIRD's defaults are an internet router's: 240 s of hold time, minutes
-	// of waiting after an error.
 	fmt.Fprintf(&b, `
 # The router's own networks and the default route are not the nodes' to announce.
 filter from_node6 {
@@ -68,7 +89,24 @@ filter from_node4 {
   if net = 0.0.0.0/0 || net ~ [ %s+, %s+ ] then reject;
   accept;
 }
-
+`, plan.LAN6, plan.Outside6, plan.LAN4, plan.Outside4)
+	if how == OSPF {
+		for _, family := range []struct{ version, number int }{{3, 6}, {2, 4}} {
+			fmt.Fprintf(&b, `
+protocol ospf v%[1]d nodes%[2]d {
+  ipv%[2]d { import filter from_node%[2]d; export all; };
+  merge external on;
+  area 0 {
+    interface "%[3]s" { type broadcast; cost %[4]d; hello %[5]d; dead %[6]d; };
+  };
+}
+`, family.version, family.number, bridge, OSPFLinkCost, OSPFHelloSeconds, OSPFDeadSeconds)
+		}
+		return b.String()
+	}
+	// BIRD's defaults are an internet router's: 240 s of hold time, minutes
+	// of waiting after an error.
+	fmt.Fprintf(&b, `
 # BFD is with the nodes that want it: the sessions of others stand without.
 protocol bfd {}
 
@@ -81,7 +119,7 @@ template bgp node {
   error wait time 1, 5;
   graceful restart aware;
 }
-`, plan.LAN6, plan.Outside6, plan.LAN4, plan.Outside4, plan.TorAS)
+`, plan.TorAS)
 	for _, n := range nodes {
 		fmt.Fprintf(&b, `protocol bgp %[1]s_ipv6 from node {
   source address %[2]s;

@@ -11,7 +11,7 @@ import (
 
 // BIRD itself judges the configuration, for any number of nodes.
 func TestBirdConfig(t *testing.T) {
-	for _, how := range []Routing{BGP, Static} {
+	for _, how := range []Routing{BGP, OSPF, Static} {
 		for _, nodes := range []int{1, 3, plan.MaxNodes} {
 			file := filepath.Join(t.TempDir(), "bird.conf")
 			if err := os.WriteFile(file, []byte(BirdConfig(plan.Nodes(nodes), how)), 0o644); err != nil {

@@ -28,22 +28,58 @@ func (r Route) String() string {
 	return fmt.Sprintf("%s via %s proto %s", r.Prefix, r.Via, r.Proto)
 }
 
-// Routes are those of the router's main table, of both families.
-func Routes(dir state.Dir) ([]Route, error) {
+// Routes are those of the router's main table, of both families. A way by the
+// link-local address of a node, as OSPFv3 has it, is one by the node's address.
+func Routes(dir state.Dir, nodes []plan.Node) ([]Route, error) {
+	global, err := linkLocals(dir, nodes)
+	if err != nil {
+		return nil, err
+	}
 	var routes []Route
-	err := in(member.Of(dir, plan.Tor), func(h *netlink.Handle) error {
+	err = in(member.Of(dir, plan.Tor), func(h *netlink.Handle) error {
 		for _, family := range []int{netlink.FAMILY_V6, netlink.FAMILY_V4} {
 			dump, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 			if err != nil {
 				return fmt.Errorf("list the router's routes: %w", err)
 			}
 			for _, r := range dump {
-				routes = append(routes, Route{Prefix: prefix(r.Dst), Via: addr(r.Gw), Proto: r.Protocol})
+				via := addr(r.Gw)
+				if via.IsLinkLocalUnicast() {
+					if node, ok := global[via]; ok {
+						via = node
+					}
+				}
+				routes = append(routes, Route{Prefix: prefix(r.Dst), Via: via, Proto: r.Protocol})
 			}
 		}
 		return nil
 	})
 	return routes, err
+}
+
+// linkLocals are the nodes' link-local addresses on the LAN, with the planned ones
+// that belong to them.
+func linkLocals(dir state.Dir, nodes []plan.Node) (map[netip.Addr]netip.Addr, error) {
+	found := map[netip.Addr]netip.Addr{}
+	for _, n := range nodes {
+		err := in(member.Of(dir, n.Name()), func(h *netlink.Handle) error {
+			link, err := h.LinkByName(uplink)
+			if err != nil {
+				return err
+			}
+			addrs, err := h.AddrList(link, netlink.FAMILY_V6)
+			for _, a := range addrs {
+				if a := addr(a.IP); a.IsLinkLocalUnicast() {
+					found[a] = n.LAN().IPv6.Addr()
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("addresses of %s: %w", n.Name(), err)
+		}
+	}
+	return found, nil
 }
 
 func prefix(n *net.IPNet) netip.Prefix {
@@ -59,12 +95,13 @@ func addr(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// Session is one of the router's BGP sessions.
+// Session is one of the router's BGP sessions, or what OSPF has with a node.
 type Session struct {
-	Name string
-	// State is BIRD's word: Established, Passive, Active, …
+	Name string // node1_ipv6
+	// State is BIRD's word: Established, Passive, Active, … or with OSPF Full,
+	// ExStart, …
 	State string
-	// Since is the time of the last change.
+	// Since is the time of the last change, which BIRD does not tell of OSPF.
 	Since string
 	// Restarting: the node's BIRD is away or not done yet, and the router keeps
 	// its routes (RFC 4724). Only the long form of the answer tells.
@@ -72,7 +109,7 @@ type Session struct {
 }
 
 // Established tells whether routes are exchanged.
-func (s Session) Established() bool { return s.State == "Established" }
+func (s Session) Established() bool { return s.State == "Established" || s.State == "Full" }
 
 // ParseSessions reads the answer of birdc show protocols, as the router prints it:
 // name, "BGP", table, state, date, time, what BGP says; in the long form (all) with
@@ -88,6 +125,28 @@ func ParseSessions(birdc string) []Session {
 			continue
 		}
 		sessions = append(sessions, Session{Name: f[0], State: strings.Join(f[6:], " "), Since: f[4] + " " + f[5]})
+	}
+	return sessions
+}
+
+// ParseNeighbors reads the answer of birdc show ospf neighbors for one instance:
+// router ID, priority, state/role, time, interface, address. Each node has a
+// Session of this family, by its router ID; one that is not in the answer has not
+// been heard.
+func ParseNeighbors(birdc, family string, nodes []plan.Node) []Session {
+	states := map[string]string{}
+	for line := range strings.Lines(birdc) {
+		if f := strings.Fields(line); len(f) == 6 && f[4] == bridge {
+			states[f[0]], _, _ = strings.Cut(f[2], "/")
+		}
+	}
+	var sessions []Session
+	for _, n := range nodes {
+		s := Session{Name: n.Name() + "_" + family, State: states[n.RouterID().String()]}
+		if s.State == "" {
+			s.State = "not heard"
+		}
+		sessions = append(sessions, s)
 	}
 	return sessions
 }

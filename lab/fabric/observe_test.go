@@ -3,6 +3,8 @@ package fabric
 import (
 	"slices"
 	"testing"
+
+	"flock.fritzlab.net/flock/lab/plan"
 )
 
 func TestParseSessions(t *testing.T) {
@@ -28,5 +30,22 @@ kernel4    Kernel     master4    up     2026-11-23 22:11:23.934
 	}
 	if !got[0].Established() || got[1].Established() {
 		t.Error("only the first is established")
+	}
+}
+
+func TestParseNeighbors(t *testing.T) {
+	const said = `BIRD 2.0.12 ready.
+nodes6:
+Router ID   	Pri	     State     	DTime	Interface  Router IP
+192.0.2.11  	  0	Full/Other  	3.632	lan       	fe80::a8c8:adff:fe3c:a30b
+192.0.2.13  	  0	2-Way/Other 	3.100	lan       	fe80::a8c8:adff:fe3c:a30d
+`
+	got := ParseNeighbors(said, "ipv6", plan.Nodes(3))
+	want := []Session{{Name: "node1_ipv6", State: "Full"}, {Name: "node2_ipv6", State: "not heard"}, {Name: "node3_ipv6", State: "2-Way"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("ParseNeighbors: %+v, want %+v", got, want)
+	}
+	if !got[0].Established() || got[1].Established() || got[2].Established() {
+		t.Error("only the first is there")
 	}
 }

@@ -79,6 +79,13 @@ func (n Node) Name() string { return "node" + strconv.Itoa(n.Number) }
 // AS is the node's autonomous system number.
 func (n Node) AS() int { return 64600 + n.Number }
 
+// RouterID is what the node is called by routing protocols.
+func (n Node) RouterID() netip.Addr { return n.LAN().IPv4.Addr() }
+
+// OSPFCost of the node's routes where OSPF is spoken: one per node, so that a
+// route tells who announced it.
+func (n Node) OSPFCost() int { return 100 + n.Number }
+
 // LAN holds the node's own addresses. The last part reads like the number of the
 // IPv4 address: node1 is ::11 and .11.
 func (n Node) LAN() Addresses {

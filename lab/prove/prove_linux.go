@@ -38,7 +38,7 @@ func (p *proof) try(err error) {
 	}
 }
 
-// Run deploys the demo, prints nodes, BGP sessions and pods, and proves. The
+// Run deploys the demo, prints nodes, sessions and pods, and proves. The
 // error says which proof failed and in which cases.
 func Run(ctx context.Context, l *cluster.Lab, out io.Writer) error {
 	began := time.Now()
@@ -54,7 +54,7 @@ func Run(ctx context.Context, l *cluster.Lab, out io.Writer) error {
 		return err
 	}
 
-	routes, err := fabric.Routes(l.Dir)
+	routes, err := fabric.Routes(l.Dir, plan.Nodes(l.Nodes))
 	if err != nil {
 		return err
 	}
@@ -106,10 +106,10 @@ func awaitRouter(ctx context.Context, l *cluster.Lab) ([]fabric.Session, error) 
 		}
 		for _, s := range sessions {
 			if !s.Established() {
-				return fmt.Errorf("BGP session %s is %s since %s: see lab exec %s -- birdc show protocols all %s", s.Name, s.State, s.Since, plan.Tor, s.Name)
+				return fmt.Errorf("%s is %s: see lab exec %s -- birdc show protocols all", s.Name, s.State, plan.Tor)
 			}
 		}
-		routes, err := fabric.Routes(l.Dir)
+		routes, err := fabric.Routes(l.Dir, plan.Nodes(l.Nodes))
 		if err != nil {
 			return err
 		}
@@ -187,7 +187,11 @@ func printTables(ctx context.Context, l *cluster.Lab, demo *demo, sessions []fab
 		lan, pods := n.LAN(), n.Pods()
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", n.Name(), status, lan.IPv6.Addr(), lan.IPv4.Addr(), pods.IPv6, pods.IPv4)
 	}
-	fmt.Fprintln(table, "\nBGP SESSION\tSTATE\tSINCE")
+	heading := "\nBGP SESSION\tSTATE\tSINCE"
+	if l.Routing == fabric.OSPF {
+		heading = "\nOSPF NEIGHBOR\tSTATE"
+	}
+	fmt.Fprintln(table, heading)
 	for _, s := range sessions {
 		fmt.Fprintf(table, "%s\t%s\t%s\n", s.Name, s.State, s.Since)
 	}

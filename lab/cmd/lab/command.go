@@ -16,6 +16,7 @@ import (
 
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/components"
+	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
 	"flock.fritzlab.net/flock/lab/prove"
 	"flock.fritzlab.net/flock/lab/state"
@@ -98,7 +99,7 @@ reference CNI plugins into a cache that all labs share. lab up does it too.`,
 
 func upCommand(dir func() (state.Dir, error)) *cobra.Command {
 	var want cluster.Settings
-	var cni string
+	var cni, routing string
 	var patience time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -113,6 +114,9 @@ what is right is left alone.`,
 				return err
 			}
 			if want.CNI, err = cluster.ParseCNI(cni); err != nil {
+				return err
+			}
+			if want.Routing, err = fabric.ParseRouting(routing); err != nil {
 				return err
 			}
 			if want.Nodes < 1 || want.Nodes > plan.MaxNodes {
@@ -131,6 +135,7 @@ what is right is left alone.`,
 	cmd.Flags().IntVar(&want.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
 	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, or ptp, the reference plugin with static routes")
+	cmd.Flags().StringVar(&routing, "routing", string(fabric.BGP), "what flock and the router speak: bgp, or ospf")
 	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
 	return cmd
 }
@@ -140,8 +145,8 @@ func proveCommand(dir func() (state.Dir, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prove",
 		Short: "Show that pods, router and outside host reach one another",
-		Long: `Deploys six pods and a Service into namespace demo, shows nodes, BGP sessions and
-pods, and proves: every pod reaches every other pod and the outside host, and the
+		Long: `Deploys six pods and a Service into namespace demo, shows nodes, BGP sessions or
+OSPF neighbors, and pods, and proves: every pod reaches every other pod and the outside host, and the
 outside host every pod, in both families and without address translation; the
 Service works; the router has the nodes' summaries and no route per pod. Ends with
 status 1 if one of that does not hold.`,
