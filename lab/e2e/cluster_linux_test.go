@@ -47,6 +47,7 @@ func TestCluster(t *testing.T) {
 	part(t, "NodeConfigs from templates", fromTemplates)
 	part(t, "addresses", addresses)
 	part(t, "anycast", anycastStory)
+	part(t, "a session's password is followed", sessionPassword)
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
 	part(t, "a node that comes back takes no pod before the router knows the way", comesBack)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
