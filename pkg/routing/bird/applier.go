@@ -185,6 +185,7 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 		return askWhileUp
 	}
 	a.mu.Lock()
+	keepSince(sessions, a.state.Sessions)
 	same := reflect.DeepEqual(sessions, a.state.Sessions)
 	a.state.Sessions = sessions
 	s, blind := a.state, a.blind

@@ -66,6 +66,23 @@ func sessions(protocols []birdc.Protocol, neighbors []birdc.OSPFNeighbor) []rout
 	return out
 }
 
+// jitter is more than two answers of BIRD differ by about one moment: it counts
+// back from its clock, which it reads once in a round of its loop. No session ends
+// and is back within it, see connectDelay.
+const jitter = connectDelay / 2
+
+// keepSince gives sessions that stand as they were the time that was told first.
+func keepSince(now, before []routing.Session) {
+	for i := range now {
+		s := &now[i]
+		for _, b := range before {
+			if b.Protocol == s.Protocol && b.Name == s.Name && b.Router == s.Router && b.State == s.State && s.Since.Sub(b.Since).Abs() < jitter {
+				s.Since = b.Since
+			}
+		}
+	}
+}
+
 // isSessionOf tells whether BIRD made p for a router that called on an unnumbered
 // peer.
 func isSessionOf(p birdc.Protocol, word string) bool {

@@ -70,3 +70,23 @@ func TestUnsettled(t *testing.T) {
 		}
 	}
 }
+
+func TestKeepSince(t *testing.T) {
+	at := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	before := []routing.Session{{Protocol: "bgp", Name: "tor", State: stateUp, Since: at}}
+	for _, tt := range []struct {
+		name  string
+		state string
+		since time.Time
+		want  time.Time
+	}{
+		{"told 3 ms off", stateUp, at.Add(-3 * time.Millisecond), at},
+		{"another state", "Connect", at.Add(3 * time.Millisecond), at.Add(3 * time.Millisecond)},
+		{"gone and back", stateUp, at.Add(time.Second), at.Add(time.Second)},
+	} {
+		now := []routing.Session{{Protocol: "bgp", Name: "tor", State: tt.state, Since: tt.since}}
+		if keepSince(now, before); !now[0].Since.Equal(tt.want) {
+			t.Errorf("%s: since %v, want %v", tt.name, now[0].Since, tt.want)
+		}
+	}
+}
