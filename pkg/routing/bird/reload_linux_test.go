@@ -35,7 +35,8 @@ func TestReload(t *testing.T) {
 		return nodeWith(t, bgp+`
     peers:
       - {name: left, address: "2001:db8:0:1::1", remoteAS: 64512`+peer+`}
-      - {name: right, address: "2001:db8:0:2::1", remoteAS: 64513, bfd: {}, import: {policy: default}}`)
+      - {name: right, address: "2001:db8:0:2::1", remoteAS: 64513, import: {policy: default},
+         bfd: {transmitMilliseconds: 1000, receiveMilliseconds: 1000}} # not so quick that a busy machine ends it`)
 	}
 	b := startNode(t, node, conf("", ""))
 	established(t, b, "peer_left")
