@@ -48,12 +48,7 @@ func (a *Agent) followNode(ctx context.Context) error {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
-	pools := time.NewTimer(0)
-	pools.Stop()
-	defer pools.Stop()
-	links := time.NewTimer(0)
-	links.Stop()
-	defer links.Stop()
+	pools, links := settling{after: poolsSettle}, settling{after: linksSettle}
 	newest := current // the last that was seen: current, or one that is refused
 	for {
 		if current != nil {
@@ -88,12 +83,14 @@ func (a *Agent) followNode(ctx context.Context) error {
 			case <-a.cidrsChanged:
 				due = true
 			case <-a.poolRoutesChanged: // many at once are one change of BIRD's configuration
-				pools.Reset(poolsSettle)
-			case <-pools.C:
+				pools.begin()
+			case <-pools.over:
+				pools.over = nil
 				due = true
 			case <-a.linksChanged:
-				links.Reset(linksSettle)
-			case <-links.C:
+				links.begin()
+			case <-links.over:
+				links.over = nil
 				now, err := a.look()
 				due = err != nil || !reflect.DeepEqual(now, a.surroundings)
 			case <-a.nodeConfigChanged:
@@ -116,6 +113,19 @@ func (a *Agent) followNode(ctx context.Context) error {
 				}
 			}
 		}
+	}
+}
+
+// settling makes one of the events that come within a time after the first. It does
+// not wait for them to end: they may never.
+type settling struct {
+	after time.Duration
+	over  <-chan time.Time // nil while there was none
+}
+
+func (s *settling) begin() {
+	if s.over == nil {
+		s.over = time.After(s.after)
 	}
 }
 
