@@ -53,6 +53,9 @@ const (
 	// back. What the kubelet and the runtime have to do for one, some 300 ms of a
 	// processor, is to be over by then: each is alone.
 	apart = 500 * time.Millisecond
+	// flipsApart is the time before the next one is told to be ready or not. The
+	// kubelet's probes, a second apart, find out in an order of their own.
+	flipsApart = 100 * time.Millisecond
 	// seenPatience is for an effect to be seen at the router.
 	seenPatience = 30 * time.Second
 )
@@ -278,8 +281,13 @@ type flipSinks map[string]*[]time.Duration
 // flip has all pods say that they are ready, or not, and waits for the effects.
 func (g *generation) flip(ctx context.Context, ready bool, effects flipSinks) error {
 	began := monotonic()
-	if err := g.tell(ctx, g.pods, ready); err != nil {
-		return err
+	for i := range g.pods {
+		if i > 0 {
+			time.Sleep(flipsApart)
+		}
+		if err := g.tell(ctx, g.pods[i:i+1], ready); err != nil {
+			return err
+		}
 	}
 	told, err := g.await(ctx, began, seenPatience, published, ready)
 	if err != nil {

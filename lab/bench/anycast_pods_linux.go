@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -221,20 +222,20 @@ func (g *ground) kill(p *corev1.Pod) (at int64, err error) {
 // has removed the file, too. The API server may not know of that container yet.
 func (g *ground) log(p *corev1.Pod) (*os.File, error) {
 	dir := g.lab.Dir.Member(anycastNode, "log", "pods", fmt.Sprintf("%s_%s_%s", p.Namespace, p.Name, p.UID), "echo")
-	var last *os.File
-	for restarts := 0; ; restarts++ {
-		f, err := os.Open(filepath.Join(dir, fmt.Sprintf("%d.log", restarts)))
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && last != nil:
-			return last, nil
-		case err != nil:
-			return nil, err
-		}
-		if last != nil {
-			last.Close()
-		}
-		last = f
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
 	}
+	last := -1 // earlier ones the kubelet removes
+	for _, f := range files {
+		if n, err := strconv.Atoi(strings.TrimSuffix(f.Name(), ".log")); err == nil {
+			last = max(last, n)
+		}
+	}
+	if last < 0 {
+		return nil, fmt.Errorf("pod %s: no log in %s", p.Name, dir)
+	}
+	return os.Open(filepath.Join(dir, fmt.Sprintf("%d.log", last)))
 }
 
 // terminated finds in a container's log when its process has received SIGTERM.
