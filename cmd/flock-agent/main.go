@@ -55,14 +55,16 @@ func main() {
 	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
 	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
 	flag.StringVar(&c.PodsAPI, "pods-api", pods.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, pods are learned from the API server; empty: always from there")
-	flag.Func("runtime-sockets", "sockets of the container runtime, tried in order, separated by commas; it tells of a crash long before the kubelet does (default \""+strings.Join(exits.DefaultSockets, ",")+"\"; none: the kubelet's pace)", func(s string) error {
-		c.RuntimeSockets = nil
-		if s != "" && s != "none" {
-			c.RuntimeSockets = strings.Split(s, ",")
-		}
-		return nil
+	c.ExitSources = exits.AllWays
+	flag.Func("exit-sources", "who tells of a crash before the kubelet does, in order of preference, separated by commas: containerd (its own events, after some 3 ms), cri (those of any runtime, some 50 ms); none: the kubelet's pace, up to a second (default \"containerd,cri\")", func(s string) (err error) {
+		c.ExitSources, err = exits.ParseWays(s)
+		return err
 	})
 	c.RuntimeSockets = exits.DefaultSockets
+	flag.Func("runtime-sockets", "sockets of the container runtime, for --exit-sources, tried in order, separated by commas (default \""+strings.Join(exits.DefaultSockets, ",")+"\")", func(s string) error {
+		c.RuntimeSockets = strings.Split(s, ",")
+		return nil
+	})
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz, /readyz and /metrics (Prometheus) answer; empty: none")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
 	flag.BoolVar(&showVersion, "version", false, "print the version and end")

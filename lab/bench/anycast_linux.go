@@ -66,8 +66,6 @@ type flipTimes struct {
 	NotReadyAPIDown                      []time.Duration
 	Reached, Routed, BaseRouted          []time.Duration
 	ReadyNode                            []time.Duration
-	Crash, CrashNode, CrashNoticed       []time.Duration
-	CrashContainerd, CrashCRI            []time.Duration
 	Delete, DeleteNoticed, BaseDelete    []time.Duration
 	DeleteNode                           []time.Duration
 	BeforeSIGTERM                        int
@@ -89,10 +87,6 @@ func (m flipTimes) results() []Result {
 		{Name: "anycast.withdraw.delete.node", Unit: "ms", Figures: Milliseconds(m.DeleteNode)},
 		{Name: "kubelet.notices.delete", Unit: "ms", Figures: Milliseconds(m.DeleteNoticed)},
 		{Name: "anycast.withdraw.delete.before-sigterm", Unit: "%", Figures: Figures{N: len(m.Delete), P50: share, P99: share, Max: share}},
-		{Name: "anycast.withdraw.crash", Unit: "ms", Figures: Milliseconds(m.Crash), Baseline: base("kubelet.notices.crash", m.CrashNoticed)},
-		{Name: "anycast.withdraw.crash.node", Unit: "ms", Figures: Milliseconds(m.CrashNode)},
-		{Name: "containerd.notices.crash", Unit: "ms", Figures: Milliseconds(m.CrashContainerd)},
-		{Name: "cri.notices.crash", Unit: "ms", Figures: Milliseconds(m.CrashCRI)},
 		{Name: "anycast.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached)},
 		{Name: "anycast.announce.ready.node", Unit: "ms", Figures: Milliseconds(m.ReadyNode)},
 		{Name: "anycast.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed), Baseline: base("tick.announce.ready.routed", m.BaseRouted)},
@@ -105,12 +99,8 @@ func flips(ctx context.Context, g *ground, n int) (results []Result, err error) 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, base.close()) }()
-	socket, err := g.runtime()
-	if err != nil {
-		return nil, err
-	}
 	seen, err := observing(ctx, observeInput{
-		PodsAPI: g.podsAPI(), Namespace: anycastName, Runtime: socket,
+		PodsAPI: g.podsAPI(), Namespace: anycastName,
 		Node:   member.Of(g.lab.Dir, anycastNode).NetNS(),
 		Router: member.Of(g.lab.Dir, plan.Tor).NetNS(), BaseRouter: base.router.Path(), Outside: member.Of(g.lab.Dir, plan.Outside).NetNS(),
 	})
@@ -126,16 +116,16 @@ func flips(ctx context.Context, g *ground, n int) (results []Result, err error) 
 	var m flipTimes
 	generations := (n + atOnce - 1) / atOnce
 	for i := range generations {
-		gen := generation{ground: g, seen: seen, m: &m}
+		gen := generation{ground: g, seen: seen}
 		// n in all, as evenly as can be.
-		if err := gen.run(ctx, i, n*(i+1)/generations-n*i/generations); err != nil {
+		if err := gen.flips(ctx, i, n*(i+1)/generations-n*i/generations, &m); err != nil {
 			return nil, err
 		}
 	}
 	if err := notConfiguredSince(g.lab, before); err != nil {
 		return nil, err
 	}
-	flipped := len(m.NotReady) + len(m.NotReadyAPIDown) + len(m.Routed) + len(m.Crash) + len(m.Delete)
+	flipped := len(m.NotReady) + len(m.NotReadyAPIDown) + len(m.Routed) + len(m.Delete)
 	return append(m.results(), Result{Name: "anycast.reconfigurations", Unit: "times", Figures: Figures{N: flipped}}), nil
 }
 
@@ -163,17 +153,50 @@ func notConfiguredSince(l *cluster.Lab, before string) error {
 	return err
 }
 
-// generation is pods that come, lose and regain readiness with the API server and
-// without, crash, and are deleted.
+// generation is pods that come at once.
 type generation struct {
 	*ground
 	seen  *sightings
-	m     *flipTimes
 	pods  []corev1.Pod
 	addrs []netip.Addr
 }
 
-func (g *generation) run(ctx context.Context, number, size int) error {
+// flips are a generation that loses and regains readiness with the API server and
+// without, and is deleted.
+func (g *generation) flips(ctx context.Context, number, size int, m *flipTimes) error {
+	began := monotonic()
+	if err := g.come(ctx, number, size); err != nil {
+		return err
+	}
+	if _, err := g.await(ctx, began, podPatience, routedBase, true); err != nil {
+		return fmt.Errorf("new pods at the baseline: %w", err)
+	}
+	if err := g.flip(ctx, false, flipSinks{routed: &m.NotReady, installed: &m.NotReadyNode, routedBase: &m.BaseNotReady}); err != nil {
+		return err
+	}
+	if err := g.flip(ctx, true, flipSinks{routed: &m.Routed, installed: &m.ReadyNode, reached: &m.Reached, routedBase: &m.BaseRouted}); err != nil {
+		return err
+	}
+	err := g.lab.WithoutAPIServer(ctx, func() error {
+		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyAPIDown}); err != nil {
+			return fmt.Errorf("without API server: %w", err)
+		}
+		return g.flip(ctx, true, flipSinks{routed: new([]time.Duration)})
+	})
+	if err != nil {
+		return err
+	}
+	if err := g.kubeletIsBack(ctx, number); err != nil {
+		return fmt.Errorf("after the API server was away: %w", err)
+	}
+	if err := g.delete(ctx, m); err != nil {
+		return fmt.Errorf("delete: %w", err)
+	}
+	return nil
+}
+
+// come makes the pods, and returns when all have their routes.
+func (g *generation) come(ctx context.Context, number, size int) error {
 	g.addrs = nil
 	for i := range size {
 		g.addrs = append(g.addrs, anycastAddr(number, i+1))
@@ -188,38 +211,7 @@ func (g *generation) run(ctx context.Context, number, size int) error {
 	if _, err := g.await(ctx, began, podPatience, routed, true); err != nil {
 		return fmt.Errorf("new pods: %w", err)
 	}
-	if _, err := g.await(ctx, began, podPatience, routedBase, true); err != nil {
-		return fmt.Errorf("new pods at the baseline: %w", err)
-	}
-	if err := g.refresh(ctx); err != nil {
-		return err
-	}
-
-	if err := g.flip(ctx, false, flipSinks{routed: &g.m.NotReady, installed: &g.m.NotReadyNode, routedBase: &g.m.BaseNotReady}); err != nil {
-		return err
-	}
-	if err := g.flip(ctx, true, flipSinks{routed: &g.m.Routed, installed: &g.m.ReadyNode, reached: &g.m.Reached, routedBase: &g.m.BaseRouted}); err != nil {
-		return err
-	}
-	err = g.lab.WithoutAPIServer(ctx, func() error {
-		if err := g.flip(ctx, false, flipSinks{routed: &g.m.NotReadyAPIDown}); err != nil {
-			return fmt.Errorf("without API server: %w", err)
-		}
-		return g.flip(ctx, true, flipSinks{routed: new([]time.Duration)})
-	})
-	if err != nil {
-		return err
-	}
-	if err := g.kubeletIsBack(ctx, number); err != nil {
-		return fmt.Errorf("after the API server was away: %w", err)
-	}
-	if err := g.crash(ctx); err != nil {
-		return fmt.Errorf("crash: %w", err)
-	}
-	if err := g.delete(ctx); err != nil {
-		return fmt.Errorf("delete: %w", err)
-	}
-	return nil
+	return g.refresh(ctx)
 }
 
 // await is sightings.await for all pods, by address.
@@ -303,56 +295,15 @@ func (g *generation) flip(ctx context.Context, ready bool, effects flipSinks) er
 	return nil
 }
 
-// crash kills each pod's process, one when the one before it is back: to start a
-// container again takes more of the machine than all that is measured.
-func (g *generation) crash(ctx context.Context) error {
-	if err := g.refresh(ctx); err != nil { // of the containers' IDs
-		return err
-	}
-	began := monotonic()
-	killed, err := g.each(func(p *corev1.Pod) (int64, error) {
-		at, err := g.kill(p)
-		if err != nil {
-			return 0, err
-		}
-		addr := netip.MustParseAddr(p.Annotations[anycastAnnotation])
-		gone, err := g.seen.await(ctx, at, seenPatience, mark{routed, addr, false})
-		if err != nil {
-			return 0, err
-		}
-		if _, err := g.seen.await(ctx, gone[mark{routed, addr, false}], seenPatience, mark{routed, addr, true}); err != nil {
-			return 0, fmt.Errorf("back again: %w", err)
-		}
-		return at, nil
-	})
-	if err != nil {
-		return err
-	}
-	gone, err := g.await(ctx, began, seenPatience, routed, false)
-	if err != nil {
-		return err
-	}
-	g.m.Crash = append(g.m.Crash, g.since(killed, gone)...)
-	sinks := flipSinks{installed: &g.m.CrashNode, published: &g.m.CrashNoticed, exitContainerd: &g.m.CrashContainerd, exitCRI: &g.m.CrashCRI}
-	for what, took := range sinks {
-		at, err := g.await(ctx, began, seenPatience, what, false)
-		if err != nil {
-			return err
-		}
-		*took = append(*took, g.since(killed, at)...)
-	}
-	return nil
-}
-
 // each does something to one pod after the other, and returns when.
-func (g *generation) each(f func(*corev1.Pod) (int64, error)) (map[netip.Addr]int64, error) {
+func (g *generation) each(f func(i int) (int64, error)) (map[netip.Addr]int64, error) {
 	at := map[netip.Addr]int64{}
 	for i := range g.pods {
 		if i > 0 {
 			time.Sleep(apart)
 		}
 		var err error
-		if at[g.addrs[i]], err = f(&g.pods[i]); err != nil {
+		if at[g.addrs[i]], err = f(i); err != nil {
 			return nil, fmt.Errorf("pod %s: %w", g.pods[i].Name, err)
 		}
 	}
@@ -360,7 +311,7 @@ func (g *generation) each(f func(*corev1.Pod) (int64, error)) (map[netip.Addr]in
 }
 
 // delete deletes each pod, and waits until all have gone.
-func (g *generation) delete(ctx context.Context) error {
+func (g *generation) delete(ctx context.Context, m *flipTimes) error {
 	logs := make([]*os.File, len(g.pods))
 	for i := range g.pods {
 		log, err := g.log(&g.pods[i])
@@ -373,9 +324,9 @@ func (g *generation) delete(ctx context.Context) error {
 	// The baseline has them all before the first is deleted.
 	time.Sleep(baselineTick + 2*baselineDebounce)
 	began := monotonic()
-	requested, err := g.each(func(p *corev1.Pod) (int64, error) {
+	requested, err := g.each(func(i int) (int64, error) {
 		at := monotonic()
-		return at, g.api.Delete(ctx, p.Name, metav1.DeleteOptions{})
+		return at, g.api.Delete(ctx, g.pods[i].Name, metav1.DeleteOptions{})
 	})
 	if err != nil {
 		return err
@@ -384,22 +335,22 @@ func (g *generation) delete(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g.m.Delete = append(g.m.Delete, g.since(requested, gone)...)
+	m.Delete = append(m.Delete, g.since(requested, gone)...)
 	onNode, err := g.await(ctx, began, seenPatience, installed, false)
 	if err != nil {
 		return err
 	}
-	g.m.DeleteNode = append(g.m.DeleteNode, g.since(requested, onNode)...)
+	m.DeleteNode = append(m.DeleteNode, g.since(requested, onNode)...)
 	noticed, err := g.await(ctx, began, seenPatience, deleted, true)
 	if err != nil {
 		return err
 	}
-	g.m.DeleteNoticed = append(g.m.DeleteNoticed, g.since(requested, noticed)...)
+	m.DeleteNoticed = append(m.DeleteNoticed, g.since(requested, noticed)...)
 	base, err := g.await(ctx, began, seenPatience, routedBase, false)
 	if err != nil {
 		return err
 	}
-	g.m.BaseDelete = append(g.m.BaseDelete, g.since(requested, base)...)
+	m.BaseDelete = append(m.BaseDelete, g.since(requested, base)...)
 	if err := g.gone(ctx); err != nil {
 		return err
 	}
@@ -413,7 +364,7 @@ func (g *generation) delete(ctx context.Context) error {
 			return fmt.Errorf("pod %s: %w", g.pods[i].Name, err)
 		}
 		if gone[a] < at {
-			g.m.BeforeSIGTERM++
+			m.BeforeSIGTERM++
 		}
 	}
 	return nil

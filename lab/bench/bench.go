@@ -37,7 +37,7 @@ type Bench struct {
 }
 
 // All are the benches, in the order in which they run.
-var All = []Bench{cniSerial, anycastFlips, anycastThousand, routingNodefail, routingRestart}
+var All = []Bench{cniSerial, anycastFlips, anycastCrash, anycastThousand, routingNodefail, routingRestart}
 
 // Figures are what n measurements came to, in a result's unit. A percentile is
 // the smallest value that at least that part of all does not exceed.

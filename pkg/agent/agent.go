@@ -43,7 +43,9 @@ type Config struct {
 	Kubeconfig    string
 	HealthAddress string
 	PodsAPI       string // the kubelet's socket; empty: ask the API server
-	// RuntimeSockets are tried in order for the exits of containers.
+	// ExitSources say by whom the exits of containers are told, RuntimeSockets
+	// where; both are tried in order.
+	ExitSources    []exits.Way
 	RuntimeSockets []string
 	Log            *slog.Logger
 }
@@ -196,7 +198,7 @@ func (a *Agent) connect() error {
 		a.poolRoutesChanged.give()
 	})
 	a.namespaces = a.api.Namespaces()
-	a.exits = exits.New(exits.Config{Sockets: a.RuntimeSockets, Log: a.Log, OnStatus: func(exits.Status) { a.changed() }})
+	a.exits = exits.New(exits.Config{Sockets: a.RuntimeSockets, Ways: a.ExitSources, Log: a.Log, OnStatus: func(exits.Status) { a.changed() }})
 	claims, err := kube.NewClaims(server)
 	if err != nil {
 		return err

@@ -100,7 +100,7 @@ func (n *node) start() {
 	}
 	defer log.Close()
 	n.agent = exec.Command(filepath.Join(programs, "flock-agent"), "--node-name=node1", "--state-dir="+n.state,
-		"--kubeconfig="+filepath.Join(n.state, "kubeconfig"), "--runtime-sockets=none", "--log-level=debug")
+		"--kubeconfig="+filepath.Join(n.state, "kubeconfig"), "--exit-sources=none", "--log-level=debug")
 	n.agent.Stderr = log
 	n.host.Run(func() { err = n.agent.Start() })
 	if err != nil {

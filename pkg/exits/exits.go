@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,12 +44,15 @@ var DefaultSockets = []string{
 // Way is how exits are learned of.
 type Way int8
 
-// The ways, in the order of preference.
+// The ways.
 const (
 	None Way = iota
 	Containerd
 	CRI
 )
+
+// AllWays are those to learn of exits, the better first.
+var AllWays = []Way{Containerd, CRI}
 
 // String returns the way in words for logs, status and metrics.
 func (w Way) String() string {
@@ -58,6 +63,23 @@ func (w Way) String() string {
 		return "cri"
 	}
 	return "none"
+}
+
+// ParseWays reads ways as their names, separated by commas, in order; "none" alone
+// is no way at all, and returned as an empty slice.
+func ParseWays(s string) ([]Way, error) {
+	ways := []Way{}
+	if s == None.String() {
+		return ways, nil
+	}
+	for name := range strings.SplitSeq(s, ",") {
+		i := slices.IndexFunc(AllWays, func(w Way) bool { return w.String() == name })
+		if i < 0 {
+			return nil, fmt.Errorf("%q: want containerd, cri, or both separated by a comma, or none", name)
+		}
+		ways = append(ways, AllWays[i])
+	}
+	return ways, nil
 }
 
 // Status says how exits are learned of now.
@@ -73,8 +95,10 @@ type Config struct {
 	// Sockets are tried in order; the first that answers is used until it
 	// does not.
 	Sockets []string
-	Ways    []Way // of which each socket is asked, in order; nil: all
-	Log     *slog.Logger
+	// Ways are asked for at each socket, in order. Without any nothing is
+	// contacted, and nothing told.
+	Ways []Way
+	Log  *slog.Logger
 	// OnStatus is called with each new Status, after the fact; may be nil. Its
 	// calls come one at a time and hold up Watch.
 	OnStatus func(Status)
@@ -99,11 +123,7 @@ const (
 
 // New returns the Runtime that c describes. Nothing is contacted yet.
 func New(c Config) *Runtime {
-	ways := c.Ways
-	if ways == nil {
-		ways = []Way{Containerd, CRI}
-	}
-	return &Runtime{sockets: c.Sockets, ways: ways, log: c.Log, onStatus: c.OnStatus, status: Status{Since: time.Now()}}
+	return &Runtime{sockets: c.Sockets, ways: c.Ways, log: c.Log, onStatus: c.OnStatus, status: Status{Since: time.Now()}}
 }
 
 // Status says how exits are learned of now.
@@ -116,6 +136,10 @@ func (r *Runtime) Status() Status {
 // Watch tells of each exit, one call at a time, until ctx ends, and returns why
 // it ended.
 func (r *Runtime) Watch(ctx context.Context, f func(Exit)) error {
+	if len(r.ways) == 0 || len(r.sockets) == 0 {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	known := table{}
 	pause := retryMin
 	for {

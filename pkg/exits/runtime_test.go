@@ -295,7 +295,7 @@ type watcher struct {
 
 func watch(t *testing.T, sockets ...string) *watcher {
 	w := &watcher{t: t, exits: make(chan Exit, 100), status: make(chan Status, 100)}
-	w.runtime = New(Config{Sockets: sockets, Log: slog.New(slog.DiscardHandler), OnStatus: func(s Status) { w.status <- s }})
+	w.runtime = New(Config{Sockets: sockets, Ways: AllWays, Log: slog.New(slog.DiscardHandler), OnStatus: func(s Status) { w.status <- s }})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.runtime.Watch(ctx, func(e Exit) { w.exits <- e }) }()
@@ -550,4 +550,22 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%s was read as %+v", topic, e)
 		}
 	})
+}
+
+func TestParseWays(t *testing.T) {
+	for s, want := range map[string][]Way{
+		"containerd,cri": {Containerd, CRI},
+		"cri,containerd": {CRI, Containerd},
+		"cri":            {CRI},
+		"none":           {},
+	} {
+		if got, err := ParseWays(s); err != nil || got == nil || !slices.Equal(got, want) {
+			t.Errorf("ParseWays(%q) = %v, %v; want %v", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "cri,", "none,cri", "docker", "CRI"} {
+		if got, err := ParseWays(s); err == nil {
+			t.Errorf("ParseWays(%q) = %v, want an error", s, got)
+		}
+	}
 }
