@@ -103,7 +103,7 @@ func renderKernel(c *conf, in routing.Intent, f family) {
 	if in.BGP != nil {
 		multipath = in.BGP.Multipath
 	}
-	c.add("\nprotocol kernel kernel%s {\n\tipv%s {\n\t\ttable master%s;\n\t\timport filter flock_routes;\n", f, f, f)
+	c.add("\nprotocol kernel kernel%s {\n\tipv%s {\n\t\ttable master%s;\n\t\timport filter flock_routes;\n"+keepFiltered, f, f, f)
 	bgp := in.BGP != nil && slices.ContainsFunc(in.BGP.Peers, func(p config.BGPPeer) bool { return p.Import.Any() && carries(p, f) })
 	ospf := in.OSPF != nil && in.OSPF.Import.Any() && speaks(in.OSPF, f)
 	if bgp || ospf {
@@ -138,6 +138,16 @@ func preferredSource(s config.Sources, f family) term {
 	}
 	return symbol{" krt_prefsrc = " + addr(a).term() + ";"}
 }
+
+// keepFiltered holds BIRD off freed memory. What it learns from the kernel points
+// at the prefix in its table, also what the filter refuses; without this the table
+// frees a prefix that has only such routes, after a while. Once one of them comes
+// to be looked at again, as when the route to an anycast address goes and the one
+// beside it stays, BIRD withdraws whatever it finds there instead: another
+// address, or it ends with "unknown network type" (2.0.12 to 2.19.2).
+const keepFiltered = `		# Else BIRD uses memory that it has freed: never without.
+		import keep filtered;
+`
 
 const kernelEnd = `	};
 	# Pods keep their routes while BIRD is away.
