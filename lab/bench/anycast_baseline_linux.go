@@ -18,7 +18,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	podsapi "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 
 	"flock.fritzlab.net/flock/lab/process"
@@ -202,6 +204,9 @@ func (b *baseline) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			now, err := b.ready(ctx, client)
+			if status.Code(err) == codes.ResourceExhausted {
+				continue // the kubelet's rate limit, of all its clients together
+			}
 			if err != nil {
 				return unlessDone(errors.Join(err, context.Cause(ctx)))
 			}

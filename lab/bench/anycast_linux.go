@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/member"
 	"flock.fritzlab.net/flock/lab/plan"
+	"flock.fritzlab.net/flock/lab/process"
 )
 
 // anycastFlips measures how soon the router's kernel knows what has become of a
@@ -227,21 +229,32 @@ func (g *generation) await(ctx context.Context, since int64, patience time.Durat
 	return at, nil
 }
 
-// refresh reads the pods, in the order of their addresses.
+// refresh reads the pods, in the order of their addresses, once the API server
+// knows the containers of all.
 func (g *generation) refresh(ctx context.Context) error {
-	all, err := g.list(ctx)
-	if err != nil {
-		return err
-	}
-	by := map[string]corev1.Pod{}
-	for _, p := range all {
-		by[p.Annotations[anycastAnnotation]] = p
-	}
-	g.pods = nil
-	for _, a := range g.addrs {
-		g.pods = append(g.pods, by[a.String()])
-	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, podPatience)
+	defer cancel()
+	return process.Await(ctx, "the API server to know the pods' containers", nil, func(ctx context.Context) error {
+		all, err := g.list(ctx)
+		if err != nil {
+			return err
+		}
+		by := map[string]corev1.Pod{}
+		for _, p := range all {
+			if slices.ContainsFunc(p.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.ContainerID != "" }) {
+				by[p.Annotations[anycastAnnotation]] = p
+			}
+		}
+		g.pods = nil
+		for _, a := range g.addrs {
+			p, ok := by[a.String()]
+			if !ok {
+				return fmt.Errorf("not that of the one with %s", a)
+			}
+			g.pods = append(g.pods, p)
+		}
+		return nil
+	})
 }
 
 // since adds up the times from start to end, by pod.

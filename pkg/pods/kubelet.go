@@ -27,7 +27,7 @@ const (
 	answerPatience = time.Second
 	// limitPause is how long to wait when the kubelet's rate limit refuses a
 	// call, and limitPatience for how long to go on: it admits ten calls at
-	// once, and then one every 10 ms.
+	// once, and then one every 10 ms, of all its clients together.
 	limitPause    = 10 * time.Millisecond
 	limitPatience = 5 * time.Second
 	// syncPatience is for all pods of the node, at the start of a watch.
@@ -46,6 +46,14 @@ type kubelet struct {
 	syncPatience time.Duration
 	// watched is the connection of the stream, once it is in sync.
 	watched atomic.Pointer[grpc.ClientConn]
+	// limited is held by the one call that tries again after the rate limit has
+	// refused it. Those behind it wait without asking, and so leave other clients
+	// of the kubelet their share.
+	limited chan struct{}
+}
+
+func newKubelet(socket string, syncPatience time.Duration) *kubelet {
+	return &kubelet{socket: socket, syncPatience: syncPatience, limited: make(chan struct{}, 1)}
 }
 
 // dial connects, or returns the plain error if nobody listens on the socket,
@@ -76,19 +84,33 @@ func (k *kubelet) get(ctx context.Context, ref Ref) (*Pod, error) {
 		defer conn.Close()
 	}
 	client := podsapi.NewPodsClient(conn)
+	answer, err := getPod(ctx, client, ref.UID)
+	if status.Code(err) == codes.ResourceExhausted {
+		answer, err = k.getWithinLimit(ctx, client, ref.UID, err)
+	}
+	switch status.Code(err) {
+	case codes.OK:
+		return decode(answer.GetPod())
+	case codes.NotFound:
+		return nil, fmt.Errorf("the kubelet has %w: pod %s with UID %s", ErrNotFound, ref, ref.UID)
+	}
+	return nil, k.explain(err)
+}
+
+// getWithinLimit asks again until the rate limit lets it, in its turn. The error
+// is that of the last time.
+func (k *kubelet) getWithinLimit(ctx context.Context, client podsapi.PodsClient, uid string, refused error) (*podsapi.GetPodResponse, error) {
+	select {
+	case k.limited <- struct{}{}:
+		defer func() { <-k.limited }()
+	case <-ctx.Done():
+		return nil, refused
+	}
 	for {
-		answer, err := getPod(ctx, client, ref.UID)
-		switch status.Code(err) {
-		case codes.OK:
-			return decode(answer.GetPod())
-		case codes.NotFound:
-			return nil, fmt.Errorf("the kubelet has %w: pod %s with UID %s", ErrNotFound, ref, ref.UID)
-		case codes.ResourceExhausted:
-			if sleep(ctx, limitPause) == nil {
-				continue
-			}
+		answer, err := getPod(ctx, client, uid)
+		if status.Code(err) != codes.ResourceExhausted || sleep(ctx, limitPause) != nil {
+			return answer, err
 		}
-		return nil, k.explain(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package pods
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -33,7 +34,7 @@ type fakeKubelet struct {
 	socket   string
 	listener net.Listener
 	server   *grpc.Server
-	refused  chan struct{} // a call was refused
+	refused  chan string // a call was refused: the pod's UID, if it was about one
 
 	mu      sync.Mutex // guards what follows
 	pods    map[types.UID]*corev1.Pod
@@ -44,7 +45,7 @@ type fakeKubelet struct {
 func startFakeKubelet(t *testing.T) *fakeKubelet {
 	k := &fakeKubelet{
 		t: t, socket: filepath.Join(t.TempDir(), "pods-api.sock"),
-		refused: make(chan struct{}, 1000),
+		refused: make(chan string, 1000),
 		pods:    map[types.UID]*corev1.Pod{}, streams: map[chan *podsapi.WatchPodsEvent]bool{},
 	}
 	k.start()
@@ -122,17 +123,17 @@ func (k *fakeKubelet) setRefuse(err error) {
 	k.refuse = err
 }
 
-func (k *fakeKubelet) answer() error {
+func (k *fakeKubelet) answer(uid string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.refuse != nil {
-		k.refused <- struct{}{}
+		k.refused <- uid
 	}
 	return k.refuse
 }
 
 func (k *fakeKubelet) GetPod(_ context.Context, r *podsapi.GetPodRequest) (*podsapi.GetPodResponse, error) {
-	if err := k.answer(); err != nil {
+	if err := k.answer(r.PodUID); err != nil {
 		return nil, err
 	}
 	k.mu.Lock()
@@ -145,7 +146,7 @@ func (k *fakeKubelet) GetPod(_ context.Context, r *podsapi.GetPodRequest) (*pods
 }
 
 func (k *fakeKubelet) WatchPods(_ *podsapi.WatchPodsRequest, s podsapi.Pods_WatchPodsServer) error {
-	if err := k.answer(); err != nil {
+	if err := k.answer(""); err != nil {
 		return err
 	}
 	events := make(chan *podsapi.WatchPodsEvent, 100)
@@ -329,16 +330,20 @@ func TestKubeletRestart(t *testing.T) {
 	w.expect("~a NotReady")
 }
 
-// awaitRefused waits until n more calls have been refused.
-func (k *fakeKubelet) awaitRefused(n int) {
+// awaitRefused waits until n more calls have been refused, and returns how many of
+// them were about each pod.
+func (k *fakeKubelet) awaitRefused(n int) map[string]int {
+	times := map[string]int{}
 	for range n {
 		select {
-		case <-k.refused:
+		case uid := <-k.refused:
+			times[uid]++
 		case <-time.After(patience):
 			k.t.Error("not asked again")
-			return
+			return times
 		}
 	}
+	return times
 }
 
 func TestKubeletSocketAppearsLater(t *testing.T) {
@@ -414,7 +419,7 @@ func TestKubeletIsNoKubelet(t *testing.T) {
 // that is all.
 func TestKubeletHangs(t *testing.T) {
 	held := make(chan net.Conn, 1000)
-	k := &kubelet{syncPatience: 10 * time.Millisecond, socket: listen(t, func(c net.Conn) { held <- c })}
+	k := newKubelet(listen(t, func(c net.Conn) { held <- c }), 10*time.Millisecond)
 	w := startWatchOf(t, newLocal(map[Origin]source{Kubelet: k}, slog.New(slog.DiscardHandler), nil))
 	w.expectStatus(None, "no complete list of pods within 10ms")
 	began := time.Now()
@@ -446,15 +451,31 @@ func TestKubeletGet(t *testing.T) {
 		t.Errorf("Get without a UID returned %v, want an error that says so", err)
 	}
 
-	// The rate limit is the kubelet's, not the pod's.
+	// The rate limit is the kubelet's, not the pod's, and for all its clients: of
+	// many that it refuses, one asks again.
+	const many = 20
 	k.setRefuse(status.Error(codes.ResourceExhausted, "rejected by rate limit"))
-	go func() {
-		k.awaitRefused(3)
-		k.setRefuse(nil)
-	}()
-	if _, err := local.Get(t.Context(), a); err != nil {
-		t.Errorf("Get past the rate limit returned %v", err)
+	var all sync.WaitGroup
+	for i := range many {
+		uid := fmt.Sprint("uid-", i)
+		k.set(apiPod(fmt.Sprint(i), corev1.ConditionTrue, 0), false)
+		all.Go(func() {
+			if _, err := local.Get(t.Context(), Ref{"shop", fmt.Sprint(i), uid}); err != nil {
+				t.Errorf("Get past the rate limit returned %v", err)
+			}
+		})
 	}
+	again := 0
+	for _, times := range k.awaitRefused(many + 5) {
+		if times > 1 {
+			again++
+		}
+	}
+	if again != 1 {
+		t.Errorf("%d calls ask again at the same time, want 1", again)
+	}
+	k.setRefuse(nil)
+	all.Wait()
 
 	k.stop()
 	if _, err := local.Get(t.Context(), a); err == nil || errors.Is(err, ErrNotFound) {

@@ -78,7 +78,7 @@ var _ Source = (*Local)(nil)
 func New(c Config) (*Local, error) {
 	sources := map[Origin]source{}
 	if c.Socket != "" {
-		sources[Kubelet] = &kubelet{socket: c.Socket, syncPatience: syncPatience}
+		sources[Kubelet] = newKubelet(c.Socket, syncPatience)
 	}
 	if c.API != nil {
 		a, err := newAPIServer(c.API, c.Node, c.Log)
