@@ -92,7 +92,38 @@ func router(tor member.Member, mtu int) error {
 	if err != nil {
 		return err
 	}
-	return address(tor, bridge, plan.TorLAN)
+	if err := address(tor, bridge, plan.TorLAN); err != nil {
+		return err
+	}
+	return acknowledgeAtOnce(tor, bridge, plan.TorLAN)
+}
+
+// acknowledgeAtOnce has the router's TCP not hold acknowledgements back for what
+// comes from the link's subnets, as a router should for BGP: BIRD on the other side
+// sends a second update only when the first is acknowledged, and Linux may take
+// 40 ms for that on a session on which it has just spoken itself.
+func acknowledgeAtOnce(m member.Member, link string, addrs plan.Addresses) error {
+	return in(m, func(h *netlink.Handle) error {
+		l, err := h.LinkByName(link)
+		if err != nil {
+			return err
+		}
+		for _, p := range addrs.All() {
+			// The kernel's own route to the subnet, which it takes for the same.
+			r := &netlink.Route{
+				LinkIndex: l.Attrs().Index, Dst: ipNet(p.Masked()), Protocol: unix.RTPROT_KERNEL, QuickACK: 1,
+			}
+			if p.Addr().Is6() {
+				r.Priority = 256
+			} else {
+				r.Scope, r.Src = netlink.SCOPE_LINK, p.Addr().AsSlice()
+			}
+			if err := h.RouteReplace(r); err != nil {
+				return fmt.Errorf("%s: route to %s by %s: %w", m.Name(), p.Masked(), link, err)
+			}
+		}
+		return nil
+	})
 }
 
 // cable is a veth pair from the router to a member, called by the member's name at
