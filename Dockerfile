@@ -9,7 +9,7 @@ COPY pkg ./pkg
 ARG VERSION=dev
 RUN CGO_ENABLED=0 go build -trimpath \
     -ldflags "-s -w -X flock.fritzlab.net/flock/pkg/version.Version=${VERSION}" \
-    -o /out/ ./cmd/flock ./cmd/flock-agent ./cmd/flock-installer
+    -o /out/ ./cmd/flock ./cmd/flock-agent ./cmd/flock-installer ./cmd/flock-slice
 
 FROM debian:12-slim
 RUN apt-get update \
@@ -18,5 +18,6 @@ RUN apt-get update \
 COPY --from=build /out/flock /usr/local/bin/flock
 COPY --from=build /out/flock-agent /usr/local/bin/flock-agent
 COPY --from=build /out/flock-installer /usr/local/bin/flock-installer
+COPY --from=build /out/flock-slice /usr/local/bin/flock-slice
 COPY deploy/bird.conf /etc/flock/bird.conf
 ENTRYPOINT ["/usr/local/bin/flock-agent"]

@@ -106,6 +106,9 @@ func TestDaemonSetFitsTheImage(t *testing.T) {
 			t.Errorf("container %s: image %s, want %s, which is what kustomize's images: replaces", c.Name, c.Image, image.FlockRef)
 		}
 		commands := [][]string{c.Command}
+		if len(c.Command) > 1 && path.Base(c.Command[0]) == "flock-slice" {
+			commands = append(commands, c.Command[1:])
+		}
 		for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 			if p != nil && p.Exec != nil {
 				commands = append(commands, p.Exec.Command)

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/lab/cgroup"
 	"flock.fritzlab.net/flock/lab/plan"
@@ -97,11 +100,46 @@ func replaceFlock(t *testing.T) {
 		})
 		sessionsUp(t)
 	}
+	shortTurns(t)
 
 	for _, a := range asked {
 		a.allAnswered(t)
 	}
 	routes.noneLost(t)
+}
+
+// shortTurns: the threads of both that a withdrawal passes, as the kernel has them.
+func shortTurns(t *testing.T) {
+	t.Helper()
+	const slice = 100 * time.Microsecond
+	for _, n := range plan.Nodes(3) {
+		for _, program := range []string{"/usr/sbin/bird", "/usr/local/bin/flock-agent"} {
+			threads := 0
+			for _, pid := range running(t, n.Name(), program) {
+				tasks, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, task := range tasks {
+					tid, err := strconv.Atoi(task.Name())
+					if err != nil {
+						t.Fatal(err)
+					}
+					attr, err := unix.SchedGetAttr(tid, 0)
+					if errors.Is(err, unix.ESRCH) {
+						continue // ended meanwhile
+					}
+					if err != nil || attr.Runtime != uint64(slice.Nanoseconds()) {
+						t.Errorf("%s on %s, thread %d: %+v, %v: want slices of %v", program, n.Name(), tid, attr, err, slice)
+					}
+					threads++
+				}
+			}
+			if threads == 0 {
+				t.Errorf("%s does not run on %s", program, n.Name())
+			}
+		}
+	}
 }
 
 // sessionsUp waits until the router has a session with every node and family,
@@ -121,6 +159,18 @@ func sessionsUp(t *testing.T) {
 // killOn kills what runs program on a node, and counts.
 func killOn(t *testing.T, node, program string) (killed int) {
 	t.Helper()
+	for _, pid := range running(t, node, program) {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		killed++
+	}
+	return killed
+}
+
+// running are the processes of a node that run program.
+func running(t *testing.T, node, program string) (found []int) {
+	t.Helper()
 	tree, err := cgroup.ForLab(labName)
 	if err != nil {
 		t.Fatal(err)
@@ -135,13 +185,10 @@ func killOn(t *testing.T, node, program string) (killed int) {
 			continue // ended meanwhile
 		}
 		if argv0, _, _ := strings.Cut(string(cmdline), "\x00"); argv0 == program {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			killed++
+			found = append(found, pid)
 		}
 	}
-	return killed
+	return found
 }
 
 // demoURLs are those of one of prove's pods on the node, of both families.

@@ -14,7 +14,7 @@ const (
 )
 
 // Programs are those of flock in its image, all in /usr/local/bin.
-var Programs = []string{"flock", "flock-agent", "flock-installer"}
+var Programs = []string{"flock", "flock-agent", "flock-installer", "flock-slice"}
 
 // Flock is flock's own image, the same that the Dockerfile makes, less the rest
 // of Debian: there is no shell in it, so that nothing in deploy/ comes to need

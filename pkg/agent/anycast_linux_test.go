@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/pkg/anycast"
+	"flock.fritzlab.net/flock/pkg/timeslice"
 )
 
 func TestAddressList(t *testing.T) {
@@ -32,7 +33,7 @@ func TestShortTurns(t *testing.T) {
 		t.Fatal(err)
 	}
 	attr, err := unix.SchedGetAttr(0, 0)
-	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Runtime != uint64(slice.Nanoseconds()) {
-		t.Errorf("%+v, %v: want the policy as it was, with %v", attr, err, slice)
+	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Runtime != uint64(timeslice.Short.Nanoseconds()) {
+		t.Errorf("%+v, %v: want the policy as it was, with %v", attr, err, timeslice.Short)
 	}
 }

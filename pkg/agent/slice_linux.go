@@ -4,19 +4,14 @@ import (
 	"errors"
 	"os"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/timeslice"
 )
 
-// slice is how long the agent's threads want to run at a time. A kernel from 6.12
-// on lets those that want little go ahead of those that want much: a withdrawal on
-// a busy node takes its turn when it is due, not when others' milliseconds are
-// over. The agent gets no more of the processor for it, and no privilege is needed.
-// Older kernels take no notice.
-const slice = 100 * time.Microsecond // the least that the kernel takes
-
-// takeShortTurns asks for it for all threads, and so for those that they make.
+// takeShortTurns has all threads of the agent, and so those that they make, take
+// their turns on a busy node as promptly as the kernel lets them.
 func takeShortTurns() error {
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -27,12 +22,7 @@ func takeShortTurns() error {
 		if err != nil {
 			return err
 		}
-		attr, err := unix.SchedGetAttr(tid, 0)
-		if err == nil {
-			attr.Runtime = uint64(slice.Nanoseconds())
-			err = unix.SchedSetAttr(tid, attr, 0)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) { // ended meanwhile
+		if err := timeslice.Shorten(tid); err != nil && !errors.Is(err, unix.ESRCH) { // ended meanwhile
 			return err
 		}
 	}

@@ -1,0 +1,54 @@
+// Command flock-slice runs a program with short slices of the processor's time, as
+// the DaemonSet does BIRD. See docs/deploy.md.
+package main
+
+import (
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/timeslice"
+)
+
+const usage = `flock-slice runs a program with short slices of the processor's time.
+
+  flock-slice PROGRAM [ARGUMENT]...
+
+It asks the kernel's scheduler for slices of 0.1 ms and becomes PROGRAM, which is
+a path and keeps the process ID. On a busy node PROGRAM then need not wait until
+others' slices are over, from Linux 6.12 on. It gets no more of the processor for
+it, and all else is as if it had been started by itself. Where the kernel refuses,
+PROGRAM runs all the same, and a line on standard error says so.
+`
+
+func main() {
+	if err := run(os.Args[1:]); err != "" {
+		os.Stderr.WriteString("flock-slice: " + err + "\n")
+		os.Exit(1)
+	}
+}
+
+// run returns only if there is nothing to run, or it cannot be run. It does without
+// fmt and flag, which would be linked and started at each start of the program.
+func run(args []string) (problem string) {
+	if len(args) == 0 {
+		return "no program: want its path; flock-slice --help says more"
+	}
+	program := args[0]
+	switch program {
+	case "help", "--help", "-help", "-h":
+		os.Stdout.WriteString(usage)
+		return ""
+	}
+	if !strings.Contains(program, "/") {
+		return program + ": want the path of a program, PATH is not searched; flock-slice --help says more"
+	}
+	runtime.LockOSThread() // the slice is the thread's, and so the one that executes has it
+	if err := timeslice.Shorten(0); err != nil {
+		os.Stderr.WriteString("flock-slice: " + program + " runs with slices of the usual length: " + err.Error() +
+			": have the seccomp profile allow sched_getattr and sched_setattr\n")
+	}
+	return program + ": " + unix.Exec(program, args, os.Environ()).Error()
+}
