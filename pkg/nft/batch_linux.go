@@ -5,13 +5,16 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // A Batch is a transaction being written. The zero value is an empty one. What it
 // adds may be there already, as it is added; what it deletes must be there.
 type Batch struct {
-	b     attributes
+	b     netlink.Request
 	steps []step
+	last  int // where in b the last step begins
 	// nextSet numbers sets within the transaction, as the kernel wants it.
 	nextSet uint32
 }
@@ -29,40 +32,35 @@ func (s step) String() string { return s.verb + " " + s.object.String() }
 // says otherwise.
 func (b *Batch) Len() int { return len(b.b) }
 
-func (b *Batch) add(verb string, object fmt.Stringer, typ, flags uint16, family Family, fill func(a *attributes)) {
+func (b *Batch) add(verb string, object fmt.Stringer, typ, flags uint16, family Family, fill func(a *netlink.Request)) {
 	if len(b.b) == 0 {
 		b.control(unix.NFNL_MSG_BATCH_BEGIN)
 	}
-	start := len(b.b)
-	b.b = appendHeader(b.b, typ, flags, family)
+	b.last = begin(&b.b, typ, flags, family)
 	fill(&b.b)
-	endMessage(b.b, start)
+	b.b.End(b.last)
 	b.steps = append(b.steps, step{verb, object})
 }
 
 // control is the message that begins or ends a transaction.
 func (b *Batch) control(typ uint16) {
-	start := len(b.b)
-	b.b = appendHeader(b.b, 0, 0, 0)
-	native.PutUint16(b.b[start+4:], typ)
-	binary.BigEndian.PutUint16(b.b[start+unix.SizeofNlMsghdr+2:], unix.NFNL_SUBSYS_NFTABLES)
-	endMessage(b.b, start)
+	b.b.End(b.b.Begin(typ, 0, 0, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES))
 }
 
 // AddTable adds a table.
 func (b *Batch) AddTable(t Table) {
-	b.add("add table", t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, t.Family, func(a *attributes) {
-		a.str(unix.NFTA_TABLE_NAME, t.Name)
+	b.add("add table", t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, t.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_TABLE_NAME, t.Name)
 	})
 }
 
 // AddCounter adds a counter; one that is there keeps its count.
 func (b *Batch) AddCounter(c Counter) {
-	b.add("add counter", c, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, c.Table.Family, func(a *attributes) {
-		a.str(unix.NFTA_OBJ_TABLE, c.Table.Name)
-		a.str(unix.NFTA_OBJ_NAME, c.Name)
-		a.u32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
-		a.nest(unix.NFTA_OBJ_DATA, func() {})
+	b.add("add counter", c, unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, c.Table.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_OBJ_TABLE, c.Table.Name)
+		a.Str(unix.NFTA_OBJ_NAME, c.Name)
+		a.BE32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+		a.Nest(unix.NFTA_OBJ_DATA, func() {})
 	})
 }
 
@@ -71,18 +69,18 @@ const nftaSetExpr = 17 // NFTA_SET_EXPR of linux/netfilter/nf_tables.h
 // AddSet adds a set. One of the same name with another key is an error.
 func (b *Batch) AddSet(s Set) {
 	b.nextSet++
-	b.add("add set", s, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, s.Table.Family, func(a *attributes) {
-		a.str(unix.NFTA_SET_TABLE, s.Table.Name)
-		a.str(unix.NFTA_SET_NAME, s.Name)
-		a.u32(unix.NFTA_SET_FLAGS, 0)
-		a.u32(unix.NFTA_SET_KEY_TYPE, s.keyType())
-		a.u32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLen()))
-		a.u32(unix.NFTA_SET_ID, b.nextSet)
-		a.put(unix.NFTA_SET_USERDATA, s.userdata())
+	b.add("add set", s, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, s.Table.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_SET_TABLE, s.Table.Name)
+		a.Str(unix.NFTA_SET_NAME, s.Name)
+		a.BE32(unix.NFTA_SET_FLAGS, 0)
+		a.BE32(unix.NFTA_SET_KEY_TYPE, s.keyType())
+		a.BE32(unix.NFTA_SET_KEY_LEN, uint32(s.keyLen()))
+		a.BE32(unix.NFTA_SET_ID, b.nextSet)
+		a.Bytes(unix.NFTA_SET_USERDATA, s.userdata())
 		if s.Counters {
-			a.nest(nftaSetExpr, func() {
-				a.str(unix.NFTA_EXPR_NAME, "counter")
-				a.nest(unix.NFTA_EXPR_DATA, func() {})
+			a.Nest(nftaSetExpr, func() {
+				a.Str(unix.NFTA_EXPR_NAME, "counter")
+				a.Nest(unix.NFTA_EXPR_DATA, func() {})
 			})
 		}
 	})
@@ -96,33 +94,33 @@ func (s Set) userdata() []byte {
 	if len(s.Key) == 1 && s.Key[0] == IfName {
 		order = hostEndian
 	}
-	return native.AppendUint32([]byte{keyByteOrder, 4}, order)
+	return binary.NativeEndian.AppendUint32([]byte{keyByteOrder, 4}, order)
 }
 
 // AddChain adds a chain without rules; one that is there keeps its rules.
 func (b *Batch) AddChain(c Chain) {
-	b.add("add chain", c, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, c.Table.Family, func(a *attributes) {
-		a.str(unix.NFTA_CHAIN_TABLE, c.Table.Name)
-		a.str(unix.NFTA_CHAIN_NAME, c.Name)
-		a.str(unix.NFTA_CHAIN_TYPE, "filter")
-		a.nest(unix.NFTA_CHAIN_HOOK, func() {
-			a.u32(unix.NFTA_HOOK_HOOKNUM, c.Hook)
-			a.u32(unix.NFTA_HOOK_PRIORITY, uint32(c.Priority))
+	b.add("add chain", c, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, c.Table.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_CHAIN_TABLE, c.Table.Name)
+		a.Str(unix.NFTA_CHAIN_NAME, c.Name)
+		a.Str(unix.NFTA_CHAIN_TYPE, "filter")
+		a.Nest(unix.NFTA_CHAIN_HOOK, func() {
+			a.BE32(unix.NFTA_HOOK_HOOKNUM, c.Hook)
+			a.BE32(unix.NFTA_HOOK_PRIORITY, uint32(c.Priority))
 		})
 	})
 }
 
 // SetRules makes a chain's rules these and no others.
 func (b *Batch) SetRules(c Chain, rules ...Rule) {
-	b.add("delete rules of chain", c, unix.NFT_MSG_DELRULE, 0, c.Table.Family, func(a *attributes) {
-		a.str(unix.NFTA_RULE_TABLE, c.Table.Name)
-		a.str(unix.NFTA_RULE_CHAIN, c.Name)
+	b.add("delete rules of chain", c, unix.NFT_MSG_DELRULE, 0, c.Table.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_RULE_TABLE, c.Table.Name)
+		a.Str(unix.NFTA_RULE_CHAIN, c.Name)
 	})
 	for _, r := range rules {
-		b.add("add rule to chain", c, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, c.Table.Family, func(a *attributes) {
-			a.str(unix.NFTA_RULE_TABLE, c.Table.Name)
-			a.str(unix.NFTA_RULE_CHAIN, c.Name)
-			a.nest(unix.NFTA_RULE_EXPRESSIONS, func() {
+		b.add("add rule to chain", c, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, c.Table.Family, func(a *netlink.Request) {
+			a.Str(unix.NFTA_RULE_TABLE, c.Table.Name)
+			a.Str(unix.NFTA_RULE_CHAIN, c.Name)
+			a.Nest(unix.NFTA_RULE_EXPRESSIONS, func() {
 				for _, e := range r {
 					e.appendTo(a)
 				}
@@ -148,13 +146,13 @@ const maxElements = 1024
 func (b *Batch) elements(verb string, s Set, typ, flags uint16, keys []string) {
 	for len(keys) > 0 {
 		n := min(len(keys), maxElements)
-		b.add(verb, s, typ, flags, s.Table.Family, func(a *attributes) {
-			a.str(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
-			a.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
-			a.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
+		b.add(verb, s, typ, flags, s.Table.Family, func(a *netlink.Request) {
+			a.Str(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
+			a.Str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+			a.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
 				for _, k := range keys[:n] {
-					a.nest(unix.NFTA_LIST_ELEM, func() {
-						a.nest(unix.NFTA_SET_ELEM_KEY, func() { a.put(unix.NFTA_DATA_VALUE, []byte(k)) })
+					a.Nest(unix.NFTA_LIST_ELEM, func() {
+						a.Nest(unix.NFTA_SET_ELEM_KEY, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte(k)) })
 					})
 				}
 			})
@@ -165,8 +163,8 @@ func (b *Batch) elements(verb string, s Set, typ, flags uint16, keys []string) {
 
 // Empty deletes all members of a set.
 func (b *Batch) Empty(s Set) {
-	b.add("empty set", s, unix.NFT_MSG_DELSETELEM, 0, s.Table.Family, func(a *attributes) {
-		a.str(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
-		a.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
+	b.add("empty set", s, unix.NFT_MSG_DELSETELEM, 0, s.Table.Family, func(a *netlink.Request) {
+		a.Str(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
+		a.Str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 	})
 }

@@ -4,6 +4,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // A Rule is carried out from left to right until an expression does not match.
@@ -16,7 +18,7 @@ func (r Rule) On(more ...Expr) Rule { return slices.Concat(r, more) }
 // of two fields is put together by loading the first into 1 and the second into 2.
 type Expr struct {
 	name string
-	fill func(*attributes)
+	fill func(*netlink.Request)
 }
 
 // The registers that flock's rules use.
@@ -27,9 +29,9 @@ const (
 
 // Meta loads what the kernel knows of the packet beside its bytes (NFT_META_…).
 func Meta(key, reg uint32) Expr {
-	return Expr{"meta", func(a *attributes) {
-		a.u32(unix.NFTA_META_KEY, key)
-		a.u32(unix.NFTA_META_DREG, reg)
+	return Expr{"meta", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_META_KEY, key)
+		a.BE32(unix.NFTA_META_DREG, reg)
 	}}
 }
 
@@ -37,11 +39,11 @@ func Meta(key, reg uint32) Expr {
 // (NFT_PAYLOAD_…). A packet that is too short does not match, nor one whose
 // transport header is asked for and is not in it, as in a later fragment.
 func Payload(base, offset, n, reg uint32) Expr {
-	return Expr{"payload", func(a *attributes) {
-		a.u32(unix.NFTA_PAYLOAD_DREG, reg)
-		a.u32(unix.NFTA_PAYLOAD_BASE, base)
-		a.u32(unix.NFTA_PAYLOAD_OFFSET, offset)
-		a.u32(unix.NFTA_PAYLOAD_LEN, n)
+	return Expr{"payload", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_PAYLOAD_DREG, reg)
+		a.BE32(unix.NFTA_PAYLOAD_BASE, base)
+		a.BE32(unix.NFTA_PAYLOAD_OFFSET, offset)
+		a.BE32(unix.NFTA_PAYLOAD_LEN, n)
 	}}
 }
 
@@ -52,26 +54,26 @@ func Equal(b ...byte) Expr { return compare(unix.NFT_CMP_EQ, b) }
 func Differ(b ...byte) Expr { return compare(unix.NFT_CMP_NEQ, b) }
 
 func compare(op uint32, b []byte) Expr {
-	return Expr{"cmp", func(a *attributes) {
-		a.u32(unix.NFTA_CMP_SREG, Reg1)
-		a.u32(unix.NFTA_CMP_OP, op)
-		a.nest(unix.NFTA_CMP_DATA, func() { a.put(unix.NFTA_DATA_VALUE, b) })
+	return Expr{"cmp", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_CMP_SREG, Reg1)
+		a.BE32(unix.NFTA_CMP_OP, op)
+		a.Nest(unix.NFTA_CMP_DATA, func() { a.Bytes(unix.NFTA_DATA_VALUE, b) })
 	}}
 }
 
 // In matches if what is in register 1 and on is in the set.
 func In(s Set) Expr {
-	return Expr{"lookup", func(a *attributes) {
-		a.str(unix.NFTA_LOOKUP_SET, s.Name)
-		a.u32(unix.NFTA_LOOKUP_SREG, Reg1)
+	return Expr{"lookup", func(a *netlink.Request) {
+		a.Str(unix.NFTA_LOOKUP_SET, s.Name)
+		a.BE32(unix.NFTA_LOOKUP_SREG, Reg1)
 	}}
 }
 
 // To counts the packet.
 func To(c Counter) Expr {
-	return Expr{"objref", func(a *attributes) {
-		a.u32(unix.NFTA_OBJREF_IMM_TYPE, unix.NFT_OBJECT_COUNTER)
-		a.str(unix.NFTA_OBJREF_IMM_NAME, c.Name)
+	return Expr{"objref", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_OBJREF_IMM_TYPE, unix.NFT_OBJECT_COUNTER)
+		a.Str(unix.NFTA_OBJREF_IMM_NAME, c.Name)
 	}}
 }
 
@@ -83,17 +85,17 @@ var (
 )
 
 func verdict(code uint32) Expr {
-	return Expr{"immediate", func(a *attributes) {
-		a.u32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
-		a.nest(unix.NFTA_IMMEDIATE_DATA, func() {
-			a.nest(unix.NFTA_DATA_VERDICT, func() { a.u32(unix.NFTA_VERDICT_CODE, code) })
+	return Expr{"immediate", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
+		a.Nest(unix.NFTA_IMMEDIATE_DATA, func() {
+			a.Nest(unix.NFTA_DATA_VERDICT, func() { a.BE32(unix.NFTA_VERDICT_CODE, code) })
 		})
 	}}
 }
 
-func (e Expr) appendTo(a *attributes) {
-	a.nest(unix.NFTA_LIST_ELEM, func() {
-		a.str(unix.NFTA_EXPR_NAME, e.name)
-		a.nest(unix.NFTA_EXPR_DATA, func() { e.fill(a) })
+func (e Expr) appendTo(a *netlink.Request) {
+	a.Nest(unix.NFTA_LIST_ELEM, func() {
+		a.Str(unix.NFTA_EXPR_NAME, e.name)
+		a.Nest(unix.NFTA_EXPR_DATA, func() { e.fill(a) })
 	})
 }

@@ -72,7 +72,7 @@ func (s Set) keyLen() (n int) {
 		return s.Key[0].len
 	}
 	for _, f := range s.Key {
-		n += align(f.len)
+		n += (f.len + 3) &^ 3
 	}
 	return n
 }
@@ -107,5 +107,3 @@ type Element struct {
 	Key string
 	Count
 }
-
-func align(n int) int { return (n + 3) &^ 3 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/pkg/netlink"
 	"flock.fritzlab.net/flock/pkg/nettest"
 	"flock.fritzlab.net/flock/pkg/nft"
 )
@@ -146,7 +147,7 @@ func TestRefusals(t *testing.T) {
 	ns := nettest.New(t)
 	all := pods(2)
 	g := synced(t, ns, all...)
-	errNo := &nft.Error{What: "add elements", Errno: unix.ENOMEM}
+	errNo := &netlink.Error{Errno: unix.ENOMEM}
 
 	commit := g.commit
 	g.commit = func(*nft.Batch) error { return errNo }
@@ -165,7 +166,7 @@ func TestRefusals(t *testing.T) {
 	// The answer is lost, the transaction is not.
 	g.commit = func(b *nft.Batch) error {
 		g.commit = commit
-		return errors.Join(commit(b), nft.ErrUnknown)
+		return errors.Join(commit(b), netlink.ErrUnknown)
 	}
 	if err := g.Set(moved); err != nil {
 		t.Fatal(err)
@@ -174,8 +175,8 @@ func TestRefusals(t *testing.T) {
 
 	// Resync cannot read.
 	elements := g.elements
-	g.elements = func(nft.Set) ([]nft.Element, error) { return nil, nft.ErrInterrupted }
-	if err := g.Resync(all); !errors.Is(err, nft.ErrInterrupted) {
+	g.elements = func(nft.Set) ([]nft.Element, error) { return nil, netlink.ErrInterrupted }
+	if err := g.Resync(all); !errors.Is(err, netlink.ErrInterrupted) {
 		t.Errorf("Resync: %v", err)
 	}
 	g.elements = elements
@@ -195,8 +196,8 @@ func TestRefusals(t *testing.T) {
 
 	// A first Resync that fails leaves nothing that Set could take for the whole.
 	other := guardIn(t, ns)
-	other.elements = func(nft.Set) ([]nft.Element, error) { return nil, nft.ErrInterrupted }
-	if err := other.Resync(all); !errors.Is(err, nft.ErrInterrupted) {
+	other.elements = func(nft.Set) ([]nft.Element, error) { return nil, netlink.ErrInterrupted }
+	if err := other.Resync(all); !errors.Is(err, netlink.ErrInterrupted) {
 		t.Errorf("Resync: %v", err)
 	}
 	other.elements = elements

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/pkg/netlink"
 	"flock.fritzlab.net/flock/pkg/nettest"
 	"flock.fritzlab.net/flock/pkg/nft"
 )
@@ -263,7 +264,7 @@ func TestParallel(t *testing.T) {
 		})
 	}
 	for range 10 {
-		if drops, _, err := g.Counters(); err != nil && !errors.Is(err, nft.ErrInterrupted) || len(drops) > len(all) {
+		if drops, _, err := g.Counters(); err != nil && !errors.Is(err, netlink.ErrInterrupted) || len(drops) > len(all) {
 			t.Error(len(drops), err)
 		}
 	}

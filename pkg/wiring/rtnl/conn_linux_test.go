@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-
 	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/pkg/netlink"
 	"flock.fritzlab.net/flock/pkg/nettest"
 )
 
@@ -37,8 +37,8 @@ func bridges(t testing.TB, c *Conn, n int) {
 func bridge(t testing.TB, c *Conn, name string) {
 	t.Helper()
 	m := newMessage("create "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, make([]byte, unix.SizeofIfInfomsg))
-	m.str(unix.IFLA_IFNAME, name)
-	m.nest(unix.IFLA_LINKINFO, func() { m.str(unix.IFLA_INFO_KIND, "bridge") })
+	m.b.Str(unix.IFLA_IFNAME, name)
+	m.b.Nest(unix.IFLA_LINKINFO, func() { m.b.Str(unix.IFLA_INFO_KIND, "bridge") })
 	if errs := c.Do(m); errs != nil {
 		t.Fatal(errs)
 	}
@@ -49,11 +49,14 @@ func TestInterruptedDumpIsTakenAgain(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
 	c, other := dial(t, ns), dial(t, ns)
-	bridges(t, other, 40)
-	reads := 0
-	c.onRead = func() {
-		// Before the second read the first part is there, the rest is not yet.
-		if reads++; reads == 2 {
+	bridges(t, other, 120)
+	attempts := 0
+	c.onBody = func(n int) {
+		if n > 0 {
+			return
+		}
+		// The first part is there, the rest is not yet.
+		if attempts++; attempts == 1 {
 			bridge(t, other, "late")
 		}
 	}
@@ -61,11 +64,11 @@ func TestInterruptedDumpIsTakenAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(links) != 41 {
-		t.Errorf("%d links, want the 40 and the one that came during the dump", len(links))
+	if len(links) != 121 {
+		t.Errorf("%d links, want the 120 and the one that came during the dump", len(links))
 	}
-	if reads < 5 {
-		t.Errorf("%d reads: the dump was not taken again", reads)
+	if attempts != 2 {
+		t.Errorf("the dump was taken %d times, want twice", attempts)
 	}
 }
 
@@ -73,19 +76,21 @@ func TestDumpThatNeverHoldsStillIsAnError(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
 	c, other := dial(t, ns), dial(t, ns)
-	bridges(t, other, 40)
-	reads := 0
-	c.onRead = func() {
-		reads++
-		bridge(t, other, fmt.Sprintf("late%d", reads))
+	bridges(t, other, 120)
+	attempts := 0
+	c.onBody = func(n int) {
+		if n == 0 {
+			attempts++
+			bridge(t, other, fmt.Sprintf("late%d", attempts))
+		}
 	}
-	if links, err := c.Links(""); !errors.Is(err, ErrInterrupted) || links != nil {
-		t.Errorf("%d links, error %v; want none and %v", len(links), err, ErrInterrupted)
+	if links, err := c.Links(""); !errors.Is(err, netlink.ErrInterrupted) || links != nil {
+		t.Errorf("%d links, error %v; want none and %v", len(links), err, netlink.ErrInterrupted)
 	}
-	if reads > 20*dumpAttempts {
-		t.Errorf("%d reads for %d attempts", reads, dumpAttempts)
+	if attempts != dumpAttempts {
+		t.Errorf("the dump was taken %d times, want %d", attempts, dumpAttempts)
 	}
-	c.onRead = nil
+	c.onBody = nil
 	if _, err := c.Links(""); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
@@ -152,16 +157,15 @@ func TestLargeBatch(t *testing.T) {
 func TestLateAnswersAreSkipped(t *testing.T) {
 	t.Parallel()
 	c := dial(t, nettest.New(t))
-	c.prepare([]Message{DelLink(4711), getLink("lo", 1)}, true)
-	if err := c.write(); err != nil {
+	giveUp := func(int, netlink.Message) (bool, error) { return true, nil }
+	if err := c.conn.Exchange(join([]Message{DelLink(4711), getLink("lo", 1)}), giveUp); err != nil {
 		t.Fatal(err)
 	}
 	l, err := c.LinkByName("lo")
 	if err != nil || l.Index != 1 || !l.Loopback {
 		t.Errorf("link %+v, %v; want the loopback", l, err)
 	}
-	c.prepare([]Message{getLink("all", 0)}, true)
-	c.write()
+	c.conn.Exchange(join([]Message{getLink("all", 0), DelLink(4711)}), giveUp)
 	if links, err := c.Links(""); err != nil || len(links) != 1 {
 		t.Errorf("links %+v, %v; want the loopback alone", links, err)
 	}

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 const ifaProto = 11 // IFA_PROTO of linux/if_addr.h
@@ -13,9 +15,9 @@ const ifaProto = 11 // IFA_PROTO of linux/if_addr.h
 // one that is there.
 func NewAddr(a Addr) Message {
 	m := addrMessage("add", unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, a)
-	m.u32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
+	m.b.U32(unix.IFA_FLAGS, unix.IFA_F_NODAD)
 	if a.Proto != 0 {
-		m.u8(ifaProto, a.Proto)
+		m.b.U8(ifaProto, a.Proto)
 	}
 	return m
 }
@@ -63,11 +65,11 @@ func (c *Conn) Addrs(link int) ([]Addr, error) {
 
 func parseAddr(b []byte) (Addr, error) {
 	if len(b) < unix.SizeofIfAddrmsg {
-		return Addr{}, errShort
+		return Addr{}, netlink.ErrShort
 	}
 	a := Addr{Link: int(native.Uint32(b[4:])), Tentative: b[2]&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0}
 	var local, peer netip.Addr
-	err := attrs(b[unix.SizeofIfAddrmsg:], func(typ uint16, v []byte) {
+	err := netlink.Attributes(b[unix.SizeofIfAddrmsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFA_LOCAL:
 			local = getAddr(v)
@@ -76,6 +78,7 @@ func parseAddr(b []byte) (Addr, error) {
 		case ifaProto:
 			a.Proto = getU8(v)
 		}
+		return nil
 	})
 	if !local.IsValid() { // IPv6 says it only where there is a peer
 		local = peer
@@ -87,7 +90,7 @@ func parseAddr(b []byte) (Addr, error) {
 // NewNeigh adds a permanent neighbour or changes the one that is there.
 func NewNeigh(n Neigh) Message {
 	m := neighMessage("add", unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, n)
-	m.attr(unix.NDA_LLADDR, n.MAC[:])
+	m.b.Bytes(unix.NDA_LLADDR, n.MAC[:])
 	return m
 }
 
@@ -113,7 +116,7 @@ func (c *Conn) Neighs(link int) ([]Neigh, error) {
 		header := make([]byte, unix.SizeofNdMsg)
 		header[0] = fam
 		m := newMessage("list neighbours", unix.RTM_GETNEIGH, 0, header)
-		m.u32(unix.NDA_IFINDEX, uint32(link))
+		m.b.U32(unix.NDA_IFINDEX, uint32(link))
 		bodies, err := c.dump(m)
 		if err != nil {
 			return nil, err
@@ -133,16 +136,17 @@ func (c *Conn) Neighs(link int) ([]Neigh, error) {
 
 func parseNeigh(b []byte) (n Neigh, state uint16, err error) {
 	if len(b) < unix.SizeofNdMsg {
-		return Neigh{}, 0, errShort
+		return Neigh{}, 0, netlink.ErrShort
 	}
 	n.Link = int(native.Uint32(b[4:]))
-	err = attrs(b[unix.SizeofNdMsg:], func(typ uint16, v []byte) {
+	err = netlink.Attributes(b[unix.SizeofNdMsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.NDA_DST:
 			n.Addr = getAddr(v)
 		case unix.NDA_LLADDR:
 			n.MAC = getMAC(v)
 		}
+		return nil
 	})
 	return n, native.Uint16(b[8:]), err
 }

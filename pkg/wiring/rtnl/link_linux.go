@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // Of linux/ip.h and linux/ipv6.h. IPv4's are numbered from 1.
@@ -25,25 +27,25 @@ func NewVeth(p VethPair) Message {
 	m := newMessage(fmt.Sprintf("create link %s with peer %s", p.Name, p.PeerName),
 		unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, make([]byte, unix.SizeofIfInfomsg))
 	end := func(name string, mac [6]byte) {
-		m.str(unix.IFLA_IFNAME, name)
-		m.attr(unix.IFLA_ADDRESS, mac[:])
+		m.b.Str(unix.IFLA_IFNAME, name)
+		m.b.Bytes(unix.IFLA_ADDRESS, mac[:])
 		// A queue per possible CPU is the kernel's default. Each costs objects in
 		// sysfs at creation and deletion, and a veth, which sends without locks
 		// and receives by the CPU's backlog, gains nothing from them.
-		m.u32(unix.IFLA_NUM_TX_QUEUES, 1)
-		m.u32(unix.IFLA_NUM_RX_QUEUES, 1)
+		m.b.U32(unix.IFLA_NUM_TX_QUEUES, 1)
+		m.b.U32(unix.IFLA_NUM_RX_QUEUES, 1)
 		if p.MTU != 0 {
-			m.u32(unix.IFLA_MTU, uint32(p.MTU))
+			m.b.U32(unix.IFLA_MTU, uint32(p.MTU))
 		}
 	}
 	end(p.Name, p.MAC)
-	m.nest(unix.IFLA_LINKINFO, func() {
-		m.str(unix.IFLA_INFO_KIND, "veth")
-		m.nest(unix.IFLA_INFO_DATA, func() {
-			m.nest(vethInfoPeer, func() {
+	m.b.Nest(unix.IFLA_LINKINFO, func() {
+		m.b.Str(unix.IFLA_INFO_KIND, "veth")
+		m.b.Nest(unix.IFLA_INFO_DATA, func() {
+			m.b.Nest(vethInfoPeer, func() {
 				m.b = append(m.b, make([]byte, unix.SizeofIfInfomsg)...)
 				end(p.PeerName, p.PeerMAC)
-				m.u32(unix.IFLA_NET_NS_FD, uint32(p.PeerNetns.Fd()))
+				m.b.U32(unix.IFLA_NET_NS_FD, uint32(p.PeerNetns.Fd()))
 			})
 		})
 	})
@@ -65,29 +67,29 @@ func SetLink(index int, c LinkChange) Message {
 	}
 	m := newMessage(fmt.Sprintf("set link %d", index), unix.RTM_SETLINK, 0, header)
 	if c.MAC != nil {
-		m.attr(unix.IFLA_ADDRESS, c.MAC[:])
+		m.b.Bytes(unix.IFLA_ADDRESS, c.MAC[:])
 	}
 	if c.MTU != nil {
-		m.u32(unix.IFLA_MTU, uint32(*c.MTU))
+		m.b.U32(unix.IFLA_MTU, uint32(*c.MTU))
 	}
 	if c.Group != nil {
-		m.u32(unix.IFLA_GROUP, *c.Group)
+		m.b.U32(unix.IFLA_GROUP, *c.Group)
 	}
 	if c.Alias != nil {
-		m.attr(unix.IFLA_IFALIAS, []byte(*c.Alias))
+		m.b.Bytes(unix.IFLA_IFALIAS, []byte(*c.Alias))
 	}
 	if c.AddrGenMode != nil || c.IPv4 != nil {
-		m.nest(unix.IFLA_AF_SPEC, func() {
+		m.b.Nest(unix.IFLA_AF_SPEC, func() {
 			if c.IPv4 != nil {
-				m.nest(unix.AF_INET, func() {
-					m.nest(unix.IFLA_INET_CONF, func() {
-						m.u32(ipv4Forwarding, c.IPv4.Forwarding)
-						m.u32(ipv4RPFilter, c.IPv4.RPFilter)
+				m.b.Nest(unix.AF_INET, func() {
+					m.b.Nest(unix.IFLA_INET_CONF, func() {
+						m.b.U32(ipv4Forwarding, c.IPv4.Forwarding)
+						m.b.U32(ipv4RPFilter, c.IPv4.RPFilter)
 					})
 				})
 			}
 			if c.AddrGenMode != nil {
-				m.nest(unix.AF_INET6, func() { m.u8(iflaInet6AddrGenMode, *c.AddrGenMode) })
+				m.b.Nest(unix.AF_INET6, func() { m.b.U8(iflaInet6AddrGenMode, *c.AddrGenMode) })
 			}
 		})
 	}
@@ -105,14 +107,14 @@ func DelLink(index int) Message {
 // waits for its readers once for all of them. ENODEV: the group has no members.
 func DelLinkGroup(group uint32) Message {
 	m := newMessage(fmt.Sprintf("delete links of group %#x", group), unix.RTM_DELLINK, 0, make([]byte, unix.SizeofIfInfomsg))
-	m.u32(unix.IFLA_GROUP, group)
+	m.b.U32(unix.IFLA_GROUP, group)
 	return m
 }
 
 // LinkByName asks for one link; ENODEV if there is none.
 func (c *Conn) LinkByName(name string) (Link, error) {
 	m := getLink("link "+name, 0)
-	m.str(unix.IFLA_IFNAME, name)
+	m.b.Str(unix.IFLA_IFNAME, name)
 	return c.link(m)
 }
 
@@ -133,7 +135,7 @@ func (c *Conn) link(m Message) (Link, error) {
 func (c *Conn) Links(kind string) ([]Link, error) {
 	m := getLink("list links", 0)
 	if kind != "" {
-		m.nest(unix.IFLA_LINKINFO, func() { m.str(unix.IFLA_INFO_KIND, kind) })
+		m.b.Nest(unix.IFLA_LINKINFO, func() { m.b.Str(unix.IFLA_INFO_KIND, kind) })
 	}
 	bodies, err := c.dump(m)
 	if err != nil {
@@ -157,13 +159,13 @@ func getLink(what string, index int) Message {
 	header := make([]byte, unix.SizeofIfInfomsg)
 	native.PutUint32(header[4:], uint32(index))
 	m := newMessage(what, unix.RTM_GETLINK, 0, header)
-	m.u32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
+	m.b.U32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
 	return m
 }
 
 func parseLink(b []byte) (Link, error) {
 	if len(b) < unix.SizeofIfInfomsg {
-		return Link{}, errShort
+		return Link{}, netlink.ErrShort
 	}
 	flags := native.Uint32(b[8:])
 	l := Link{
@@ -172,18 +174,12 @@ func parseLink(b []byte) (Link, error) {
 		Running:  flags&unix.IFF_RUNNING != 0,
 		Loopback: flags&unix.IFF_LOOPBACK != 0,
 	}
-	var inner error
-	keep := func(err error) {
-		if inner == nil {
-			inner = err
-		}
-	}
-	err := attrs(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) {
+	err := netlink.Attributes(b[unix.SizeofIfInfomsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.IFLA_IFNAME:
-			l.Name = getStr(v)
+			l.Name = unix.ByteSliceToString(v)
 		case unix.IFLA_IFALIAS:
-			l.Alias = getStr(v)
+			l.Alias = unix.ByteSliceToString(v)
 		case unix.IFLA_ADDRESS:
 			l.MAC = getMAC(v)
 		case unix.IFLA_MTU:
@@ -193,23 +189,24 @@ func parseLink(b []byte) (Link, error) {
 		case unix.IFLA_LINK:
 			l.Peer = int(getU32(v))
 		case unix.IFLA_LINKINFO:
-			keep(attrs(v, func(typ uint16, v []byte) {
+			return netlink.Attributes(v, func(typ uint16, v []byte) error {
 				if typ == unix.IFLA_INFO_KIND {
-					l.Kind = getStr(v)
+					l.Kind = unix.ByteSliceToString(v)
 				}
-			}))
+				return nil
+			})
 		case unix.IFLA_AF_SPEC:
-			keep(attrs(v, func(family uint16, v []byte) { keep(l.parseFamily(family, v)) }))
+			return netlink.Attributes(v, l.parseFamily)
 		}
+		return nil
 	})
-	keep(err)
-	return l, inner
+	return l, err
 }
 
 func (l *Link) parseFamily(family uint16, b []byte) error {
 	// Both arrays are of 32-bit values and grow with the kernel.
 	at := func(v []byte, i int) uint32 { return getU32(v[min(4*i, len(v)):]) }
-	return attrs(b, func(typ uint16, v []byte) {
+	return netlink.Attributes(b, func(typ uint16, v []byte) error {
 		switch {
 		case family == unix.AF_INET && typ == unix.IFLA_INET_CONF:
 			l.IPv4 = IPv4Conf{Forwarding: at(v, ipv4Forwarding-1), RPFilter: at(v, ipv4RPFilter-1)}
@@ -223,5 +220,6 @@ func (l *Link) parseFamily(family uint16, b []byte) error {
 		case family == unix.AF_INET6 && typ == iflaInet6AddrGenMode:
 			l.AddrGenMode = getU8(v)
 		}
+		return nil
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // usable is what the kernel asks of a nexthop's link.
@@ -16,7 +18,7 @@ func usable(flags uint32) bool {
 // carrier.
 func (c *Conn) LinksUp() (map[int]bool, error) {
 	m := newMessage("list links", unix.RTM_GETLINK, 0, make([]byte, unix.SizeofIfInfomsg))
-	m.u32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
+	m.b.U32(unix.IFLA_EXT_MASK, rtextFilterSkipStats)
 	bodies, err := c.dump(m)
 	if err != nil {
 		return nil, err
@@ -24,7 +26,7 @@ func (c *Conn) LinksUp() (map[int]bool, error) {
 	up := make(map[int]bool, len(bodies))
 	for _, b := range bodies {
 		if len(b) < unix.SizeofIfInfomsg {
-			return nil, errShort
+			return nil, netlink.ErrShort
 		}
 		if usable(native.Uint32(b[8:])) {
 			up[int(int32(native.Uint32(b[4:])))] = true
@@ -42,7 +44,7 @@ func (c *Conn) LinkUp(index int) (bool, error) {
 	case err != nil:
 		return false, err
 	case len(body) < unix.SizeofIfInfomsg:
-		return false, errShort
+		return false, netlink.ErrShort
 	}
 	return usable(native.Uint32(body[8:])), nil
 }

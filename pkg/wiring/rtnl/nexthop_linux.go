@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // Of linux/nexthop.h and, the first, linux/rtnetlink.h.
@@ -40,13 +42,13 @@ func nexthopMessage(verb string, flags uint16, n Nexthop) Message {
 		}
 	}
 	m := newMessage(fmt.Sprintf("%s nexthop %d", verb, n.ID), unix.RTM_NEWNEXTHOP, flags, header)
-	m.u32(unix.NHA_ID, n.ID)
+	m.b.U32(unix.NHA_ID, n.ID)
 	switch {
 	case n.Blackhole:
-		m.attr(unix.NHA_BLACKHOLE, nil)
+		m.b.Bytes(unix.NHA_BLACKHOLE, nil)
 		return m
 	case n.Group == nil:
-		m.u32(unix.NHA_OIF, uint32(n.Link))
+		m.b.U32(unix.NHA_OIF, uint32(n.Link))
 		return m
 	}
 	group := make([]byte, 0, len(n.Group)*unix.SizeofNexthopGrp)
@@ -54,19 +56,19 @@ func nexthopMessage(verb string, flags uint16, n Nexthop) Message {
 		group = native.AppendUint32(group, member.ID)
 		group = append(group, uint8(member.Weight-1), 0, 0, 0)
 	}
-	m.attr(unix.NHA_GROUP, group)
+	m.b.Bytes(unix.NHA_GROUP, group)
 	r := n.Resilient
 	if r == nil {
-		m.attr(unix.NHA_GROUP_TYPE, native.AppendUint16(nil, groupTypeMultipath))
+		m.b.U16(unix.NHA_GROUP_TYPE, groupTypeMultipath)
 		return m
 	}
-	m.attr(unix.NHA_GROUP_TYPE, native.AppendUint16(nil, groupTypeResilient))
-	m.nest(nhaResGroup|unix.NLA_F_NESTED, func() {
+	m.b.U16(unix.NHA_GROUP_TYPE, groupTypeResilient)
+	m.b.Nest(nhaResGroup, func() {
 		if r.Buckets != 0 {
-			m.attr(nhaResGroupBuckets, native.AppendUint16(nil, r.Buckets))
+			m.b.U16(nhaResGroupBuckets, r.Buckets)
 		}
-		m.u32(nhaResGroupIdle, uint32(r.Idle/clockTick))
-		m.u32(nhaResGroupUnbalanced, uint32(r.Unbalanced/clockTick))
+		m.b.U32(nhaResGroupIdle, uint32(r.Idle/clockTick))
+		m.b.U32(nhaResGroupUnbalanced, uint32(r.Unbalanced/clockTick))
 	})
 	return m
 }
@@ -75,7 +77,7 @@ func nexthopMessage(verb string, flags uint16, n Nexthop) Message {
 // is not there.
 func DelNexthop(id uint32) Message {
 	m := newMessage(fmt.Sprintf("delete nexthop %d", id), unix.RTM_DELNEXTHOP, 0, make([]byte, unix.SizeofNhmsg))
-	m.u32(unix.NHA_ID, id)
+	m.b.U32(unix.NHA_ID, id)
 	return m
 }
 
@@ -99,11 +101,10 @@ func (c *Conn) Nexthops() ([]Nexthop, error) {
 
 func parseNexthop(b []byte) (Nexthop, error) {
 	if len(b) < unix.SizeofNhmsg {
-		return Nexthop{}, errShort
+		return Nexthop{}, netlink.ErrShort
 	}
 	n := Nexthop{Proto: b[2], IPv6: b[0] == unix.AF_INET6}
-	var inner error
-	err := attrs(b[unix.SizeofNhmsg:], func(typ uint16, v []byte) {
+	err := netlink.Attributes(b[unix.SizeofNhmsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.NHA_ID:
 			n.ID = getU32(v)
@@ -117,7 +118,7 @@ func parseNexthop(b []byte) (Nexthop, error) {
 			}
 		case nhaResGroup:
 			n.Resilient = &Resilient{}
-			inner = attrs(v, func(typ uint16, v []byte) {
+			return netlink.Attributes(v, func(typ uint16, v []byte) error {
 				switch typ {
 				case nhaResGroupBuckets:
 					if len(v) == 2 {
@@ -128,11 +129,10 @@ func parseNexthop(b []byte) (Nexthop, error) {
 				case nhaResGroupUnbalanced:
 					n.Resilient.Unbalanced = time.Duration(getU32(v)) * clockTick
 				}
+				return nil
 			})
 		}
+		return nil
 	})
-	if err == nil {
-		err = inner
-	}
 	return n, err
 }

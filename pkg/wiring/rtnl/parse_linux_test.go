@@ -19,12 +19,12 @@ func TestSetLinkOnTheWire(t *testing.T) {
 		00000000 1300 0100 00000000 00000000   length (set when sent), RTM_SETLINK, NLM_F_REQUEST, sequence, port
 		00 00 0000 09000000 01000000 01000000  AF_UNSPEC, type, index 9, IFF_UP of IFF_UP
 		0800 1b00 726f6c66                     IFLA_GROUP "flor"
-		2800 1a00                              IFLA_AF_SPEC
-		 1800 0200                             AF_INET
-		  1400 0100                            IFLA_INET_CONF
+		2800 1a80                              IFLA_AF_SPEC
+		 1800 0280                             AF_INET
+		  1400 0180                            IFLA_INET_CONF
 		   0800 0100 01000000                  forwarding
 		   0800 0800 01000000                  rp_filter
-		 0c00 0a00                             AF_INET6
+		 0c00 0a80                             AF_INET6
 		  0500 0800 01 000000                  IFLA_INET6_ADDR_GEN_MODE none`)
 	if !bytes.Equal(m.b, want) {
 		t.Errorf("request:\n%s\nwant:\n%s", hex.Dump(m.b), hex.Dump(want))
@@ -46,22 +46,8 @@ func unhex(t *testing.T, s string) (b []byte) {
 	return b
 }
 
-func TestShortMessagesAreErrors(t *testing.T) {
+func TestShortBodiesAreErrors(t *testing.T) {
 	t.Parallel()
-	none := func(header, []byte) error { return nil }
-	for name, b := range map[string][]byte{
-		"length beyond the end":     {20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
-		"length below the header's": {8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
-	} {
-		if err := messages(b, none); err == nil {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	for name, b := range map[string][]byte{"beyond the end": {9, 0, 1, 0, 0, 0, 0, 0}, "below the header's": {3, 0, 1, 0}} {
-		if err := attrs(b, func(uint16, []byte) {}); err == nil {
-			t.Errorf("attribute's length %s: no error", name)
-		}
-	}
 	for _, parse := range []func([]byte) error{
 		func(b []byte) error { _, err := parseLink(b); return err },
 		func(b []byte) error { _, err := parseAddr(b); return err },
@@ -72,9 +58,6 @@ func TestShortMessagesAreErrors(t *testing.T) {
 			t.Error("a body shorter than its family header: no error")
 		}
 	}
-	if _, err := ackError(header{typ: unix.NLMSG_ERROR}, []byte{1}); err == nil {
-		t.Error("an acknowledgement without its code: no error")
-	}
 }
 
 // No answer, however mangled, makes a reader panic or loop.
@@ -84,17 +67,13 @@ func FuzzParse(f *testing.F) {
 		DelLinkGroup(1),
 		getLink("", 1),
 	} {
-		f.Add(append(native.AppendUint32(nil, uint32(len(m.b))), m.b[4:]...))
+		f.Add([]byte(m.b[unix.SizeofNlMsghdr:]))
 	}
-	f.Add([]byte{36, 0, 0, 0, 2, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 237, 255, 255, 255, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		messages(b, func(h header, body []byte) error {
-			parseLink(body)
-			parseAddr(body)
-			parseNeigh(body)
-			parseRoute(body)
-			ackError(h, body)
-			return nil
-		})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		parseLink(body)
+		parseAddr(body)
+		parseNeigh(body)
+		parseRoute(body)
+		parseNexthop(body)
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // NewRoute adds a route; EEXIST if the table has one of that destination and
@@ -37,10 +39,10 @@ func routeMessage(verb string, typ, flags uint16, r Route) Message {
 		m.addr(unix.RTA_DST, r.Dst.Addr())
 	}
 	if r.Link != 0 {
-		m.u32(unix.RTA_OIF, uint32(r.Link))
+		m.b.U32(unix.RTA_OIF, uint32(r.Link))
 	}
 	if r.Nexthop != 0 {
-		m.u32(rtaNexthop, r.Nexthop)
+		m.b.U32(rtaNexthop, r.Nexthop)
 	}
 	if r.Gateway.IsValid() {
 		m.addr(unix.RTA_GATEWAY, r.Gateway)
@@ -49,7 +51,7 @@ func routeMessage(verb string, typ, flags uint16, r Route) Message {
 		m.addr(unix.RTA_PREFSRC, r.Src)
 	}
 	if r.Metric != 0 {
-		m.u32(unix.RTA_PRIORITY, r.Metric)
+		m.b.U32(unix.RTA_PRIORITY, r.Metric)
 	}
 	return m
 }
@@ -64,9 +66,9 @@ func (c *Conn) Routes(f RouteFilter) ([]Route, error) {
 		header[4] = unix.RT_TABLE_MAIN
 		header[5] = f.Proto
 		m := newMessage("list routes", unix.RTM_GETROUTE, 0, header)
-		m.u32(unix.RTA_TABLE, unix.RT_TABLE_MAIN)
+		m.b.U32(unix.RTA_TABLE, unix.RT_TABLE_MAIN)
 		if f.Link != 0 {
-			m.u32(unix.RTA_OIF, uint32(f.Link))
+			m.b.U32(unix.RTA_OIF, uint32(f.Link))
 		}
 		bodies, err := c.dump(m)
 		if err != nil {
@@ -100,7 +102,7 @@ func (c *Conn) Local(addrs []netip.Addr) (bool, error) {
 		ms[i].addr(unix.RTA_DST, a)
 	}
 	local := 0
-	errs, _ := c.do(ms, func(_ int, b []byte) {
+	errs := c.do(ms, func(_ int, b []byte) {
 		if len(b) >= unix.SizeofRtMsg && b[7] == unix.RTN_LOCAL {
 			local++
 		}
@@ -118,13 +120,12 @@ func (c *Conn) Local(addrs []netip.Addr) (bool, error) {
 // (local, broadcast, multicast, cached).
 func parseRoute(b []byte) (r Route, ok bool, err error) {
 	if len(b) < unix.SizeofRtMsg {
-		return Route{}, false, errShort
+		return Route{}, false, netlink.ErrShort
 	}
 	fam, table, typ := b[0], uint32(b[4]), b[7]
 	dst := anyOf(fam)
 	r = Route{Proto: b[5], Unreachable: typ == unix.RTN_UNREACHABLE}
-	var inner error
-	err = attrs(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) {
+	err = netlink.Attributes(b[unix.SizeofRtMsg:], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.RTA_DST:
 			dst = getAddr(v)
@@ -141,12 +142,10 @@ func parseRoute(b []byte) (r Route, ok bool, err error) {
 		case rtaNexthop:
 			r.Nexthop = getU32(v)
 		case unix.RTA_MULTIPATH:
-			inner = r.parseMultipath(v)
+			return r.parseMultipath(v)
 		}
+		return nil
 	})
-	if err == nil {
-		err = inner
-	}
 	r.Dst = netip.PrefixFrom(dst, int(b[1]))
 	if r.Unreachable {
 		r.Link = 0 // IPv6 says lo
@@ -160,10 +159,10 @@ func (r *Route) parseMultipath(b []byte) error {
 	for len(b) >= unix.SizeofRtNexthop {
 		n := int(native.Uint16(b))
 		if n < unix.SizeofRtNexthop || n > len(b) {
-			return errShort
+			return netlink.ErrShort
 		}
 		r.Links = append(r.Links, int(native.Uint32(b[4:])))
-		b = b[min(align(n), len(b)):]
+		b = b[min(netlink.Align(n), len(b)):]
 	}
 	return nil
 }

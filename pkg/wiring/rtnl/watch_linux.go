@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
 // A Watch receives the kernel's notifications of the groups that it joined. What
@@ -69,9 +71,9 @@ func (n Notification) LinkState() (LinkState, bool) {
 // Subscribe joins groups (RTNLGRP_LINK, …) in the calling thread's network
 // namespace.
 func Subscribe(groups ...int) (*Watch, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	fd, err := netlink.Open(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("netlink socket: %w", err)
+		return nil, err
 	}
 	w := &Watch{socket: os.NewFile(uintptr(fd), "netlink notifications")}
 	// As root it may be larger than net.core.rmem_max; if not, losses are told.
@@ -81,10 +83,6 @@ func Subscribe(groups ...int) (*Watch, error) {
 	if w.raw, err = w.socket.SyscallConn(); err != nil {
 		w.Close()
 		return nil, err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		w.Close()
-		return nil, fmt.Errorf("netlink bind: %w", err)
 	}
 	for _, g := range groups {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g); err != nil {
@@ -114,8 +112,8 @@ func (w *Watch) Run(ctx context.Context, f func(Notification)) error {
 		case err != nil:
 			return fmt.Errorf("netlink notifications: %w", err)
 		}
-		err = messages(in[:n], func(h header, body []byte) error {
-			f(Notification{h.typ, body})
+		err = netlink.Messages(in[:n], func(m netlink.Message) error {
+			f(Notification{m.Type, m.Body})
 			return nil
 		})
 		if err != nil {
