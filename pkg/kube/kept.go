@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"flock.fritzlab.net/flock/pkg/atomicfile"
 )
 
 // Save keeps obj at path for Load, atomically: a node that has served pods can do
@@ -15,11 +17,7 @@ func Save(path string, obj any) error {
 	if err != nil {
 		return err
 	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(path, b)
 }
 
 // Load returns what Save kept at path; nil without an error if there is nothing.

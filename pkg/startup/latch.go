@@ -2,9 +2,9 @@ package startup
 
 import (
 	"bytes"
-	"fmt"
 	"os"
-	"path/filepath"
+
+	"flock.fritzlab.net/flock/pkg/atomicfile"
 )
 
 // bootIDPath names the running boot (random(4)); a variable for the tests.
@@ -30,13 +30,4 @@ func (l *Latch) IsSet() bool {
 }
 
 // Set sets the latch until the next boot.
-func (l *Latch) Set() error {
-	tmp := filepath.Join(filepath.Dir(l.path), "."+filepath.Base(l.path))
-	if err := os.WriteFile(tmp, l.boot, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, l.path); err != nil {
-		return fmt.Errorf("%s: %w", l.path, err)
-	}
-	return nil
-}
+func (l *Latch) Set() error { return atomicfile.Write(l.path, l.boot) }

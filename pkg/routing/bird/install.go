@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"flock.fritzlab.net/flock/pkg/atomicfile"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
@@ -32,7 +33,13 @@ func (a *Applier) install(ctx context.Context, want []byte, check func(context.C
 	if before, err = os.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
 		return before, nil
 	}
-	if err := a.write(newName, want); err != nil {
+	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
+		return before, err
+	}
+	// Only root reads it, for it may hold passwords: WriteFile would keep the mode of
+	// one that exists.
+	os.Remove(a.path(newName))
+	if err := os.WriteFile(a.path(newName), want, 0o600); err != nil {
 		return before, err
 	}
 	if check != nil {
@@ -52,19 +59,7 @@ func (a *Applier) restore(before []byte) error {
 	if before == nil {
 		return nil
 	}
-	if err := a.write(newName, before); err != nil {
-		return err
-	}
-	return os.Rename(a.path(newName), a.path(confName))
-}
-
-// write makes a file that only root reads: it may hold passwords.
-func (a *Applier) write(name string, content []byte) error {
-	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
-		return err
-	}
-	os.Remove(a.path(name)) // WriteFile would keep the mode of one that exists
-	return os.WriteFile(a.path(name), content, 0o600)
+	return atomicfile.Write(a.path(confName), before)
 }
 
 func (a *Applier) reject(file, message string) error {
