@@ -151,8 +151,11 @@ func (r *Runtime) Watch(ctx context.Context, f func(Exit)) error {
 			pause = retryMin
 		}
 		r.set(Status{Err: err})
-		if sleep(ctx, pause) == nil {
+		select {
+		case <-time.After(pause):
 			pause = min(2*pause, retryMax)
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -220,17 +223,5 @@ func (r *Runtime) set(now Status) {
 	}
 	if r.onStatus != nil {
 		r.onStatus(now)
-	}
-}
-
-// sleep waits for d, or returns the reason why ctx ended before that.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

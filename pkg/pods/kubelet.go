@@ -108,8 +108,13 @@ func (k *kubelet) getWithinLimit(ctx context.Context, client podsapi.PodsClient,
 	}
 	for {
 		answer, err := getPod(ctx, client, uid)
-		if status.Code(err) != codes.ResourceExhausted || sleep(ctx, limitPause) != nil {
+		if status.Code(err) != codes.ResourceExhausted {
 			return answer, err
+		}
+		select {
+		case <-time.After(limitPause):
+		case <-ctx.Done():
+			return nil, err
 		}
 	}
 }
@@ -132,8 +137,10 @@ func (k *kubelet) follow(ctx context.Context, tell func(report)) {
 			return
 		}
 		tell(report{err: k.explain(err)})
-		if sleep(ctx, pause) == nil {
+		select {
+		case <-time.After(pause):
 			pause = min(2*pause, retryMax)
+		case <-ctx.Done():
 		}
 	}
 }
@@ -207,16 +214,4 @@ func (k *kubelet) explain(err error) error {
 		err = fmt.Errorf("%s: %s", code, status.Convert(err).Message())
 	}
 	return fmt.Errorf("kubelet's Pods API at %s: %w", k.socket, err)
-}
-
-// sleep waits for d, or returns the reason why ctx ended before that.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
