@@ -18,6 +18,7 @@ import (
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/netlink"
 	"flock.fritzlab.net/flock/pkg/nettest"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
@@ -269,22 +270,22 @@ func (w *routeWatch) read(done chan<- struct{}) {
 }
 
 func (w *routeWatch) parse(at time.Time, b []byte) {
-	ne := binary.NativeEndian
-	for len(b) >= unix.SizeofNlMsghdr {
-		n, typ := int(ne.Uint32(b)), ne.Uint16(b[4:])
-		s := routeSeen{at: at, there: typ == unix.RTM_NEWROUTE}
-		for a := b[unix.SizeofNlMsghdr+unix.SizeofRtMsg : n]; len(a) >= 4; {
-			size := int(ne.Uint16(a))
-			switch ne.Uint16(a[2:]) {
+	err := netlink.Messages(b, func(m netlink.Message) error {
+		s := routeSeen{at: at, there: m.Type == unix.RTM_NEWROUTE}
+		err := netlink.Attributes(m.Body[unix.SizeofRtMsg:], func(typ uint16, v []byte) error {
+			switch typ {
 			case unix.RTA_DST:
-				s.addr, _ = netip.AddrFromSlice(a[4:size])
+				s.addr, _ = netip.AddrFromSlice(v)
 			case unix.RTA_PRIORITY:
-				s.metric = ne.Uint32(a[4:])
+				s.metric = binary.NativeEndian.Uint32(v)
 			}
-			a = a[min((size+3)&^3, len(a)):]
-		}
+			return nil
+		})
 		w.seen = append(w.seen, s)
-		b = b[min((n+3)&^3, len(b)):]
+		return err
+	})
+	if err != nil {
+		w.t.Errorf("route notifications: %v", err)
 	}
 }
 
