@@ -1,23 +1,22 @@
-# flock's image: the same paths as lab/image puts into the lab's, which a test
-# holds against this file. BIRD is Debian's.
-FROM golang:1.26-bookworm AS build
+# flock's image by a container engine: the same content as the image of make release,
+# because the same program lays it out. TestDockerfile holds the rest to it.
+FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 WORKDIR /src
-COPY go.mod go.sum ./
-RUN go mod download
-COPY cmd ./cmd
-COPY pkg ./pkg
+COPY . .
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath \
-    -ldflags "-s -w -X flock.fritzlab.net/flock/pkg/version.Version=${VERSION}" \
-    -o /out/ ./cmd/flock ./cmd/flock-agent ./cmd/flock-installer ./cmd/flock-slice
+ARG TARGETARCH=amd64
+RUN cd lab && go run ./cmd/release root --arch=${TARGETARCH} --version=${VERSION} --out=/rootfs
 
-FROM debian:12-slim
-RUN apt-get update \
- && apt-get install --yes --no-install-recommends bird2 \
- && rm -rf /var/lib/apt/lists/*
-COPY --from=build /out/flock /usr/local/bin/flock
-COPY --from=build /out/flock-agent /usr/local/bin/flock-agent
-COPY --from=build /out/flock-installer /usr/local/bin/flock-installer
-COPY --from=build /out/flock-slice /usr/local/bin/flock-slice
-COPY deploy/bird.conf /etc/flock/bird.conf
+FROM scratch
+COPY --from=build /rootfs/ /
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ENTRYPOINT ["/usr/local/bin/flock-agent"]
+ARG VERSION=dev
+ARG REVISION
+LABEL org.opencontainers.image.title="flock"
+LABEL org.opencontainers.image.description="A Kubernetes CNI for bare-metal clusters with real routers"
+LABEL org.opencontainers.image.url="https://flock.fritzlab.net/flock"
+LABEL org.opencontainers.image.documentation="https://flock.fritzlab.net/flock"
+LABEL org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-or-later"
+LABEL org.opencontainers.image.version="${VERSION}"
+LABEL org.opencontainers.image.revision="${REVISION}"

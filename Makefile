@@ -5,19 +5,20 @@ SHELL := /bin/bash
 
 export CGO_ENABLED = 0
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS  := -s -w -X flock.fritzlab.net/flock/pkg/version.Version=$(VERSION)
+LDFLAGS  := -s -w -X flock.fritzlab.net/flock/internal/version.Version=$(VERSION)
 TOOL     := go tool -modfile=tools/go.mod
 ROUTING  ?= bgp
 PROGRAMS := $(notdir $(wildcard cmd/*))
 
 .PHONY: help
-help: ## Say what each target does
+help: ## List the targets
 	@grep -hE '^[a-z/-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: $(addprefix bin/,$(PROGRAMS)) ## Build flock's programs into bin/
 
 .PHONY: $(addprefix bin/,$(PROGRAMS))
+bin/flock: LDFLAGS += -E flock.fritzlab.net/flock/pkg/cni/plugin.start
 $(addprefix bin/,$(PROGRAMS)): bin/%:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
@@ -29,19 +30,34 @@ bin/lab: ## Build the lab, a cluster on this machine: bin/lab --help
 lab: bin/lab ## Bring up a cluster on this machine and prove that it works; ROUTING=ospf for OSPF (root)
 	@start=$$SECONDS; bin/lab up --routing $(ROUTING) && bin/lab prove && echo "make lab took $$((SECONDS - start)) s"
 
+.PHONY: release
+release: ## Make a release in out/release, without a container engine: IMAGE=registry.example/flock
+	cd lab && go run ./cmd/release make $(if $(IMAGE),--image=$(IMAGE))
+
+.PHONY: push
+push: ## Push the image of out/release: IMAGE=registry.example/flock
+	@[ -n "$(IMAGE)" ] || { echo "say where: make push IMAGE=registry.example/flock" >&2; exit 2; }
+	cd lab && go run ./cmd/release push $(IMAGE)
+
+.PHONY: release-lock
+release-lock: ## Pin the Debian packages of the image at the versions that apt offers now
+	cd lab && go run ./cmd/release lock
+
 .PHONY: bench
 bench: bin/lab ## Measure flock against its baselines in the lab, also into out/bench.json (root)
-	cd lab && go build -trimpath -ldflags '$(LDFLAGS)' -o ../bin/bench ./cmd/bench
+	cd bench && go build -trimpath -ldflags '$(LDFLAGS)' -o ../bin/bench ./cmd/bench
 	bin/lab up --cni flock
 	bin/bench
 
 .PHONY: generate
-generate: ## Make the deepcopy code and the CRDs from the API types
-	$(TOOL) controller-gen object crd:crdVersions=v1 paths=./pkg/api/... output:crd:dir=deploy/crds
+generate: ## Make the deepcopy code and the CRDs from the API types, and the pages of docs/ that are made from code
+	$(TOOL) controller-gen object crd:crdVersions=v1 paths=./pkg/api/... output:crd:dir=deploy/chart/base/crds
+	go test ./pkg/agent -run TestMetricsPage -args -update
+	go test . -run 'TestCRDPage|TestFlagsPage' -args -update
 
 .PHONY: check-generated
 check-generated: generate ## Fail if what is generated is not what is committed
-	@git diff --exit-code --stat -- pkg/api deploy/crds || { echo "generated files are out of date: run 'make generate' and commit the result" >&2; exit 1; }
+	@git diff --exit-code --stat -- pkg/api deploy/chart/base/crds docs/metrics.md docs/crds.md docs/flags.md || { echo "generated files are out of date: run 'make generate' and commit the result" >&2; exit 1; }
 
 .PHONY: lint
 lint: ## Run gofmt, go vet and staticcheck
@@ -49,8 +65,9 @@ lint: ## Run gofmt, go vet and staticcheck
 	go vet -tags apiserver,cluster ./...
 	GOOS=darwin go build ./... # the pure parts are for everyone
 	$(TOOL) staticcheck -tags apiserver,cluster ./...
-	cd lab && go vet -tags cluster ./...
-	cd lab && go tool -modfile=../tools/go.mod staticcheck -tags cluster ./...
+	for module in lab bench; do \
+	  (cd $$module && go vet -tags cluster ./... && go tool -modfile=../tools/go.mod staticcheck -tags cluster ./...) || exit 1; \
+	done
 
 .PHONY: packages
 packages: bin/lab ## Install the Debian packages that the tests need and that are missing (root)
@@ -60,6 +77,7 @@ packages: bin/lab ## Install the Debian packages that the tests need and that ar
 test-unit: packages ## Run the pure tests and those in network namespaces (root)
 	go test ./...
 	cd lab && go test ./...
+	cd bench && go test ./...
 	cd lab && go test -count=1 ./deploy ./image # they read files outside of their module, of which go's cache knows nothing
 
 # One at a time on this machine: their labs have names of their own, and two runs
@@ -71,15 +89,48 @@ test-cluster: bin/lab ## Run the tests in a cluster of their own on this machine
 	cd lab && $(LAB_TURN) go test -tags cluster -count=1 -timeout 30m -v ./e2e
 
 .PHONY: test-sources
-test-sources: bin/lab ## Hold what tells of pods and exits to one contract, on a real kubelet (root)
-	$(LAB_TURN) go test -tags cluster -count=1 -v ./pkg/pods/contract
+test-sources: bin/lab ## Test the sources of pods and of exits against one contract, with a real kubelet (root)
+	$(LAB_TURN) go test -tags cluster -count=1 -v ./pkg/pod/source/contract
+
+.PHONY: test-crash
+test-crash: packages bin/lab ## Kill the agent at each step and fail each of its system calls, with all outcomes (root)
+	go test ./pkg/agent/crash -count=1 -timeout 120m -v -run 'TestKill|TestFail|TestFullDisk|TestPlanted' -args -full -planted -seed 0
+	cd lab && $(LAB_TURN) go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
+
+.PHONY: soak
+soak: packages bin/lab ## Attach and detach SOAK_PODS pods (100,000) amid kills and changes; plot in out/soak.svg (root)
+	mkdir -p out
+	cd lab && SOAK_PODS=$${SOAK_PODS:-100000} SOAK_OUT=$(CURDIR)/out/soak.svg $(LAB_TURN) go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
 
 .PHONY: test-anycast
-test-anycast: bin/lab ## Run the story of anycast with the outages that take minutes (root)
+test-anycast: bin/lab ## Run the cluster test of anycast with the outages that take minutes (root)
 	cd lab && $(LAB_TURN) go test -tags cluster,anycast -count=1 -timeout 30m -v -run TestAnycast ./e2e
 
+.PHONY: test-alerts
+test-alerts: bin/lab ## Cause more alerts in a cluster, and see them fire and end in a real Prometheus (root)
+	cd lab && $(LAB_TURN) go test -tags cluster,alerts -count=1 -timeout 30m -v -run TestAlerts ./e2e
+
+.PHONY: test-services
+test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 (root)
+	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 40m -v -run TestServices ./e2e
+
+.PHONY: test-release
+test-release: ## Make a release twice, in two places, and compare the bytes: ARCH=amd64,arm64
+	cd lab && ARCH=$(ARCH) go test -tags release -count=1 -timeout 60m -v -run TestSameBytesTwice ./release
+
+export SUITE    ?= kubernetes
+export FOCUS    ?=
+export SKIP     ?=
+export FAMILIES ?= dual
+export KEEP     ?=
+
+.PHONY: conformance
+conformance: bin/lab ## Run Kubernetes' own tests: SUITE=kubernetes|network-policy-api FOCUS=REGEX SKIP=REGEX FAMILIES=dual|ipv6|ipv4 KEEP=1 (root)
+	$(LAB_TURN) bash -c 'lab="bin/lab --name conformance"; $$lab up --families "$$FAMILIES" || exit 1; status=0; \
+	  $$lab conformance --suite "$$SUITE" $${FOCUS:+--focus "$$FOCUS"} --skip "$$SKIP" || status=$$?; [ -n "$$KEEP" ] || $$lab down; exit $$status'
+
 .PHONY: check
-check: lint check-generated test-unit ## What takes a minute: all but the cluster tests
+check: lint check-generated test-unit ## Run everything but the cluster tests: a minute
 
 .PHONY: test
-test: check test-cluster test-sources ## Run all tests (root)
+test: check test-release test-cluster test-sources ## Run all tests (root)

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Command flock-agent is everything flock does on a node: it answers the CNI
-// plugin, wires pods, keeps the node's routes and renders the routing daemon's
+// Command flock-agent does all of flock's work on a node: it answers the CNI
+// plugin, wires pods, maintains the node's routes and renders the routing daemon's
 // configuration.
 package main
 
@@ -9,27 +9,31 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
 	"k8s.io/klog/v2"
 
+	"flock.fritzlab.net/flock/internal/logattr"
+	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/agent"
-	"flock.fritzlab.net/flock/pkg/exits"
-	"flock.fritzlab.net/flock/pkg/pods"
-	"flock.fritzlab.net/flock/pkg/version"
+	"flock.fritzlab.net/flock/pkg/datapath/policy"
+	"flock.fritzlab.net/flock/pkg/pod/exits"
+	"flock.fritzlab.net/flock/pkg/pod/source"
 )
 
 const usage = `flock-agent serves the pods of one node.
 
 It runs in the node's own network namespace (the DaemonSet in deploy/ does
-this), waits for the NodeConfig that is named after the node, and then answers
-the CNI plugin on the socket in the state directory. While it is away, running
-pods and the routes of the node stay as they are.
+this), waits for the NodeConfig with the node's name, and then answers the CNI
+plugin on the socket in the state directory. While it does not run, running pods
+and the routes of the node stay as they are.
 
 Flags:
 `
@@ -37,37 +41,49 @@ Flags:
 func main() {
 	var c agent.Config
 	var level slog.Level
+	var format string
 	var showVersion bool
 	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
-	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of flock's own objects: the Secrets with the passwords that are shared with routers")
+	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of flock's own objects: the Secrets with the passwords of BGP and OSPF sessions")
+	flag.StringVar(&c.PodName, "pod-name", os.Getenv("POD_NAME"), "name of the agent's own pod, by which it finds its DaemonSet, to tell a roll-out from a departure of the node (default: $POD_NAME)")
 	addresses := func(s string) error {
 		c.NodeAddresses = nil
 		for field := range strings.SplitSeq(s, ",") {
 			addr, err := netip.ParseAddr(field)
 			if err != nil {
-				return fmt.Errorf("%q is no IP address: want the node's InternalIPs, separated by commas", field)
+				return fmt.Errorf("%q is not an IP address: want the node's InternalIPs, separated by commas", field)
 			}
 			c.NodeAddresses = append(c.NodeAddresses, addr)
 		}
 		return nil
 	}
-	flag.Func("node-addresses", "the Node's InternalIPs, from which BGP sessions come where a router is on their subnet, separated by commas (default: $NODE_ADDRESSES)", addresses)
-	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not outlive a reboot")
-	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; empty: the service account of the pod that the agent runs in")
-	flag.StringVar(&c.PodsAPI, "pods-api", pods.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, pods are learned from the API server; empty: always from there")
-	c.ExitSources = exits.AllWays
-	flag.Func("exit-sources", "who tells of a crash before the kubelet does, in order of preference, separated by commas: containerd (its own events, after some 3 ms), cri (those of any runtime, some 50 ms); none: the kubelet's pace, up to a second (default \"containerd,cri\")", func(s string) (err error) {
-		c.ExitSources, err = exits.ParseWays(s)
+	flag.Func("node-addresses", "the Node's InternalIPs, separated by commas; a BGP session to a router in the subnet of one of them uses it as its source (default: $NODE_ADDRESSES)", addresses)
+	flag.StringVar(&c.StateDir, "state-dir", "/run/flock", "directory for the socket, the attachments and BIRD's configuration; must not survive a reboot")
+	flag.StringVar(&c.Kubeconfig, "kubeconfig", "", "path to a kubeconfig; if empty, the agent uses the service account of its pod")
+	flag.StringVar(&c.PodsAPI, "pods-api", source.DefaultSocket, "socket of the kubelet's Pods API (Kubernetes 1.37 and later); while it does not answer, the agent watches the API server; if empty, always")
+	c.ExitSources = exits.AllSources
+	flag.Func("exit-sources", "where the agent learns that a container has ended, in order of preference, separated by commas: containerd (its own events, after some 3 ms), cri (events of any runtime, some 50 ms); none uses the kubelet only, up to a second (default \"containerd,cri\")", func(s string) (err error) {
+		c.ExitSources, err = exits.ParseSources(s)
 		return err
 	})
 	c.RuntimeSockets = exits.DefaultSockets
-	flag.Func("runtime-sockets", "sockets of the container runtime, for --exit-sources, tried in order, separated by commas (default \""+strings.Join(exits.DefaultSockets, ",")+"\")", func(s string) error {
+	flag.Func("runtime-sockets", "sockets of the container runtime for --exit-sources, separated by commas; the agent tries them in order (default \""+strings.Join(exits.DefaultSockets, ",")+"\")", func(s string) error {
 		c.RuntimeSockets = strings.Split(s, ",")
 		return nil
 	})
-	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port on which /healthz, /readyz and /metrics (Prometheus) answer; empty: none")
-	flag.TextVar(&level, "log-level", slog.LevelInfo, "least level that is logged: debug, info, warn or error")
-	flag.BoolVar(&showVersion, "version", false, "print the version and end")
+	flag.StringVar(&c.ProxyHealthz, "kube-proxy-healthz", "http://localhost:10256/healthz", "where kube-proxy says how it is: a node whose kube-proxy answers 503 does not announce Services with externalTrafficPolicy Cluster; if empty, it is not asked")
+	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port of /healthz, /readyz and /metrics (Prometheus); if empty, there are none")
+	flag.Func("policy-mark", "bits of the ct mark in which network policies note who has judged a connection: a mask of 8 or more bits side by side that no other program uses (default 0xffffff00)", func(s string) (err error) {
+		c.PolicyMark, err = policy.ParseMark(s)
+		return err
+	})
+	flag.StringVar(&c.MetricsAddress, "metrics-address", "", "address and port of /metrics for other machines, over TLS: the API server must allow the client's token to get this path (TokenReview, SubjectAccessReview); :9480 in deploy/; if empty, there is none")
+	flag.StringVar(&c.MetricsCertFile, "metrics-cert-file", "", "PEM file with the certificate for --metrics-address, read again when it changes; if empty, the agent makes one itself")
+	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
+	flag.StringVar(&c.PageAddress, "page-address", "", "address and port, on the loopback, of a page that shows the node's pods, routes, sessions, policies and Events: 127.0.0.1:9481; if empty, there is none")
+	flag.TextVar(&level, "log-level", slog.LevelInfo, "lowest level to log: debug, info, warn or error")
+	flag.StringVar(&format, "log-format", "text", "format of the log: text (logfmt) or json, a line each")
+	flag.BoolVar(&showVersion, "version", false, "print the version and exit")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()
@@ -83,17 +99,42 @@ func main() {
 		fmt.Println(version.Version)
 		return
 	}
+	if err := agent.CheckPageAddress(c.PageAddress); err != nil {
+		fmt.Fprintln(os.Stderr, "flock-agent:", err)
+		os.Exit(2)
+	}
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "flock-agent: unexpected argument %q; see --help\n", flag.Arg(0))
 		os.Exit(2)
 	}
 
-	c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	klog.SetSlogLogger(c.Log) // client-go's words are lines like all others
+	handler, err := logHandler(os.Stderr, format, level)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "flock-agent:", err)
+		os.Exit(2)
+	}
+	c.Log = slog.New(handler)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a node has little memory to spare, and the agent makes little garbage
+	}
+	klog.SetSlogLogger(c.Log) // client-go logs in the same format
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := agent.Run(ctx, c); err != nil {
-		c.Log.Error(err.Error())
+		c.Log.Error("flock-agent ends", "error", err)
 		os.Exit(1)
 	}
+}
+
+// logHandler writes lines in the format, with the attributes of the call that they
+// belong to.
+func logHandler(w io.Writer, format string, level slog.Level) (slog.Handler, error) {
+	options := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "text":
+		return logattr.Handler(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return logattr.Handler(slog.NewJSONHandler(w, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format=%s: want text or json", format)
 }

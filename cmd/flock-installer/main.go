@@ -1,5 +1,5 @@
 // Command flock-installer puts the CNI plugin and its configuration onto a node,
-// or takes them off. See docs/cmd-flock-installer.md.
+// or removes them. See docs/cmd-flock-installer.md.
 package main
 
 import (
@@ -9,8 +9,8 @@ import (
 	"log/slog"
 	"os"
 
-	"flock.fritzlab.net/flock/pkg/installer"
-	"flock.fritzlab.net/flock/pkg/version"
+	"flock.fritzlab.net/flock/internal/version"
+	"flock.fritzlab.net/flock/pkg/cni/installer"
 )
 
 const usage = `flock-installer puts flock's CNI plugin onto a node, or takes it off.
@@ -19,7 +19,8 @@ const usage = `flock-installer puts flock's CNI plugin onto a node, or takes it 
                               01-flock.conflist to --conf-dir: from then on the
                               runtime gives new pods to flock. Run again, it
                               changes only what differs.
-  flock-installer uninstall   removes both, as far as they are as installed.
+  flock-installer uninstall   removes both, as far as they are as installed, and
+                              flock's nftables tables if no pod of flock is left.
                               Pods that flock has wired keep their network until
                               they end, but nothing of flock is called then:
                               drain the node first.
@@ -44,7 +45,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("flock-installer", flag.ContinueOnError)
 	flags.StringVar(&i.BinDir, "bin-dir", installer.DefaultBinDir, "the `directory` where the runtime looks for plugins")
 	flags.StringVar(&i.ConfDir, "conf-dir", installer.DefaultConfDir, "the `directory` where the runtime looks for network configurations")
-	flags.StringVar(&i.StateDir, "state-dir", installer.DefaultStateDir, "the agent's `directory`, which is made accessible to root alone")
+	flags.StringVar(&i.StateDir, "state-dir", installer.DefaultStateDir, "the agent's `directory`, which the installer makes accessible to root only")
 	flags.StringVar(&i.Plugin, "plugin", installer.DefaultPlugin, "the plugin's `file` to install")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage, "Flags, after the command:\n")
@@ -68,7 +69,7 @@ func run(args []string) error {
 	case "install":
 		return i.Install()
 	case "uninstall":
-		return i.Uninstall()
+		return errors.Join(i.Uninstall(), i.RemoveTables())
 	}
 	return fmt.Errorf("command is %q: want install or uninstall; flock-installer --help says more", command)
 }

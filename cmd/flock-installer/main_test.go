@@ -62,3 +62,31 @@ func TestProgram(t *testing.T) {
 		}
 	}
 }
+
+// TestOthersDirectories: with the one capability that the DaemonSet gives it, the
+// installer writes to directories of another user. Without it, root may not.
+func TestOthersDirectories(t *testing.T) {
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", dir, ".", "flock.fritzlab.net/flock/cmd/flock")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, c := range []struct {
+		capabilities string
+		works        bool
+	}{{"-all", false}, {"-all,+dac_override", true}} {
+		bin, conf := t.TempDir(), t.TempDir()
+		for _, d := range []string{bin, conf} {
+			if err := os.Chown(d, 12345, 12345); err != nil {
+				t.Skip("only root can give directories away")
+			}
+		}
+		cmd := exec.Command("setpriv", "--bounding-set", c.capabilities, "--inh-caps", "-all", "--no-new-privs", filepath.Join(dir, "flock-installer"), "install",
+			"--bin-dir", bin, "--conf-dir", conf, "--state-dir", t.TempDir(), "--plugin", filepath.Join(dir, "flock"))
+		out, err := cmd.CombinedOutput()
+		if (err == nil) != c.works {
+			t.Errorf("with %s: %v: %s", c.capabilities, err, out)
+		}
+	}
+}

@@ -1,5 +1,5 @@
-// Command flock-slice runs a program with short slices of the processor's time, as
-// the DaemonSet does BIRD. See docs/deploy.md.
+// Command flock-slice executes a program with short scheduler time slices. The
+// DaemonSet starts BIRD with it. See docs/deploy.md.
 package main
 
 import (
@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"flock.fritzlab.net/flock/pkg/timeslice"
+	"flock.fritzlab.net/flock/internal/timeslice"
 )
 
 const usage = `flock-slice runs a program with short slices of the processor's time.
@@ -45,9 +45,9 @@ func run(args []string) (problem string) {
 	if !strings.Contains(program, "/") {
 		return program + ": want the path of a program, PATH is not searched; flock-slice --help says more"
 	}
-	runtime.LockOSThread() // the slice is the thread's, and so the one that executes has it
+	runtime.LockOSThread() // the time slice belongs to the thread, so this thread must execute the program
 	if err := timeslice.Shorten(0); err != nil {
-		os.Stderr.WriteString("flock-slice: " + program + " runs with slices of the usual length: " + err.Error() +
+		os.Stderr.WriteString("flock-slice: " + program + " runs with time slices of the default length: " + err.Error() +
 			": have the seccomp profile allow sched_getattr and sched_setattr\n")
 	}
 	return program + ": " + unix.Exec(program, args, os.Environ()).Error()

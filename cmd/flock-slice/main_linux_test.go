@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"flock.fritzlab.net/flock/pkg/timeslice"
+	"flock.fritzlab.net/flock/internal/timeslice"
 )
 
 // asChild has the test's program say how the scheduler treats it instead.
@@ -50,8 +50,8 @@ func TestSlice(t *testing.T) {
 		says    string
 	}{
 		"granted":             {nil, timeslice.Short, ""},
-		"cannot be set":       {[]uint32{unix.SYS_SCHED_SETATTR}, usual, "flock-slice: " + self + " runs with slices of the usual length: operation not permitted: have the seccomp profile"},
-		"cannot even be read": {[]uint32{unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_GETATTR}, 0, "flock-slice: " + self + " runs with slices of the usual length: operation not permitted: have the seccomp profile"},
+		"cannot be set":       {[]uint32{unix.SYS_SCHED_SETATTR}, usual, "flock-slice: " + self + " runs with time slices of the default length: operation not permitted: have the seccomp profile"},
+		"cannot even be read": {[]uint32{unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_GETATTR}, 0, "flock-slice: " + self + " runs with time slices of the default length: operation not permitted: have the seccomp profile"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -147,7 +147,7 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// It stands before each start of BIRD, whose peers wait.
+// It delays each start of BIRD, for which the peers wait.
 func TestLinksLittle(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", ".").Output()
@@ -155,9 +155,9 @@ func TestLinksLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	allowed := map[string]bool{
-		"golang.org/x/sys/unix":                    true,
-		"flock.fritzlab.net/flock/cmd/flock-slice": true,
-		"flock.fritzlab.net/flock/pkg/timeslice":   true,
+		"golang.org/x/sys/unix":                       true,
+		"flock.fritzlab.net/flock/cmd/flock-slice":    true,
+		"flock.fritzlab.net/flock/internal/timeslice": true,
 	}
 	unwanted := map[string]bool{"fmt": true, "flag": true, "net": true, "context": true, "log/slog": true}
 	for dep := range strings.FieldsSeq(string(out)) {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/cni/plugin"
 )
 
 // The plugin's start-up is most of what an ADD costs, and what a Go program
@@ -102,10 +104,16 @@ func TestOnATerminal(t *testing.T) {
 	}
 }
 
+// build builds the plugin as it is shipped.
 func build(t *testing.T) (path string) {
 	t.Helper()
+	return buildWith(t, "-s -w -E "+plugin.Entry)
+}
+
+func buildWith(t *testing.T, ldflags string) (path string) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "flock")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", ldflags, "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -1,5 +1,5 @@
-// Command flockctl, as kubectl-flock also a plugin of kubectl, tells operators what
-// flock is doing. See docs/flockctl.md.
+// Command flockctl shows operators what flock is doing, and why. Installed as
+// kubectl-flock it is a plugin of kubectl. See docs/flockctl.md.
 package main
 
 import (

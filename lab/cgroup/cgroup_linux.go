@@ -34,7 +34,7 @@ type Hierarchy struct {
 	Options string
 }
 
-// V2 tells whether it is the unified hierarchy.
+// V2 reports whether it is the unified hierarchy.
 func (h Hierarchy) V2() bool { return h.Options == "" }
 
 // Hierarchies are those mounted below /sys/fs/cgroup in this mount namespace.
@@ -219,7 +219,7 @@ func (t Tree) Container(member, id string) ([]int, error) {
 	return t.Processes(filepath.Join(member, "k8s.io", id))
 }
 
-// Exists tells whether there is any group of the lab.
+// Exists reports whether any group of the lab exists.
 func (t Tree) Exists() bool {
 	return slices.ContainsFunc(t.hierarchies, func(h Hierarchy) bool {
 		_, err := os.Stat(filepath.Join(h.Mountpoint, root, t.lab))
@@ -275,8 +275,8 @@ func walk(dir string, visit func(string) error) error {
 	})
 }
 
-// MountOwn mounts the hierarchies anew at /sys/fs/cgroup, which must be an empty
-// directory of a fresh sysfs: seen from a cgroup namespace they begin at its root.
+// MountOwn mounts the hierarchies again at /sys/fs/cgroup, which must be an empty
+// directory of a new sysfs. In a cgroup namespace they begin at its root.
 func MountOwn(hierarchies []Hierarchy) error {
 	const base = "/sys/fs/cgroup"
 	if len(hierarchies) == 1 && hierarchies[0].V2() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"os"
+	"strings"
 
 	"flock.fritzlab.net/flock/lab/member"
 	"flock.fritzlab.net/flock/lab/pki"
@@ -14,8 +15,17 @@ import (
 // etcd listens inside the control plane's namespace only.
 const etcdURL = "http://127.0.0.1:2379"
 
-// apiURL is the API server as nodes and people reach it.
-var apiURL = "https://" + netip.AddrPortFrom(plan.ControlPlaneLAN.IPv6.Addr(), 6443).String()
+// apiAddr is the API server's address, as nodes and people reach it.
+func (l *Lab) apiAddr() netip.Addr { return l.Families.Of(plan.ControlPlaneLAN)[0].Addr() }
+
+// commas joins prefixes as command lines have them.
+func commas(prefixes []netip.Prefix) string {
+	var s []string
+	for _, p := range prefixes {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, ",")
+}
 
 // controlPlane starts etcd and the three servers as they run in production: TLS,
 // RBAC, Node authorization. It returns when the API server is ready.
@@ -43,10 +53,10 @@ func (l *Lab) controlPlane(ctx context.Context, ca *pki.Authority) error {
 		Member: cp, Name: "kube-apiserver", Inputs: []string{ca.Cert("apiserver")},
 		Argv: []string{
 			"kube-apiserver",
-			"--advertise-address=" + plan.ControlPlaneLAN.IPv6.Addr().String(),
+			"--advertise-address=" + l.apiAddr().String(),
 			"--bind-address=::", "--secure-port=6443",
 			"--etcd-servers=" + etcdURL,
-			"--service-cluster-ip-range=" + plan.Service6.String() + "," + plan.Service4.String(),
+			"--service-cluster-ip-range=" + commas(l.Families.Of(plan.Services)),
 			"--authorization-mode=Node,RBAC",
 			"--enable-admission-plugins=NodeRestriction",
 			"--client-ca-file=" + ca.CA(),
@@ -143,7 +153,7 @@ func (l *Lab) kubeconfig(client string) string {
 }
 
 func (l *Lab) writeKubeconfig(ca *pki.Authority, client string) error {
-	content, err := ca.Kubeconfig(client, apiURL)
+	content, err := ca.Kubeconfig(client, "https://"+netip.AddrPortFrom(l.apiAddr(), 6443).String())
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"flock.fritzlab.net/flock/lab/image"
+	"flock.fritzlab.net/flock/lab/member"
+	"flock.fritzlab.net/flock/lab/plan"
 )
 
 // pauseImage as containerd names it in full.
@@ -31,13 +33,13 @@ func (l *Lab) buildImages(ctx context.Context) ([]imageFile, error) {
 	if err := goBuild(ctx, module, bin, "-s -w", "./echo", "./image/pause"); err != nil {
 		return nil, err
 	}
-	specs := []image.Spec{image.Pause(bin), image.Echo(bin)}
+	specs := []image.Spec{image.Pause(bin), image.Echo(bin), image.CoreDNS(l.Programs)}
 	if l.CNI == Flock {
 		var programs []string
 		for _, p := range image.Programs {
 			programs = append(programs, "./cmd/"+p)
 		}
-		version := "-s -w -X flock.fritzlab.net/flock/pkg/version.Version=lab"
+		version := "-s -w -X flock.fritzlab.net/flock/internal/version.Version=lab"
 		if err := goBuild(ctx, l.Checkout, bin, version, programs...); err != nil {
 			return nil, err
 		}
@@ -63,8 +65,24 @@ func (l *Lab) buildImages(ctx context.Context) ([]imageFile, error) {
 	return files, nil
 }
 
+// ImportImages gives the images of an archive to each node that does not have it.
+func (l *Lab) ImportImages(name, archive string) error {
+	digest, err := fileDigest(archive)
+	if err != nil {
+		return err
+	}
+	var imports []func() error
+	for _, n := range plan.Nodes(l.Nodes) {
+		imports = append(imports, func() error {
+			return l.importImage(member.Of(l.Dir, n.Name()), imageFile{name, archive, digest})
+		})
+	}
+	return together(imports...)
+}
+
 func goBuild(ctx context.Context, dir, out, ldflags string, packages ...string) error {
-	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-trimpath", "-ldflags", ldflags, "-o", out + "/"}, packages...)...)
+	args := []string{"build", "-trimpath", "-ldflags", ldflags, "-ldflags", "./cmd/flock=" + ldflags + " " + image.PluginFlags, "-o", out + "/"}
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if said, err := cmd.CombinedOutput(); err != nil {

@@ -7,6 +7,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,6 +37,8 @@ type Settings struct {
 	Nodes int `json:"nodes"`
 	MTU   int `json:"mtu"`
 	CNI   CNI `json:"cni"`
+	// Families are those of the cluster.
+	Families plan.Families `json:"families"`
 	// Routing is what router and nodes speak, BGP if empty. With PTP they do not.
 	Routing fabric.Routing `json:"routing"`
 	// Checkout is the source tree that flock's image and manifests are from.
@@ -50,7 +53,7 @@ type Lab struct {
 	Settings
 	// Programs is the directory of the components.
 	Programs string
-	// Progress is told what is being done.
+	// Progress gets a line for each step.
 	Progress io.Writer
 
 	began time.Time
@@ -98,7 +101,7 @@ func Up(ctx context.Context, dir state.Dir, want Settings, patience time.Duratio
 		return nil, err
 	}
 	var err error
-	if l.Programs, err = components.Build(ctx, l.Checkout+"/lab", progress); err != nil {
+	if l.Programs, err = components.Build(ctx, l.Checkout, progress); err != nil {
 		return nil, err
 	}
 	if err := dropOtherBoot(dir); err != nil {
@@ -109,7 +112,7 @@ func Up(ctx context.Context, dir state.Dir, want Settings, patience time.Duratio
 		return nil, err
 	}
 	defer unlock()
-	if err := l.sameCNI(); err != nil {
+	if err := l.sameCluster(); err != nil {
 		return nil, err
 	}
 	settings, err := json.MarshalIndent(l.Settings, "", "  ")
@@ -137,10 +140,16 @@ func dropOtherBoot(dir state.Dir) error {
 	return nil
 }
 
-func (l *Lab) sameCNI() error {
+// sameCluster refuses what a running cluster cannot be changed to.
+func (l *Lab) sameCluster() error {
 	old, err := Load(l.Dir)
-	if err == nil && old.CNI != l.CNI {
-		return fmt.Errorf("lab %s runs with --cni %s, whose pods %s would not know: run lab down first, or take another --name", l.Dir.Lab(), old.CNI, l.CNI)
+	switch {
+	case err != nil:
+		return nil
+	case old.CNI != l.CNI:
+		return fmt.Errorf("lab %s runs with --cni %s, and %s would not know its pods: run lab down first, or use another --name", l.Dir.Lab(), old.CNI, l.CNI)
+	case cmp.Or(old.Families, plan.Dual) != cmp.Or(l.Families, plan.Dual):
+		return fmt.Errorf("lab %s runs with --families %s, and its Services keep theirs: run lab down first, or use another --name", l.Dir.Lab(), old.Families)
 	}
 	return nil
 }
@@ -192,6 +201,9 @@ func (l *Lab) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.deployDNS(ctx); err != nil {
+		return err
+	}
 	if l.CNI == Flock {
 		l.say("flock: deploy")
 		if err := l.deployFlock(ctx, client, nodes, images); err != nil {
@@ -200,6 +212,9 @@ func (l *Lab) up(ctx context.Context) error {
 	}
 	err = process.Await(ctx, "the nodes to be Ready", kubelets, func(ctx context.Context) error { return nodesReady(ctx, client, nodes, kubelets) })
 	if err != nil {
+		return err
+	}
+	if err := process.Await(ctx, "the cluster's name server", nil, func(ctx context.Context) error { return dnsReady(ctx, client) }); err != nil {
 		return err
 	}
 	l.say("lab %s is up: %d nodes Ready", l.Dir.Lab(), l.Nodes)
@@ -244,7 +259,7 @@ func (l *Lab) members(ctx context.Context, nodes []plan.Node) error {
 func (l *Lab) router(ctx context.Context, nodes []plan.Node) error {
 	tor := member.Of(l.Dir, plan.Tor)
 	config := l.Dir.Member(plan.Tor, "config", "bird.conf")
-	changed, err := l.Dir.Write(config, []byte(fabric.BirdConfig(nodes, l.routing())), 0o644)
+	changed, err := l.Dir.Write(config, []byte(fabric.BirdConfig(nodes, l.Families, l.routing())), 0o644)
 	if err != nil {
 		return err
 	}
@@ -276,12 +291,12 @@ func (l *Lab) Sessions() ([]fabric.Session, error) {
 		return fabric.ParseSessions(out), err
 	}
 	var sessions []fabric.Session
-	for _, family := range []string{"6", "4"} {
-		out, err := l.birdc("show", "ospf", "neighbors", "nodes"+family)
+	for family, instance := range fabric.OSPFInstances(l.Families) {
+		out, err := l.birdc("show", "ospf", "neighbors", instance)
 		if err != nil {
 			return nil, err
 		}
-		sessions = append(sessions, fabric.ParseNeighbors(out, "ipv"+family, plan.Nodes(l.Nodes))...)
+		sessions = append(sessions, fabric.ParseNeighbors(out, family, plan.Nodes(l.Nodes))...)
 	}
 	return sessions, nil
 }

@@ -72,7 +72,19 @@ func (l *Lab) runtime(ctx context.Context, node plan.Node, images []imageFile) e
 // kubelet starts the node's kubelet and kube-proxy, and returns the kubelet.
 func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, error) {
 	m := member.Of(l.Dir, node.Name())
-	addrs := []netip.Addr{node.LAN().IPv6.Addr(), node.LAN().IPv4.Addr()}
+	var addrs []netip.Addr
+	var own, dns, nodePorts []string
+	for _, p := range l.Families.Of(node.LAN()) {
+		addrs = append(addrs, p.Addr())
+		own = append(own, p.Addr().String())
+		nodePorts = append(nodePorts, fmt.Sprintf("%q", p.Masked()))
+	}
+	for _, p := range l.Families.Of(plan.Addresses{IPv6: netip.MustParsePrefix("::1/128"), IPv4: netip.MustParsePrefix("127.0.0.0/8")}) {
+		nodePorts = append(nodePorts, fmt.Sprintf("%q", p))
+	}
+	for _, p := range l.Families.Of(plan.Services) {
+		dns = append(dns, fmt.Sprintf("%q", plan.DNS(p)))
+	}
 	if err := ca.Client(node.Name(), "system:node:"+node.Name(), "system:nodes"); err != nil {
 		return nil, err
 	}
@@ -85,6 +97,7 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	}
 	config, err := l.nodeConfig(node, "kubelet.yaml", map[string]any{
 		"CA": ca.CA(), "Cert": ca.Cert(serving), "Key": ca.Key(serving), "StartupTaint": l.CNI.startupTaint(),
+		"DNS": strings.Join(dns, ", "),
 	})
 	if err != nil {
 		return nil, err
@@ -96,7 +109,8 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 			"--config=" + config,
 			"--kubeconfig=" + l.kubeconfig(node.Name()),
 			"--hostname-override=" + node.Name(),
-			fmt.Sprintf("--node-ip=%s,%s", addrs[0], addrs[1]),
+			"--node-ip=" + strings.Join(own, ","),
+			"--node-labels=topology.kubernetes.io/zone=" + node.Zone(),
 		},
 	})
 	if err != nil {
@@ -104,6 +118,7 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	}
 	config, err = l.nodeConfig(node, "kube-proxy.yaml", map[string]any{
 		"Node": node.Name(), "Kubeconfig": l.kubeconfig("kube-proxy"), "PodInterfacePrefix": l.CNI.podInterfacePrefix(),
+		"NodePortAddresses": strings.Join(nodePorts, ", "),
 	})
 	if err != nil {
 		return nil, err
@@ -138,7 +153,7 @@ func (l *Lab) installPTP(node plan.Node) error {
 			return err
 		}
 	}
-	content, err := render("ptp.conflist", map[string]any{"MTU": l.MTU, "Pods": node.Pods()})
+	content, err := render("ptp.conflist", map[string]any{"MTU": l.MTU, "Pods": l.Families.Of(node.Pods())})
 	if err != nil {
 		return err
 	}

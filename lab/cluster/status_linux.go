@@ -17,7 +17,7 @@ import (
 // sessions. A process that ended or a missing member is an error, after
 // everything was printed.
 func (l *Lab) Status(ctx context.Context, out io.Writer) error {
-	fmt.Fprintf(out, "lab %s: %d nodes, %s, %s, MTU %d, files in %s\n\n", l.Dir.Lab(), l.Nodes, l.CNI, l.routing(), l.MTU, l.Dir.Path())
+	fmt.Fprintf(out, "lab %s: %d nodes, %s, %s, %s, MTU %d, files in %s\n\n", l.Dir.Lab(), l.Nodes, l.CNI, l.routing(), l.Families, l.MTU, l.Dir.Path())
 	var wrong []string
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "MEMBER\tPROCESS\tPID\tSTATE\tLOG")
@@ -57,7 +57,9 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 	}
 	asks := [][]string{{"show", "protocols"}}
 	if l.routing() == fabric.OSPF {
-		asks = append(asks, []string{"show", "ospf", "neighbors", "nodes6"}, []string{"show", "ospf", "neighbors", "nodes4"})
+		for _, instance := range fabric.OSPFInstances(l.Families) {
+			asks = append(asks, []string{"show", "ospf", "neighbors", instance})
+		}
 	}
 	for _, ask := range asks {
 		answer, err := l.birdc(ask...)
@@ -67,7 +69,7 @@ func (l *Lab) Status(ctx context.Context, out io.Writer) error {
 		fmt.Fprintln(out, answer)
 	}
 	if len(wrong) > 0 {
-		return fmt.Errorf("not as it should be: %s: lab up repairs it", strings.Join(wrong, ", "))
+		return fmt.Errorf("found broken: %s: run lab up to repair it", strings.Join(wrong, ", "))
 	}
 	return nil
 }

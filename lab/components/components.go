@@ -5,6 +5,7 @@
 package components
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,32 +20,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Versions of what is built. That of Kubernetes is pinned in lab/go.mod too.
+// Versions of what is built. That of Kubernetes is pinned in lab/kubernetes/go.mod
+// too.
 const (
 	Kubernetes = "v1.37.2"
 	Containerd = "v2.4.2"
 	Plugins    = "v1.9.1"
+	CoreDNS    = "v1.14.6" // that of Kubernetes' add-on
+	// PolicyAPI is the network-policy-api whose tests are run, as in lab/policyapi/go.mod.
+	PolicyAPI = "v0.3.0"
 )
 
-// build is one go build or go install, and the programs that come out of it.
+// PolicyAPITest is the program with the tests of network-policy-api.
+const PolicyAPITest = "network-policy-api-" + PolicyAPI + ".test"
+
+// The modules of lab/ that pin what is built.
+const kubernetesModule, policyAPIModule = "kubernetes", "policyapi"
+
+// build is one go build, go install or go test -c, and the programs that come out
+// of it.
 type build struct {
 	programs []string
-	packages []string // of the lab's module, or with a version of their own
+	packages []string // of the module, or with a version of their own
+	module   string   // below lab; empty: that of Kubernetes
+	test     bool     // the package's test is the program
 	tags     string
 	ldflags  string
 	minutes  string // cold, on two cores
 }
 
-func builds() []build {
+// kubernetesFlags set the version of Kubernetes' programs.
+func kubernetesFlags() string {
 	minor := strings.Split(strings.TrimPrefix(Kubernetes, "v"), ".")
 	version := "k8s.io/component-base/version"
-	ldflags := fmt.Sprintf("-s -w -X %s.gitVersion=%s -X %s.gitMajor=%s -X %s.gitMinor=%s -X %s.gitTreeState=clean",
+	return fmt.Sprintf("-s -w -X %s.gitVersion=%s -X %s.gitMajor=%s -X %s.gitMinor=%s -X %s.gitTreeState=clean",
 		version, Kubernetes, version, minor[0], version, minor[1], version)
+}
+
+// forLab are the programs that every lab runs.
+func forLab() []build {
 	var all []build
 	for _, p := range []struct{ program, minutes string }{
 		{"kubectl", "1"}, {"kube-apiserver", "2 to 3"}, {"kube-controller-manager", "1"}, {"kube-scheduler", "1"}, {"kubelet", "1"}, {"kube-proxy", "1"},
 	} {
-		all = append(all, build{programs: []string{p.program}, packages: []string{"k8s.io/kubernetes/cmd/" + p.program}, ldflags: ldflags, minutes: p.minutes})
+		all = append(all, build{programs: []string{p.program}, packages: []string{"k8s.io/kubernetes/cmd/" + p.program}, ldflags: kubernetesFlags(), minutes: p.minutes})
 	}
 	const containerd, plugins = "github.com/containerd/containerd/v2", "github.com/containernetworking/plugins/plugins"
 	return append(all,
@@ -56,12 +75,42 @@ func builds() []build {
 			minutes:  "1 to 2",
 		},
 		build{
-			programs: []string{"ptp", "host-local", "loopback"},
-			packages: []string{plugins + "/main/ptp@" + Plugins, plugins + "/ipam/host-local@" + Plugins, plugins + "/main/loopback@" + Plugins},
+			programs: []string{"ptp", "host-local", "loopback", "portmap"},
+			packages: []string{
+				plugins + "/main/ptp@" + Plugins, plugins + "/ipam/host-local@" + Plugins, plugins + "/main/loopback@" + Plugins,
+				plugins + "/meta/portmap@" + Plugins,
+			},
+			ldflags: "-s -w",
+			minutes: "1",
+		},
+		build{
+			programs: []string{"coredns"},
+			packages: []string{"github.com/coredns/coredns@" + CoreDNS},
 			ldflags:  "-s -w",
-			minutes:  "1",
+			minutes:  "2",
 		},
 	)
+}
+
+// forSuite are those that Kubernetes' own tests are run with, and in their images.
+func forSuite() []build {
+	const kubernetes, images = "k8s.io/kubernetes/test/", "k8s.io/kubernetes/test/images/"
+	return []build{
+		{programs: []string{"e2e.test"}, packages: []string{kubernetes + "e2e"}, test: true, ldflags: kubernetesFlags(), minutes: "8 to 15"},
+		{
+			programs: []string{"ginkgo", "agnhost", "regression-issue-74839"},
+			packages: []string{"github.com/onsi/ginkgo/v2/ginkgo", images + "agnhost", images + "regression-issue-74839"},
+			ldflags:  "-s -w", minutes: "1",
+		},
+	}
+}
+
+// forPolicyAPI are those that network-policy-api's tests are run with, and in their image.
+func forPolicyAPI() []build {
+	return append(forSuite()[1:], build{
+		programs: []string{PolicyAPITest}, packages: []string{"sigs.k8s.io/network-policy-api/conformance"}, module: policyAPIModule,
+		test: true, ldflags: "-s -w", minutes: "1",
+	})
 }
 
 // Cache is where the programs are.
@@ -70,18 +119,32 @@ func Cache() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: set HOME or XDG_CACHE_HOME, the programs that the lab builds go there", err)
 	}
-	key := strings.Join([]string{"kubernetes-" + Kubernetes, "containerd-" + Containerd, "plugins-" + Plugins, runtime.GOARCH}, "_")
+	key := strings.Join([]string{"kubernetes-" + Kubernetes, "containerd-" + Containerd, "plugins-" + Plugins, "coredns-" + CoreDNS, runtime.GOARCH}, "_")
 	return filepath.Join(base, "flock-lab", key, "bin"), nil
 }
 
-// Build builds what the cache lacks and returns the cache. module is the lab's
-// own directory in a checkout.
-func Build(ctx context.Context, module string, progress io.Writer) (string, error) {
+// Build builds what the cache lacks of the programs for a lab and returns the
+// cache.
+func Build(ctx context.Context, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, forLab(), checkout, progress)
+}
+
+// BuildSuite does the same for those of Kubernetes' own tests.
+func BuildSuite(ctx context.Context, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, forSuite(), checkout, progress)
+}
+
+// BuildPolicyAPI does the same for those of network-policy-api's tests.
+func BuildPolicyAPI(ctx context.Context, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, forPolicyAPI(), checkout, progress)
+}
+
+func buildAll(ctx context.Context, builds []build, checkout string, progress io.Writer) (string, error) {
 	cache, err := Cache()
 	if err != nil {
 		return "", err
 	}
-	if len(missing(cache)) == 0 {
+	if len(missing(builds, cache)) == 0 {
 		return cache, nil
 	}
 	unlock, err := lockCache(cache, progress)
@@ -89,13 +152,13 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 		return "", err
 	}
 	defer unlock()
-	todo := missing(cache) // another lab may have built them meanwhile
+	todo := missing(builds, cache) // another lab may have built them meanwhile
 	start := time.Now()
 	for i, b := range todo {
 		began := time.Now()
 		fmt.Fprintf(progress, "build %d of %d: %s (cold about %s min) … ", i+1, len(todo), strings.Join(b.programs, ", "), b.minutes)
 		stop := dots(progress)
-		err := b.run(ctx, module, cache)
+		err := b.run(ctx, filepath.Join(checkout, "lab", cmp.Or(b.module, kubernetesModule)), cache)
 		stop()
 		if err != nil {
 			fmt.Fprintln(progress, "failed")
@@ -107,6 +170,40 @@ func Build(ctx context.Context, module string, progress io.Writer) (string, erro
 		fmt.Fprintf(progress, "built in %.0f s, kept in %s\n", time.Since(start).Seconds(), cache)
 	}
 	return cache, nil
+}
+
+// KubernetesSource is the directory with the source of the Kubernetes that is
+// built.
+func KubernetesSource(ctx context.Context, checkout string) (string, error) {
+	return source(ctx, filepath.Join(checkout, "lab", kubernetesModule), "k8s.io/kubernetes")
+}
+
+// PolicyAPISource is the directory with the source of network-policy-api.
+func PolicyAPISource(ctx context.Context, checkout string) (string, error) {
+	dir := filepath.Join(checkout, "lab", policyAPIModule)
+	if out, err := goCommand(ctx, dir, "mod", "download", "sigs.k8s.io/network-policy-api"); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return source(ctx, dir, "sigs.k8s.io/network-policy-api")
+}
+
+func source(ctx context.Context, dir, module string) (string, error) {
+	out, err := goCommand(ctx, dir, "list", "-m", "-f", "{{.Dir}}", module)
+	if err != nil {
+		return "", fmt.Errorf("find the source of %s: %w", module, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+func goCommand(ctx context.Context, dir string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOWORK=off")
+	out, err := cmd.Output()
+	if err != nil {
+		return out, fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
+	}
+	return out, nil
 }
 
 // dots prints one every ten seconds until it is stopped: the compiler does not say
@@ -132,9 +229,9 @@ func dots(progress io.Writer) (stop func()) {
 	}
 }
 
-func missing(cache string) []build {
+func missing(builds []build, cache string) []build {
 	var todo []build
-	for _, b := range builds() {
+	for _, b := range builds {
 		for _, p := range b.programs {
 			if _, err := os.Stat(filepath.Join(cache, p)); err != nil {
 				todo = append(todo, b)
@@ -153,8 +250,11 @@ func (b build) run(ctx context.Context, module, cache string) error {
 	}
 	defer os.RemoveAll(temp)
 	args := []string{"build", "-o", temp + "/"}
-	if strings.Contains(b.packages[0], "@") {
+	switch {
+	case strings.Contains(b.packages[0], "@"):
 		args = []string{"install"}
+	case b.test:
+		args = []string{"test", "-c", "-o", filepath.Join(temp, b.programs[0])}
 	}
 	args = append(args, "-trimpath", "-ldflags", b.ldflags)
 	if b.tags != "" {

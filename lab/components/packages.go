@@ -33,8 +33,12 @@ var ForLab = []Package{
 var ForTests = []Package{
 	{"frr", "/usr/lib/frr/bgpd"},
 	{"gobgpd", "gobgpd"},
+	{"iptables", "iptables-nft-restore"},
 	{"procps", "ps"},
+	{"iptables", "iptables-legacy"},
+	{"systemd", "/lib/systemd/systemd-networkd"},
 	{"util-linux", "setpriv"},
+	{"prometheus", "promtool"},
 }
 
 // Install installs those of packages that are missing. Their services are not
@@ -81,7 +85,7 @@ func apt(ctx context.Context, args []string) ([]byte, error) {
 	return cmd.CombinedOutput()
 }
 
-// forbidServices tells Debian's maintainer scripts to start nothing
+// forbidServices keeps Debian's maintainer scripts from starting services
 // (invoke-rc.d(8)) until allow is called. A machine with a policy of its own
 // keeps it.
 func forbidServices() (allow func() error, err error) {

@@ -35,21 +35,26 @@ func build(t *testing.T, dir string) (objects []runtime.Object) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, r := range resources.Resources() {
+		objects = append(objects, decode(t, []byte(r.MustYaml())))
+	}
+	return objects
+}
+
+// decode reads an object strictly: a field that Kubernetes does not know is an error.
+func decode(t *testing.T, document []byte) runtime.Object {
+	t.Helper()
 	known := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, apiextensionsv1.AddToScheme} {
 		if err := add(known); err != nil {
 			t.Fatal(err)
 		}
 	}
-	decoder := serializer.NewCodecFactory(known, serializer.EnableStrict).UniversalDeserializer()
-	for _, r := range resources.Resources() {
-		o, _, err := decoder.Decode([]byte(r.MustYaml()), nil, nil)
-		if err != nil {
-			t.Fatalf("%s: %v", r.CurId(), err)
-		}
-		objects = append(objects, o)
+	o, _, err := serializer.NewCodecFactory(known, serializer.EnableStrict).UniversalDeserializer().Decode(document, nil, nil)
+	if err != nil {
+		t.Fatalf("%v in:\n%s", err, document)
 	}
-	return objects
+	return o
 }
 
 // only is the one object of type T.
@@ -82,16 +87,22 @@ func TestEveryCRDIsDeployed(t *testing.T) {
 			deployed++
 		}
 	}
-	files, err := filepath.Glob(checkout + "/deploy/crds/*.yaml")
+	files, err := filepath.Glob(checkout + "/deploy/chart/base/crds/*.yaml")
 	if err != nil || len(files) == 0 || deployed != len(files) {
-		t.Errorf("%d CRDs deployed, %d in deploy/crds (%v): name each in deploy/kustomization.yaml", deployed, len(files), err)
+		t.Errorf("%d CRDs deployed, %d in deploy/chart/base/crds (%v): name each in deploy/kustomization.yaml", deployed, len(files), err)
 	}
 }
 
 // The image's content is known, so a command that is not in it is found here and
 // not on a node; so is a mount without a volume, or a volume that none mounts.
-func TestDaemonSetFitsTheImage(t *testing.T) {
-	ds := only[*appsv1.DaemonSet](t, build(t, checkout+"/deploy"))
+func TestPodsFitTheImage(t *testing.T) {
+	objects := build(t, checkout+"/deploy")
+	for _, pod := range []corev1.PodSpec{only[*appsv1.DaemonSet](t, objects).Spec.Template.Spec, only[*appsv1.Deployment](t, objects).Spec.Template.Spec} {
+		podFitsTheImage(t, pod)
+	}
+}
+
+func podFitsTheImage(t *testing.T, pod corev1.PodSpec) {
 	bin := t.TempDir()
 	spec, err := image.Flock(checkout, bin)
 	if err != nil {
@@ -101,7 +112,7 @@ func TestDaemonSetFitsTheImage(t *testing.T) {
 		return slices.ContainsFunc(spec.Entries, func(e image.Entry) bool { return e.Path == file })
 	}
 	mounted := map[string]bool{}
-	for _, c := range containers(ds) {
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		if c.Image != image.FlockRef {
 			t.Errorf("container %s: image %s, want %s, which is what kustomize's images: replaces", c.Name, c.Image, image.FlockRef)
 		}
@@ -131,12 +142,12 @@ func TestDaemonSetFitsTheImage(t *testing.T) {
 		}
 		for _, m := range c.VolumeMounts {
 			mounted[m.Name] = true
-			if !slices.ContainsFunc(ds.Spec.Template.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+			if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
 				t.Errorf("container %s: mounts the volume %s, which is not there", c.Name, m.Name)
 			}
 		}
 	}
-	for _, v := range ds.Spec.Template.Spec.Volumes {
+	for _, v := range pod.Volumes {
 		if !mounted[v.Name] {
 			t.Errorf("volume %s: no container mounts it", v.Name)
 		}
@@ -145,7 +156,7 @@ func TestDaemonSetFitsTheImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range containers(ds) {
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 		if c.Name == "bird" && (!strings.Contains(string(conf), `include "/run/flock/bird/bird.con[f]"`) || !below(c, "/run/flock/bird")) {
 			t.Error("container bird: what deploy/bird.conf includes is not mounted")
 		}
@@ -165,7 +176,7 @@ func TestLeastPrivilege(t *testing.T) {
 	pod := ds.Spec.Template.Spec
 
 	capabilities := map[string][]corev1.Capability{
-		"install": nil,
+		"install": {"DAC_OVERRIDE"},
 		"agent":   {"NET_ADMIN", "SYS_ADMIN"},
 		"bird":    {"NET_ADMIN", "NET_BIND_SERVICE", "NET_RAW"},
 	}
@@ -198,15 +209,7 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Error("no seccomp profile: want the runtime's default")
 	}
 
-	var may []string
-	for _, r := range only[*rbacv1.ClusterRole](t, objects).Rules {
-		for _, g := range r.APIGroups {
-			for _, resource := range r.Resources {
-				may = append(may, strings.Join(r.Verbs, ",")+" "+g+"/"+resource)
-			}
-		}
-	}
-	if want := []string{
+	if may, want := rights(t, objects, "flock"), []string{
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
 		"get,list,watch flock.fritzlab.net/addresspools",
 		"get,list,watch flock.fritzlab.net/nodeconfigtemplates",
@@ -214,13 +217,34 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch /nodes",
 		"get,list,watch /pods",
 		"get,list,watch /namespaces",
+		"list,watch networking.k8s.io/networkpolicies",
+		"list,watch policy.networking.k8s.io/clusternetworkpolicies",
+		"watch apiextensions.k8s.io/customresourcedefinitions",
+		"list,watch /services", "list,watch discovery.k8s.io/endpointslices",
 		"get,patch flock.fritzlab.net/nodeconfigs/status",
 		"patch /nodes",
 		"patch /nodes/status",
-		"get,list,create,delete flock.fritzlab.net/addressclaims",
+		"get,list,watch,create,delete flock.fritzlab.net/addressclaims",
+		"create authentication.k8s.io/tokenreviews",
+		"create authorization.k8s.io/subjectaccessreviews",
 		"create,patch events.k8s.io/events",
 	}; !slices.Equal(may, want) {
 		t.Errorf("the agent may %q, want %q", may, want)
+	}
+	if may, want := rights(t, objects, "flock-controller"), []string{
+		"get,list,watch /services",
+		"get,list,watch /namespaces",
+		"get,list,watch /nodes",
+		"get,list,watch /pods",
+		"patch /services/status",
+		"get,list,watch flock.fritzlab.net/nodeconfigs",
+		"get,list,watch flock.fritzlab.net/addresspools",
+		"patch flock.fritzlab.net/nodeconfigs/status",
+		"patch flock.fritzlab.net/addresspools/status",
+		"get,list,watch,create,update,delete flock.fritzlab.net/addressclaims",
+		"create,patch events.k8s.io/events",
+	}; !slices.Equal(may, want) {
+		t.Errorf("the controller may %q, want %q", may, want)
 	}
 	denied := map[string]bool{}
 	for _, b := range all[*admissionv1.ValidatingAdmissionPolicyBinding](objects) {
@@ -230,6 +254,72 @@ func TestLeastPrivilege(t *testing.T) {
 		if !denied[p.Name] {
 			t.Errorf("policy %s is not bound, or does not deny", p.Name)
 		}
+	}
+}
+
+// rights are those of a ClusterRole, which its name's account has.
+func rights(t *testing.T, objects []runtime.Object, name string) (may []string) {
+	t.Helper()
+	for _, role := range all[*rbacv1.ClusterRole](objects) {
+		if role.Name != name {
+			continue
+		}
+		for _, r := range role.Rules {
+			for _, g := range r.APIGroups {
+				for _, resource := range r.Resources {
+					may = append(may, strings.Join(r.Verbs, ",")+" "+g+"/"+resource)
+				}
+			}
+		}
+	}
+	for _, b := range all[*rbacv1.ClusterRoleBinding](objects) {
+		if b.RoleRef.Name == name && (len(b.Subjects) != 1 || b.Subjects[0].Name != name) {
+			t.Errorf("ClusterRole %s is bound to %+v", name, b.Subjects)
+		}
+	}
+	return may
+}
+
+// The controller has two instances on different nodes, works without a network for pods, and
+// has no capability.
+func TestController(t *testing.T) {
+	d := only[*appsv1.Deployment](t, build(t, checkout+"/deploy"))
+	pod := d.Spec.Template.Spec
+	if d.Name != "flock-controller" || d.Namespace != "flock-system" || d.Spec.Replicas == nil || *d.Spec.Replicas != 2 || pod.ServiceAccountName != "flock-controller" {
+		t.Errorf("%s/%s: %v replicas, account %s", d.Namespace, d.Name, d.Spec.Replicas, pod.ServiceAccountName)
+	}
+	if a := pod.AutomountServiceAccountToken; a == nil || *a || !pod.HostNetwork || pod.HostPID || pod.HostIPC {
+		t.Errorf("hostNetwork %t hostPID %t hostIPC %t", pod.HostNetwork, pod.HostPID, pod.HostIPC)
+	}
+	if sc := pod.SecurityContext; sc == nil || sc.RunAsNonRoot == nil || !*sc.RunAsNonRoot || sc.SeccompProfile == nil || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		t.Errorf("security context %+v", pod.SecurityContext)
+	}
+	const name = "app.kubernetes.io/name"
+	if labels := d.Spec.Template.Labels; labels[name] != "flock-controller" || d.Spec.Selector.MatchLabels[name] != "flock-controller" {
+		t.Errorf("labels %v, selector %v: want other ones than the DaemonSet's", labels, d.Spec.Selector.MatchLabels)
+	}
+	anti := pod.Affinity.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution
+	if len(anti) != 1 || anti[0].PodAffinityTerm.TopologyKey != corev1.LabelHostname {
+		t.Errorf("anti-affinity %+v", anti)
+	}
+	for _, taint := range []corev1.Taint{
+		{Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoSchedule}, {Key: corev1.TaintNodeNotReady, Effect: corev1.TaintEffectNoExecute},
+		{Key: corev1.TaintNodeNetworkUnavailable, Effect: corev1.TaintEffectNoSchedule}, {Key: "flock.fritzlab.net/starting", Effect: corev1.TaintEffectNoExecute},
+		{Key: "node-role.kubernetes.io/control-plane", Effect: corev1.TaintEffectNoSchedule},
+	} {
+		if !slices.ContainsFunc(pod.Tolerations, func(x corev1.Toleration) bool {
+			return x.Key == taint.Key && (x.Effect == "" || x.Effect == taint.Effect) && x.TolerationSeconds == nil
+		}) {
+			t.Errorf("taint %s:%s is not tolerated", taint.Key, taint.Effect)
+		}
+	}
+	c := pod.Containers[0]
+	s := c.SecurityContext
+	if len(pod.Containers) != 1 || s == nil || s.Capabilities == nil || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || len(s.Capabilities.Add) > 0 || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem {
+		t.Errorf("container %s: %+v", c.Name, s)
+	}
+	if c.ReadinessProbe == nil || c.LivenessProbe == nil || c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() {
+		t.Errorf("container %s: probes %v %v, resources %v", c.Name, c.ReadinessProbe, c.LivenessProbe, c.Resources)
 	}
 }
 
@@ -257,16 +347,24 @@ func TestRollOut(t *testing.T) {
 
 // The lab deploys the same but for where the images come from.
 func TestLabOverlay(t *testing.T) {
-	base, lab := only[*appsv1.DaemonSet](t, build(t, checkout+"/deploy")), only[*appsv1.DaemonSet](t, build(t, "."))
-	for _, list := range [][]corev1.Container{lab.Spec.Template.Spec.InitContainers, lab.Spec.Template.Spec.Containers} {
-		for i := range list {
-			if list[i].ImagePullPolicy != corev1.PullNever {
-				t.Errorf("container %s: imagePullPolicy %q, but there is no registry", list[i].Name, list[i].ImagePullPolicy)
+	base, lab := build(t, checkout+"/deploy"), build(t, ".")
+	pull := func(pod *corev1.PodSpec) {
+		for _, list := range [][]corev1.Container{pod.InitContainers, pod.Containers} {
+			for i := range list {
+				if list[i].ImagePullPolicy != corev1.PullNever {
+					t.Errorf("container %s: imagePullPolicy %q, but there is no registry", list[i].Name, list[i].ImagePullPolicy)
+				}
+				list[i].ImagePullPolicy = ""
 			}
-			list[i].ImagePullPolicy = ""
 		}
 	}
-	if diff := cmp.Diff(base.Spec, lab.Spec); diff != "" {
+	ds, d := only[*appsv1.DaemonSet](t, lab), only[*appsv1.Deployment](t, lab)
+	pull(&ds.Spec.Template.Spec)
+	pull(&d.Spec.Template.Spec)
+	if diff := cmp.Diff(only[*appsv1.DaemonSet](t, base).Spec, ds.Spec); diff != "" {
 		t.Errorf("the lab's DaemonSet differs (-base +lab):\n%s", diff)
+	}
+	if diff := cmp.Diff(only[*appsv1.Deployment](t, base).Spec, d.Spec); diff != "" {
+		t.Errorf("the lab's Deployment differs (-base +lab):\n%s", diff)
 	}
 }

@@ -19,9 +19,9 @@ import (
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// killedInABurst: the agent is killed while it gives addresses to twenty pods. What
-// the node has promised, what the API says the pods have, and what the outside host
-// reaches are the same afterwards, and nothing is held for nobody.
+// killedInABurst kills the agent while it assigns addresses to twenty pods. Afterwards
+// the node's records, the pods' addresses in the API and the addresses that the outside
+// host reaches are the same, and no address is held without a pod.
 func killedInABurst(t *testing.T, c *podClient) {
 	const burst = 20
 	node := plan.Nodes(3)[2].Name()
@@ -102,6 +102,7 @@ func killedInABurst(t *testing.T, c *podClient) {
 // attachment is what a record of the node's store says of one.
 type attachment struct {
 	State                 string
+	ContainerID           string
 	PodNamespace, PodName string
 	Addrs                 []struct{ Addr netip.Addr }
 }

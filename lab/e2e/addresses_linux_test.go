@@ -90,7 +90,7 @@ func patchNodeConfig(t *testing.T, node, kind string, patch any) {
 		t.Fatal(err)
 	}
 	mustKubectl(t, "patch", "nodeconfig", node, "--type="+kind, "--patch="+string(content))
-	eventually(t, 15*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		got := mustKubectl(t, "get", "nodeconfig", node,
 			`--output=jsonpath={.metadata.generation} {.status.observedGeneration} {.status.conditions[?(@.type=="Accepted")].status}`)
 		if f := strings.Fields(got); len(f) != 3 || f[0] != f[1] || f[2] != "True" {
@@ -114,9 +114,9 @@ spec:
   uses: [static]
 `
 
-// onePodsInTheCluster: pods on two nodes ask for the same addresses. One has them,
-// the other is told who; it gets them when the first has gone, and the router
-// follows.
+// onePodsInTheCluster creates pods on two nodes that ask for the same addresses. One
+// gets them, and the error of the other names it. The other gets them when the first is
+// gone, and the router follows.
 func onePodsInTheCluster(t *testing.T, c *podClient) {
 	nodes := plan.Nodes(2)
 	asks := map[string]string{"flock.fritzlab.net/ipv4": "true", "flock.fritzlab.net/addresses": "2001:db8:201::7,203.0.113.71"}
@@ -140,7 +140,7 @@ func onePodsInTheCluster(t *testing.T, c *podClient) {
 
 	c.remove(t, "shop", "second")
 	withdrawn(t, wantedTwice...)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		claims := mustKubectl(t, "get", "addressclaims", "--output=jsonpath={.items[*].spec.address}")
 		for _, a := range wantedTwice {
 			if slices.Contains(strings.Fields(claims), a.String()) {
@@ -160,7 +160,7 @@ func retiredCIDRs(t *testing.T, c *podClient) {
 	}
 	summariesAtTor := func(there bool) {
 		t.Helper()
-		eventually(t, 10*time.Second, func() error {
+		eventually(t, 60*time.Second, func() error {
 			for i, p := range extra.All() {
 				if r, ok := routeAtTor(t, p); ok != there || there && r.Via != node.LAN().All()[i].Addr() {
 					return fmt.Errorf("tor: route to %s: %t (%s), want %t", p, ok, r, there)
@@ -198,7 +198,7 @@ func retiredCIDRs(t *testing.T, c *podClient) {
 		{"op": "remove", "path": "/spec/podCIDRs/ipv4/1"},
 	})
 	want := []string{extra.IPv6.String(), extra.IPv4.String()}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if got := retired(); !slices.Equal(got, want) {
 			return fmt.Errorf("retiredCIDRs: %s, want %s", got, want)
 		}
@@ -215,7 +215,7 @@ func retiredCIDRs(t *testing.T, c *podClient) {
 
 	c.remove(t, "shop", "stays")
 	summariesAtTor(false)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if got := retired(); len(got) != 0 {
 			return fmt.Errorf("retiredCIDRs: %s, want none", got)
 		}
@@ -226,7 +226,7 @@ func retiredCIDRs(t *testing.T, c *podClient) {
 // announced waits until the router has a route to each address, via the node.
 func announced(t *testing.T, node plan.Node, addrs ...netip.Addr) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for _, a := range addrs {
 			via := node.LAN().IPv6.Addr()
 			if a.Is4() {
@@ -242,7 +242,7 @@ func announced(t *testing.T, node plan.Node, addrs ...netip.Addr) {
 
 func withdrawn(t *testing.T, addrs ...netip.Addr) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for _, a := range addrs {
 			if r, ok := routeAtTor(t, single(a)); ok {
 				return fmt.Errorf("tor has route %s still", r)
@@ -273,8 +273,8 @@ func routesAtTor(t *testing.T) []fabric.Route {
 	return routes
 }
 
-// says waits for an event of the pod whose message is the whole of want, and for the
-// kubelet to repeat it. The pod must not get to run.
+// says waits for an event of the pod with exactly the message want, and for the kubelet
+// to repeat it. The pod must not run.
 func (c *podClient) says(t *testing.T, namespace, pod, reason, want string) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
@@ -317,7 +317,7 @@ func texts(events []corev1.Event) string {
 func (c *podClient) namespaces(t *testing.T, names ...string) {
 	t.Helper()
 	t.Cleanup(func() {
-		mustKubectl(t, append([]string{"delete", "namespace", "--timeout=60s", "--ignore-not-found"}, names...)...)
+		mustKubectl(t, append([]string{"delete", "namespace", "--timeout=180s", "--ignore-not-found"}, names...)...)
 	})
 	for _, name := range names {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"team": name}}}
@@ -326,7 +326,7 @@ func (c *podClient) namespaces(t *testing.T, names ...string) {
 		}
 	}
 	// Without its account a pod is refused.
-	eventually(t, 15*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for _, name := range names {
 			if _, err := c.CoreV1().ServiceAccounts(name).Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 				return err

@@ -111,7 +111,7 @@ func isReady(p corev1.Pod) bool {
 	})
 }
 
-// complaints are the warnings about pods whose names begin so.
+// complaints returns the warnings about pods with this prefix in their names.
 func (c *podClient) complaints(t *testing.T, namespace, pod string) string {
 	list, err := c.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{FieldSelector: "type=Warning"})
 	if err != nil {

@@ -47,7 +47,7 @@ func spoofedSources(t *testing.T, c *podClient) {
 			sendUDP(t, netns, source, to, what)
 			sent++
 		}
-		// What comes last on this path tells that nothing is on its way still.
+		// When this last datagram has arrived, no earlier one is still on its way.
 		sendUDP(t, netns, own, to, "after")
 		got := receiveUDP(t, to, "after")
 		if want := []string{own.String() + " before", own.String() + " after"}; !slices.Equal(got, want) {

@@ -91,7 +91,7 @@ spec:
 	// is announced, and 1 for one that drains.
 	members := func(want ...string) {
 		t.Helper()
-		eventually(t, 20*time.Second, func() error {
+		eventually(t, 60*time.Second, func() error {
 			route := mustLab(t, "exec", "node1", "--", "ip", "-6", "-d", "route", "show", oneNode6, "metric", "512")
 			id := regexp.MustCompile(`nhid (\d+)`).FindStringSubmatch(route)
 			if id == nil {
@@ -169,7 +169,7 @@ func announcing(t *testing.T, addr string) string {
 // routedToNode1 waits until the router has both addresses, by way of node1, or none.
 func routedToNode1(t *testing.T, want bool) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for _, addr := range []string{oneNode6, oneNode4} {
 			route := announcing(t, addr)
 			if via := strings.Contains(route, "2001:db8:0:1::11") || strings.Contains(route, "192.0.2.11"); via != want || !want && route != "" {
@@ -232,7 +232,7 @@ spec:
 	long := openStreams(t, 24, "http://["+allNodes6+"]:8080/tick")
 	began = time.Now()
 	restarts := func() (ready, sum int) {
-		all := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--output=jsonpath={range .items[*].status.containerStatuses[?(@.name=='agent')]}{.ready} {.restartCount} {end}")
+		all := agentPods(t, "--output=jsonpath={range .items[*].status.containerStatuses[?(@.name=='agent')]}{.ready} {.restartCount} {end}")
 		for f := range strings.FieldsSeq(all) {
 			if n, err := strconv.Atoi(f); err == nil {
 				sum += n
@@ -299,7 +299,27 @@ spec:
 		outage(t, client)
 	}
 
-	// Drained, a node is no way to the address any more.
+	// A departure: flock is taken off a node, whose pods stay Ready. At most the request
+	// that was on its way to the node is lost.
+	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
+	began = time.Now()
+	mustKubectl(t, "label", "node", "node3", "flock.fritzlab.net/agent-")
+	t.Cleanup(startAgentOn(t, "node3"))
+	viaNodes(t, 1, 2)
+	t.Logf("the router has no way by node3 %s after flock was taken off it", time.Since(began).Round(10*time.Millisecond))
+	if lost := client.count(t, "the departure of a node", began); len(lost) > 1 {
+		t.Errorf("%d requests failed during the departure of a node: %q", len(lost), lost)
+	}
+	// The node would be back before the DaemonSet's controller has ended the pod, and
+	// without an agent later.
+	agentGone(t, "node3")
+	startAgentOn(t, "node3")()
+	viaNodes(t, 1, 2, 3)
+	client.failed(t, "the return of a node", began)
+
+	// Drained, a node is no way to the address any more. No withdrawal reaches the router
+	// before BIRD has recovered from its start, and until then flock's pod is not Ready.
+	mustKubectl(t, "--namespace=flock-system", "rollout", "status", "daemonset/flock", patience)
 	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
 	began = time.Now()
 	mustKubectl(t, "drain", "node3", "--ignore-daemonsets", "--pod-selector=app=anycast", patience)
@@ -359,15 +379,47 @@ type load struct {
 
 func ask200(t *testing.T, url string) *load {
 	t.Helper()
+	return askEvery(t, url, 3*time.Millisecond, 2*time.Second)
+}
+
+// askEvery asks again so long after each answer, for which it waits as long as patience.
+func askEvery(t *testing.T, url string, pause, patience time.Duration) *load {
+	t.Helper()
 	l := &load{}
 	l.url = url
-	echo := "/var/lib/flock-lab/" + labName + "/images/bin/echo"
-	l.start(t, plan.Outside, echo, "get", "-n", "1000000", "-interval", "3ms", "-timeout", "2s", url)
+	l.start(t, plan.Outside, echoProgram, "get", "-n", "1000000", "-interval", pause.String(), "-timeout", patience.String(), url)
 	return l
 }
 
 // failed fails for each request since the last call that did.
 func (l *load) failed(t *testing.T, during string, began time.Time) {
+	t.Helper()
+	for _, lost := range l.count(t, during, began) {
+		t.Errorf("during %s, %s", during, lost)
+	}
+}
+
+// count are the requests that failed since the last call, with time and error.
+func (l *load) count(t *testing.T, during string, began time.Time) (lost []string) {
+	t.Helper()
+	for _, f := range l.failures(t, during, began) {
+		lost = append(lost, f.String())
+	}
+	return lost
+}
+
+// failure is a request that failed.
+type failure struct {
+	start, end time.Time
+	error      string
+}
+
+func (f failure) String() string {
+	return fmt.Sprintf("at %s: %s", f.end.Format("15:04:05.000"), f.error)
+}
+
+// failures are the requests that failed since the last call.
+func (l *load) failures(t *testing.T, during string, began time.Time) (lost []failure) {
 	t.Helper()
 	said := l.said()[l.read:]
 	said = said[:strings.LastIndexByte(said, '\n')+1]
@@ -390,12 +442,14 @@ func (l *load) failed(t *testing.T, during string, began time.Time) {
 		slowest = max(slowest, r.Milliseconds)
 		pods[r.Body.Pod] = true
 		if !r.OK {
-			t.Errorf("during %s, at %s: %s", during, r.Wall.Format("15:04:05.000"), r.Error)
+			took := time.Duration(r.Milliseconds * float64(time.Millisecond))
+			lost = append(lost, failure{r.Wall.Add(-took), r.Wall, r.Error})
 		}
 	}
 	took := time.Since(began)
-	t.Logf("during %s: %d requests in %s, answered by %d pods, the slowest in %.0f ms", during, n, took.Round(100*time.Millisecond), len(pods), slowest)
+	t.Logf("during %s: %d requests to %s in %s, answered by %d pods, the slowest in %.0f ms", during, n, l.url, took.Round(100*time.Millisecond), len(pods), slowest)
 	if n == 0 {
 		t.Errorf("during %s: no requests", during)
 	}
+	return lost
 }

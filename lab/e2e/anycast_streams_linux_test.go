@@ -34,7 +34,7 @@ func openStreams(t *testing.T, n int, url string) *streams {
 	echo := "/var/lib/flock-lab/" + labName + "/images/bin/echo"
 	s.start(t, plan.Outside, "sh", "-c", fmt.Sprintf(
 		`for i in $(seq %d); do %s get -follow -timeout 0 "%s?interval=100ms&stream=$i" & done; wait`, n, echo, url))
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if got := len(s.all()); got != n {
 			return fmt.Errorf("%d streams of %s, want %d: %s", got, url, n, s.said())
 		}
@@ -84,7 +84,7 @@ func (s *streams) of(pod string) (n int) {
 func (s *streams) unbroken(t *testing.T, except string) {
 	t.Helper()
 	began := time.Now()
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for url, one := range s.all() {
 			if one.pod != except && one.ended == "" && one.last.Before(began) {
 				return fmt.Errorf("%s of pod %s: silent since %s", url, one.pod, one.last.Format("15:04:05.000"))

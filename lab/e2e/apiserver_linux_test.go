@@ -14,11 +14,11 @@ import (
 // nodes nor routers, with those that the lab has built. They are in flock's module,
 // because the lab does not depend on it.
 func TestAPIServer(t *testing.T) {
-	programs, err := components.Build(t.Context(), "..", os.Stderr)
+	programs, err := components.Build(t.Context(), "../..", os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "test", "-tags", "apiserver", "-run", "^TestAPIServer$", "-count=1", "-v", "./pkg/kube", "./pkg/flockctl")
+	cmd := exec.Command("go", "test", "-tags", "apiserver", "-run", "^TestAPIServer$", "-count=1", "-v", "./pkg/kube", "./pkg/flockctl", "./pkg/controller")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

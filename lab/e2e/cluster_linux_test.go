@@ -43,12 +43,18 @@ func TestCluster(t *testing.T) {
 	part(t, "up again changes nothing", upAgain)
 	part(t, "refuses bad NodeConfigs", refuseBadNodeConfigs)
 	part(t, "an agent speaks for its own node only", ownNodeOnly)
-	part(t, "flockctl tells what is so", tells)
+	part(t, "flockctl shows the actual state", flockctlShows)
+	part(t, "alerts fire and end in a real Prometheus", alertsFire)
 	part(t, "NodeConfigs from templates", fromTemplates)
 	part(t, "addresses", addresses)
 	part(t, "anycast", anycastStory)
+	part(t, "addresses of Services", serviceStory)
+	part(t, "network policies", networkPolicies)
 	part(t, "a session's password is followed", sessionPassword)
 	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
+	part(t, "Helm takes flock over and leaves what has data", underHelm)
+	part(t, "routes are back after systemd-networkd removed them", networkd)
+	part(t, "a broken release stops at the first node", brokenRollOut)
 	part(t, "a node that comes back takes no pod before the router knows the way", comesBack)
 	part(t, "a pod says that its node has no NodeConfig", missingNodeConfig)
 	part(t, "a pod says that the agent is not running", agentNotRunning)
@@ -88,8 +94,8 @@ func upAgain(t *testing.T) {
 	}
 }
 
-// subset tells whether all of a are in b. What comes besides, a probe's process
-// say, is no matter.
+// subset reports whether all of a are in b. b may contain more, such as a probe's
+// process.
 func subset(a, b []string) bool {
 	return !slices.ContainsFunc(a, func(x string) bool { return !slices.Contains(b, x) })
 }
@@ -222,13 +228,28 @@ func agentNotRunning(t *testing.T) {
 	podSays(t, "agent is not running on this node")
 }
 
+// agents selects the pods of the DaemonSet; the namespace has those of flock-controller too.
+const agents = "--selector=app.kubernetes.io/name=flock"
+
+// agentPods gets the agents' pods as the arguments of kubectl say.
+func agentPods(t *testing.T, args ...string) string {
+	t.Helper()
+	return mustKubectl(t, append([]string{"--namespace=flock-system", "get", "pods", agents}, args...)...)
+}
+
 func stopAgent(t *testing.T) {
 	t.Helper()
 	mustKubectl(t, "label", "node", lastNode, "flock.fritzlab.net/agent-")
+	agentGone(t, lastNode)
+}
+
+// agentGone waits until flock's pod on a node has ended.
+func agentGone(t *testing.T, node string) {
+	t.Helper()
 	eventually(t, time.Minute, func() error {
-		out, err := kubectl("", "--namespace=flock-system", "get", "pods", "--field-selector=spec.nodeName="+lastNode, "--output=name")
+		out, err := kubectl("", "--namespace=flock-system", "get", "pods", agents, "--field-selector=spec.nodeName="+node, "--output=name")
 		if err != nil || strings.TrimSpace(out) != "" {
-			return fmt.Errorf("on %s: %s %v", lastNode, out, err)
+			return fmt.Errorf("on %s: %s %v", node, out, err)
 		}
 		return nil
 	})
@@ -236,7 +257,14 @@ func stopAgent(t *testing.T) {
 
 func startAgent(t *testing.T) {
 	t.Helper()
-	mustKubectl(t, "label", "node", lastNode, "flock.fritzlab.net/agent=")
+	startAgentOn(t, lastNode)()
+}
+
+func startAgentOn(t *testing.T, node string) func() {
+	return func() {
+		t.Helper()
+		mustKubectl(t, "label", "--overwrite", "node", node, "flock.fritzlab.net/agent=")
+	}
 }
 
 // podSays waits for an event of a pod on the last node that holds all the words,

@@ -27,26 +27,30 @@ import (
 // if it is made from a template, its status, and nothing else.
 func ownNodeOnly(t *testing.T) {
 	const status, spec = `{"status":{"observedGeneration":1}}`, `{"spec":{"mtu":1400}}`
-	pod := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--field-selector=spec.nodeName=node1",
+	pod := agentPods(t, "--field-selector=spec.nodeName=node1",
 		"--output=jsonpath={.items[0].metadata.name} {.items[0].metadata.uid}")
 	name, uid, _ := strings.Cut(pod, " ")
 	token := func(args ...string) string {
 		return strings.TrimSpace(mustKubectl(t, append([]string{"--namespace=flock-system", "create", "token", "flock"}, args...)...))
 	}
 	inPod := token("--bound-object-kind=Pod", "--bound-object-name="+name, "--bound-object-uid="+uid)
+	claim := strings.TrimSpace(mustKubectl(t, "get", "addressclaims", "--output=jsonpath={.items[?(@.spec.services)].metadata.name}"))
+	claim, _, _ = strings.Cut(claim, " ") // of the Service of the proof
 	asStatus := func(node string) []string {
 		return []string{"patch", "nodeconfig", node, "--subresource=status", "--type=merge", "--patch=" + status}
 	}
 	for _, c := range []struct {
 		name, token string
 		args        []string
-		refusal     string // empty: it is allowed
+		refusal     string // empty if it is allowed
 	}{
 		{"status of its own", inPod, asStatus("node1"), ""},
 		{"status of another", inPod, asStatus("node2"), `the agent on node "node1" may write its own NodeConfig and its status only, not that of "node2"`},
 		{"token of no pod", token(), asStatus("node1"), `the agent on node "" may write`},
 		{"spec of its own", inPod, []string{"patch", "nodeconfig", "node1", "--type=merge", "--patch=" + spec}, "cannot patch resource"},
 		{"read", inPod, []string{"get", "nodeconfigs"}, ""},
+		{"claim of a Service", inPod, []string{"delete", "addressclaim", claim}, `the agent on node "node1" may claim and release addresses for its own node only, not for ""`},
+		{"address of a Service", inPod, []string{"patch", "service", "public", "--namespace=demo", "--subresource=status", "--type=merge", `--patch={"status":{"loadBalancer":{}}}`}, `cannot get resource "services/status"`},
 		{"secrets", inPod, []string{"get", "secrets", "--all-namespaces"}, "cannot list resource"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -79,7 +83,7 @@ func replaceFlock(t *testing.T) {
 
 	mustKubectl(t, "--namespace=flock-system", "rollout", "restart", "daemonset/flock")
 	mustKubectl(t, "--namespace=flock-system", "rollout", "status", "daemonset/flock", "--timeout=180s")
-	t.Logf("rolled out anew in %s", time.Since(began).Round(100*time.Millisecond))
+	t.Logf("rolled out again in %s", time.Since(began).Round(100*time.Millisecond))
 	sessionsUp(t)
 
 	for _, program := range []string{"/usr/sbin/bird", "/usr/local/bin/flock-agent"} {
@@ -91,7 +95,7 @@ func replaceFlock(t *testing.T) {
 			t.Errorf("%d of %s killed, want 3", killed, program)
 		}
 		eventually(t, time.Minute, func() error {
-			ready := mustKubectl(t, "--namespace=flock-system", "get", "pods", "--output=jsonpath={range .items[*].status.containerStatuses[*]}{.name}={.ready},{.restartCount} {end}")
+			ready := agentPods(t, "--output=jsonpath={range .items[*].status.containerStatuses[*]}{.name}={.ready},{.restartCount} {end}")
 			container := map[string]string{"/usr/sbin/bird": "bird", "/usr/local/bin/flock-agent": "agent"}[program]
 			if strings.Count(ready, container+"=true,1 ") != 3 || strings.Contains(ready, "false") {
 				return fmt.Errorf("containers: %s", ready)
@@ -227,7 +231,7 @@ func askFrom(t *testing.T, member, url string) *asking {
 	t.Helper()
 	a := &asking{url: url}
 	a.start(t, member, echoProgram, "get", "-n", "1000000", "-interval", "50ms", "-timeout", "1s", url)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if !strings.Contains(a.said(), `"ok":true`) {
 			return fmt.Errorf("%s: no answer: %s", url, a.said())
 		}
@@ -272,7 +276,7 @@ func watchOn(t *testing.T, member string) *routeWatch {
 	w := &routeWatch{}
 	w.start(t, member, "ip", "-timestamp", "monitor", "route")
 	// The monitor says nothing when it is ready: until it shows a change.
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		mustLab(t, "exec", member, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)
 		mustLab(t, "exec", member, "--", "ip", "-6", "route", "del", "unreachable", markerRoute)
 		if !strings.Contains(w.said(), "Deleted unreachable "+markerRoute) {

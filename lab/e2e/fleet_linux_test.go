@@ -129,7 +129,7 @@ func nodeConfig(t *testing.T, n plan.Node) (nc aNodeConfig) {
 // isFrom waits until the node has a NodeConfig of that template.
 func isFrom(t *testing.T, n plan.Node, template string) (nc aNodeConfig) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		out, err := kubectl("", "get", "nodeconfig", n.Name(), "--output=json")
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -160,7 +160,7 @@ func torSessions(t *testing.T) map[string]string {
 // torSees waits until the router has the node's IPv6 summary with that MED.
 func torSees(t *testing.T, n plan.Node, med int) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		out, err := lab("exec", plan.Tor, "--", "birdc", "show", "route", n.Pods().IPv6.String(), "protocol", n.Name()+"_ipv6", "all")
 		if err != nil || !strings.Contains(out, fmt.Sprintf("BGP.med: %d\n", med)) {
 			return fmt.Errorf("want MED %d: %v %s", med, err, out)

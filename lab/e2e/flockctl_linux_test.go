@@ -16,8 +16,8 @@ import (
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// tells: flockctl, as the plugin of kubectl that it also is, says what is so.
-func tells(t *testing.T) {
+// flockctlShows checks that flockctl, as a plugin of kubectl, shows the actual state.
+func flockctlShows(t *testing.T) {
 	nodes := plan.Nodes(3)
 	eventually(t, 30*time.Second, func() error {
 		out := flockctl(t, "node")
@@ -42,7 +42,7 @@ func rendersAsTheAgent(t *testing.T, node plan.Node) {
 	for _, p := range node.LAN().All() {
 		links = append(links, p.Masked().String())
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		rendered := flockctl(t, "render", node.Name(), "--on-link="+strings.Join(links, ","))
 		if file := mustLab(t, "exec", node.Name(), "--", "cat", "/run/flock/bird/bird.conf"); rendered != file {
 			return fmt.Errorf("flockctl render prints\n%s\nand the node has\n%s", rendered, file)

@@ -14,7 +14,7 @@ import (
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// ospfLab is the lab whose router speaks OSPF.
+// ospfLab is the lab with a router that speaks OSPF.
 const ospfLab = "ospf"
 
 // TestOSPF: what make lab proves holds with OSPF in place of BGP, nothing else
@@ -98,7 +98,7 @@ spec:
 // type 1 at the node's cost and its own to the node, or has it no more.
 func wantOSPF(t *testing.T, run func(*testing.T, string, ...string) string, prefix string, n plan.Node, there bool) {
 	t.Helper()
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		route := run(t, "", "exec", plan.Tor, "--", "birdc", "show", "route", "all", "where", "net", "=", prefix)
 		want := fmt.Sprintf("E1 (150/%d) [%s]", fabric.OSPFLinkCost+n.OSPFCost(), n.RouterID())
 		if got := strings.Contains(route, prefix); got != there || there && !strings.Contains(route, want) {

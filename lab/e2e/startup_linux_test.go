@@ -60,7 +60,7 @@ func comesBack(t *testing.T) {
 	c.ready(t, ns, "web", 1)
 	resident := c.ready(t, ns, "resident", 1)[0]
 	url := "http://" + net.JoinHostPort(service.Spec.ClusterIP, "8080") + "/"
-	eventually(t, 10*time.Second, func() error { // until kube-proxy has the Service
+	eventually(t, 60*time.Second, func() error { // until kube-proxy has the Service
 		out, err := lab("exec", "node2", "--", echoProgram, "get", "-timeout", "1s", url)
 		if err != nil || !strings.Contains(out, `"ok":true`) {
 			return fmt.Errorf("%s: %w: %s", url, err, out)
@@ -82,7 +82,7 @@ func comesBack(t *testing.T) {
 	mustLab(t, "exec", lastNode, "--", "rm", "/run/flock/taking-pods")
 	mustKubectl(t, "taint", "node", lastNode, "flock.fritzlab.net/starting=:NoSchedule")
 	startAgent(t)
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		taints := nodeShows(t, "True", "FlockIsStarting", "BGP peer tor-ipv6 is down")
 		if !strings.Contains(taints, "flock.fritzlab.net/starting") || !strings.Contains(taints, corev1.TaintNodeNetworkUnavailable) {
 			return fmt.Errorf("taints of %s: %q", lastNode, taints)
@@ -92,7 +92,7 @@ func comesBack(t *testing.T) {
 	create("web", "web-bound", lastNode)
 	create("scheduled", "scheduled", "")
 	agentSays(t, "a pod waits", ns+"/web-bound")
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		for _, condition := range get("scheduled").Status.Conditions {
 			if condition.Type == corev1.PodScheduled && condition.Reason == corev1.PodReasonUnschedulable && strings.Contains(condition.Message, "taint") {
 				return nil
@@ -113,7 +113,7 @@ func comesBack(t *testing.T) {
 	if taints := nodeShows(t, "False", "FlockIsUp", ""); taints != "" {
 		t.Errorf("taints of %s: %q", lastNode, taints)
 	}
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		if !strings.Contains(stream.said(), "web-bound") {
 			return fmt.Errorf("the Service has not led to the pod on %s", lastNode)
 		}
@@ -122,7 +122,7 @@ func comesBack(t *testing.T) {
 	stream.allAnswered(t)
 
 	atTor(t, "disable")
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, 60*time.Second, func() error {
 		up := mustKubectl(t, "get", "nodeconfig", lastNode, `--output=jsonpath={.status.conditions[?(@.type=="SessionsUp")]}{.status.conditions[?(@.type=="Ready")].status}`)
 		if !strings.Contains(up, `"status":"False"`) || !strings.Contains(up, "tor-ipv6") || !strings.Contains(up, "tor-ipv4") || !strings.HasSuffix(up, "True") {
 			return fmt.Errorf("SessionsUp and Ready: %s", up)
@@ -170,8 +170,8 @@ func nodeShows(t *testing.T, status, reason, message string) (taints string) {
 // agentSays waits for a line with these words in the log of the last node's agent.
 func agentSays(t *testing.T, words ...string) {
 	t.Helper()
-	pod := strings.TrimSpace(mustKubectl(t, "--namespace=flock-system", "get", "pods", "--field-selector=spec.nodeName="+lastNode, "--output=name"))
-	eventually(t, 20*time.Second, func() error {
+	pod := strings.TrimSpace(agentPods(t, "--field-selector=spec.nodeName="+lastNode, "--output=name"))
+	eventually(t, 60*time.Second, func() error {
 		log := mustKubectl(t, "--namespace=flock-system", "logs", pod, "--container=agent")
 		for line := range strings.Lines(log) {
 			all := true

@@ -80,7 +80,7 @@ func (c *client) ask(interrupt context.Context, transport http.RoundTripper, url
 		c.log(r)
 	}
 	r.URL = url
-	// Last, so that with -follow it tells how the stream ended.
+	// Last, so that with -follow it shows how the stream ended.
 	defer print()
 
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -41,8 +41,8 @@ func sendBack(ctx context.Context, conn *net.UDPConn) error {
 		if flags&unix.MSG_TRUNC != 0 {
 			continue
 		}
-		// What tells the destination of one that came says the source of one
-		// that goes. One that cannot be sent is lost, as on any network.
+		// The control message with the destination of the received datagram sets the
+		// source of the answer. A datagram that cannot be sent is lost, as on any network.
 		if _, _, err := conn.WriteMsgUDPAddrPort(datagram[:n], control[:nc], from); errors.Is(err, net.ErrClosed) {
 			return nil
 		}

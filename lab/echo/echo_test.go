@@ -247,7 +247,7 @@ func TestGet(t *testing.T) {
 			[]string{"200 true ", "503 false ", "200 true ", "503 false "}},
 		{"stream", []string{"-follow", "-timeout", "50ms", r.url("/tick?interval=1h")}, "1 of 1 requests failed",
 			[]string{"200 true ", "200 false context deadline exceeded"}},
-		{"nobody there", []string{"http://127.0.0.1:1/"}, "1 of 1 requests failed",
+		{"no server", []string{"http://127.0.0.1:1/"}, "1 of 1 requests failed",
 			[]string{"0 false connection refused"}},
 		{"bad interval", []string{r.url("/tick?interval=1ns")}, "1 of 1 requests failed",
 			[]string{"400 false "}},
@@ -327,8 +327,8 @@ func TestDatagrams(t *testing.T) {
 	}
 }
 
-// answered is a connection whose first datagram was answered: the kernel takes its
-// time with a new address. What comes from another one is not received.
+// answered returns a connection after an answer to its first datagram, because the
+// kernel needs time for a new address. Datagrams from other sources are not received.
 func answered(t *testing.T, to string) net.Conn {
 	t.Helper()
 	for end := time.Now().Add(5 * time.Second); ; {

@@ -118,5 +118,5 @@ func now() stamp {
 func newLog(w io.Writer) func(any) {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	return func(v any) { _ = enc.Encode(v) } // stdout that is gone can't be told to anyone
+	return func(v any) { _ = enc.Encode(v) } // there is nowhere to report an error of stdout
 }

@@ -48,8 +48,9 @@ type server struct {
 	linger    time.Duration // of serving after the context has ended
 	log       func(any)
 
-	// The verdict of POST /ready and of the context; the file counts beside it.
-	told, ending atomic.Bool
+	// The readiness set by POST /ready, and whether the context has ended. The file counts
+	// in addition.
+	ready, ending atomic.Bool
 	// started is handed the listener's address (tests listen on port 0).
 	started func(net.Addr)
 }
@@ -63,7 +64,7 @@ func (s *server) serve(ctx context.Context, listen string) error {
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	s.told.Store(true)
+	s.ready.Store(true)
 	s.event("listening", l.Addr().String())
 	if s.started != nil {
 		s.started(l.Addr())
@@ -135,8 +136,8 @@ func (s *server) readyz(w http.ResponseWriter, _ *http.Request) {
 	switch {
 	case s.ending.Load():
 		http.Error(w, "not ready: terminating", http.StatusServiceUnavailable)
-	case !s.told.Load():
-		http.Error(w, "not ready: told so by POST /ready?ok=false", http.StatusServiceUnavailable)
+	case !s.ready.Load():
+		http.Error(w, "not ready: POST /ready?ok=false", http.StatusServiceUnavailable)
 	case err == nil:
 		http.Error(w, "not ready: "+s.unready+" exists", http.StatusServiceUnavailable)
 	default:
@@ -150,7 +151,7 @@ func (s *server) setReady(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("ok=%q: want true or false", r.URL.Query().Get("ok")), http.StatusBadRequest)
 		return
 	}
-	s.told.Store(ok)
+	s.ready.Store(ok)
 	s.event("ready", strconv.FormatBool(ok))
 	w.WriteHeader(http.StatusNoContent)
 }

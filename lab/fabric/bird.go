@@ -2,12 +2,14 @@ package fabric
 
 import (
 	"fmt"
+	"iter"
+	"net/netip"
 	"strings"
 
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// Routing tells how the router learns the way to the pods.
+// Routing is how the router learns the routes to the pods.
 type Routing string
 
 // The ways.
@@ -43,10 +45,10 @@ const OSPFLinkCost = 10
 
 // BirdConfig is the router's configuration for BIRD 2.
 //
-// It behaves as routers do that nobody has prepared for the nodes: it takes what
-// they announce and announces all it knows to them, its connected subnets and
-// their own neighbours' routes included.
-func BirdConfig(nodes []plan.Node, how Routing) string {
+// It behaves like a router without a special configuration for the nodes: it accepts
+// what they announce and announces all of its routes to them, its connected subnets
+// and the routes of other nodes included.
+func BirdConfig(nodes []plan.Node, families plan.Families, how Routing) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# The lab's top-of-rack router.
 router id %s;
@@ -68,15 +70,14 @@ protocol kernel kernel4 {
 }
 `, plan.TorLAN.IPv4.Addr())
 	if how == Static {
-		fmt.Fprintf(&b, "\nprotocol static nodes6 {\n  ipv6;\n")
-		for _, n := range nodes {
-			fmt.Fprintf(&b, "  route %s via %s;\n", n.Pods().IPv6, n.LAN().IPv6.Addr())
+		for i, lan := range families.Of(plan.TorLAN) {
+			family := family(lan)
+			fmt.Fprintf(&b, "\nprotocol static nodes%d {\n  ipv%[1]d;\n", family)
+			for _, n := range nodes {
+				fmt.Fprintf(&b, "  route %s via %s;\n", families.Of(n.Pods())[i], families.Of(n.LAN())[i].Addr())
+			}
+			b.WriteString("}\n")
 		}
-		fmt.Fprintf(&b, "}\nprotocol static nodes4 {\n  ipv4;\n")
-		for _, n := range nodes {
-			fmt.Fprintf(&b, "  route %s via %s;\n", n.Pods().IPv4, n.LAN().IPv4.Addr())
-		}
-		b.WriteString("}\n")
 		return b.String()
 	}
 	fmt.Fprintf(&b, `
@@ -91,7 +92,8 @@ filter from_node4 {
 }
 `, plan.LAN6, plan.Outside6, plan.LAN4, plan.Outside4)
 	if how == OSPF {
-		for _, family := range []struct{ version, number int }{{3, 6}, {2, 4}} {
+		for _, lan := range families.Of(plan.TorLAN) {
+			family := family(lan)
 			fmt.Fprintf(&b, `
 protocol ospf v%[1]d nodes%[2]d {
   ipv%[2]d { import filter from_node%[2]d; export all; };
@@ -100,7 +102,7 @@ protocol ospf v%[1]d nodes%[2]d {
     interface "%[3]s" { type broadcast; cost %[4]d; hello %[5]d; dead %[6]d; };
   };
 }
-`, family.version, family.number, bridge, OSPFLinkCost, OSPFHelloSeconds, OSPFDeadSeconds)
+`, family/2, family, bridge, OSPFLinkCost, OSPFHelloSeconds, OSPFDeadSeconds)
 		}
 		return b.String()
 	}
@@ -121,17 +123,34 @@ template bgp node {
 }
 `, plan.TorAS)
 	for _, n := range nodes {
-		fmt.Fprintf(&b, `protocol bgp %[1]s_ipv6 from node {
-  source address %[2]s;
-  neighbor %[3]s as %[4]d;
-  ipv6 { import filter from_node6; export all; };
+		for i, lan := range families.Of(plan.TorLAN) {
+			fmt.Fprintf(&b, `protocol bgp %[1]s_ipv%[2]d from node {
+  source address %[3]s;
+  neighbor %[4]s as %[5]d;
+  ipv%[2]d { import filter from_node%[2]d; export all; };
 }
-protocol bgp %[1]s_ipv4 from node {
-  source address %[5]s;
-  neighbor %[6]s as %[4]d;
-  ipv4 { import filter from_node4; export all; };
-}
-`, n.Name(), plan.TorLAN.IPv6.Addr(), n.LAN().IPv6.Addr(), n.AS(), plan.TorLAN.IPv4.Addr(), n.LAN().IPv4.Addr())
+`, n.Name(), family(lan), lan.Addr(), families.Of(n.LAN())[i].Addr(), n.AS())
+		}
 	}
 	return b.String()
+}
+
+// OSPFInstances are the names of the router's OSPF instances by family, ipv6 or
+// ipv4, in that order.
+func OSPFInstances(families plan.Families) iter.Seq2[string, string] {
+	return func(yield func(family, instance string) bool) {
+		for _, lan := range families.Of(plan.TorLAN) {
+			if number := family(lan); !yield(fmt.Sprintf("ipv%d", number), fmt.Sprintf("nodes%d", number)) {
+				return
+			}
+		}
+	}
+}
+
+// family is 6 or 4.
+func family(p netip.Prefix) int {
+	if p.Addr().Is6() {
+		return 6
+	}
+	return 4
 }

@@ -13,12 +13,14 @@ import (
 func TestBirdConfig(t *testing.T) {
 	for _, how := range []Routing{BGP, OSPF, Static} {
 		for _, nodes := range []int{1, 3, plan.MaxNodes} {
-			file := filepath.Join(t.TempDir(), "bird.conf")
-			if err := os.WriteFile(file, []byte(BirdConfig(plan.Nodes(nodes), how)), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			if out, err := exec.Command("bird", "-p", "-c", file).CombinedOutput(); err != nil {
-				t.Errorf("%s, %d nodes: %v: %s", how, nodes, err, out)
+			for _, families := range []plan.Families{plan.Dual, plan.IPv6Only, plan.IPv4Only} {
+				file := filepath.Join(t.TempDir(), "bird.conf")
+				if err := os.WriteFile(file, []byte(BirdConfig(plan.Nodes(nodes), families, how)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				if out, err := exec.Command("bird", "-p", "-c", file).CombinedOutput(); err != nil {
+					t.Errorf("%s, %s, %d nodes: %v: %s", how, families, nodes, err, out)
+				}
 			}
 		}
 	}

@@ -12,13 +12,13 @@ import (
 	"flock.fritzlab.net/flock/lab/state"
 )
 
-// Cut has nothing pass between a node and the LAN any more, in either direction,
-// as when the node has died behind a switch: no link goes down, neither the
-// router nor the node is told. Cutting what is cut changes nothing.
+// Cut drops everything between a node and the LAN, in both directions, as when a node
+// fails behind a switch: no link goes down, and neither the router nor the node is
+// notified. A second Cut changes nothing.
 func Cut(dir state.Dir, node string) error { return port(dir, node, portDisabled) }
 
-// Mend undoes Cut.
-func Mend(dir state.Dir, node string) error { return port(dir, node, portForwarding) }
+// Restore undoes Cut.
+func Restore(dir state.Dir, node string) error { return port(dir, node, portForwarding) }
 
 // States of a bridge's port (IEEE 802.1D, linux/if_bridge.h).
 const (

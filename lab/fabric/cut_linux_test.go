@@ -9,8 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A port that is cut keeps its carrier and forwards nothing; one that is mended
-// forwards.
+// After Cut a port keeps its carrier and forwards nothing. After Restore it forwards.
 func TestPortState(t *testing.T) {
 	done := make(chan struct{})
 	go func() {

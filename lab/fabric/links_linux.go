@@ -178,8 +178,8 @@ func (c cable) plug(tor, to member.Member) error {
 	return defaultRoutes(to, c.gateway)
 }
 
-// add makes the pair unless both ends are there. One end without the other is
-// what is left when a member was made anew.
+// add creates the pair unless both ends exist. One end without the other is left when
+// a member was replaced.
 func (c cable) add(tor, to member.Member) error {
 	here, err := has(tor, c.to)
 	if err != nil {
@@ -247,7 +247,7 @@ func remove(m member.Member, link string) error {
 	})
 }
 
-// noDAD has the link's own address usable at once: nobody else is on these wires.
+// noDAD makes the link's own address usable at once: no other host can have it.
 func noDAD(m member.Member, link string) error {
 	return m.Sysctl("ipv6/conf/"+link+"/accept_dad", "0")
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -101,14 +102,30 @@ type Session struct {
 	// State is BIRD's word: Established, Passive, Active, … or with OSPF Full,
 	// ExStart, …
 	State string
-	// Since is the time of the last change, which BIRD does not tell of OSPF.
-	Since string
-	// Restarting: the node's BIRD is away or not done yet, and the router keeps
-	// its routes (RFC 4724). Only the long form of the answer tells.
+	// Since is the time of the last change by the router's clock, zero with OSPF.
+	Since time.Time
+	// Restarting reports that the node's BIRD is down or has not finished its start,
+	// and that the router keeps its routes (RFC 4724). Only the long form of the
+	// answer has it.
 	Restarting bool
 }
 
-// Established tells whether routes are exchanged.
+// BirdJitter is more than two answers of BIRD differ by in one time: it counts back
+// from its clock, which it reads once in a round of its loop.
+const BirdJitter = 500 * time.Millisecond
+
+// Same reports whether the session has not changed since it was other.
+func (s Session) Same(other Session) bool {
+	near := s.Since.Sub(other.Since).Abs() < BirdJitter
+	s.Since = other.Since
+	return near && s == other
+}
+
+// BirdTime reads a time that BIRD printed with date and milliseconds. It has no
+// zone: it can be compared with others of the same BIRD.
+func BirdTime(s string) (time.Time, error) { return time.Parse("2006-01-02 15:04:05.000", s) }
+
+// Established reports whether routes are exchanged.
 func (s Session) Established() bool { return s.State == "Established" || s.State == "Full" }
 
 // ParseSessions reads the answer of birdc show protocols, as the router prints it:
@@ -124,7 +141,8 @@ func ParseSessions(birdc string) []Session {
 		if len(f) < 6 || f[1] != "BGP" {
 			continue
 		}
-		sessions = append(sessions, Session{Name: f[0], State: strings.Join(f[6:], " "), Since: f[4] + " " + f[5]})
+		since, _ := BirdTime(f[4] + " " + f[5])
+		sessions = append(sessions, Session{Name: f[0], State: strings.Join(f[6:], " "), Since: since})
 	}
 	return sessions
 }

@@ -3,6 +3,7 @@ package fabric
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"flock.fritzlab.net/flock/lab/plan"
 )
@@ -22,14 +23,31 @@ kernel4    Kernel     master4    up     2026-11-23 22:11:23.934
 `
 	got := ParseSessions(said)
 	want := []Session{
-		{Name: "node1_ipv6", State: "Established", Since: "2026-11-23 22:12:01.100"},
-		{Name: "node1_ipv4", State: "Passive Socket: Connection refused", Since: "2026-11-23 22:11:23.934", Restarting: true},
+		{Name: "node1_ipv6", State: "Established", Since: time.Date(2026, 11, 23, 22, 12, 1, 100e6, time.UTC)},
+		{Name: "node1_ipv4", State: "Passive Socket: Connection refused", Since: time.Date(2026, 11, 23, 22, 11, 23, 934e6, time.UTC), Restarting: true},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("ParseSessions: %+v, want %+v", got, want)
 	}
 	if !got[0].Established() || got[1].Established() {
 		t.Error("only the first is established")
+	}
+
+	first := got[0]
+	for name, c := range map[string]struct {
+		change func(*Session)
+		same   bool
+	}{
+		"BIRD rounds its time otherwise": {func(s *Session) { s.Since = s.Since.Add(time.Millisecond) }, true},
+		"it is another one since":        {func(s *Session) { s.Since = s.Since.Add(time.Second) }, false},
+		"it has gone down":               {func(s *Session) { s.State = "Active" }, false},
+		"it is that of another node":     {func(s *Session) { s.Name = "node2_ipv6" }, false},
+	} {
+		later := first
+		c.change(&later)
+		if later.Same(first) != c.same || first.Same(later) != c.same {
+			t.Errorf("%s: same is %t", name, !c.same)
+		}
 	}
 }
 

@@ -10,15 +10,19 @@ import (
 	"strings"
 )
 
-// Dynamic is a program of this machine with all that its start needs: its loader
-// (PT_INTERP) and the libraries that it and they name (DT_NEEDED), each where
-// the loader looks for it. The program keeps its path.
+// Dynamic is a program of the file system at root ("/": this machine) with all that
+// its start needs: its loader (PT_INTERP) and the libraries that it and they name
+// (DT_NEEDED), each where the loader looks for it. The program keeps its path.
+//
+// The file system at root may be of another architecture. Its symbolic links must not
+// lead out of it.
 //
 // It knows the directories that the loader of a Debian system trusts, and refuses
 // programs with a search path of their own (DT_RPATH, DT_RUNPATH) or without a
 // loader; what a program opens at run time (dlopen: NSS, iconv) is not found.
-func Dynamic(program string) ([]Entry, error) {
-	f, err := elf.Open(program)
+func Dynamic(root, program string) ([]Entry, error) {
+	at := func(path string) string { return filepath.Join(root, path) }
+	f, err := elf.Open(at(program))
 	if err != nil {
 		return nil, err
 	}
@@ -27,7 +31,7 @@ func Dynamic(program string) ([]Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("program %s: %w", program, err)
 	}
-	dirs, err := libraryDirs()
+	dirs, err := libraryDirs(root)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +41,7 @@ func Dynamic(program string) ([]Entry, error) {
 	for len(queue) > 0 {
 		object := queue[0]
 		queue = queue[1:]
-		sonames, err := needed(object)
+		sonames, err := needed(at(object))
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +49,7 @@ func Dynamic(program string) ([]Entry, error) {
 			if found[soname] != "" {
 				continue
 			}
-			lib, err := findLibrary(dirs, soname, f.Machine)
+			lib, err := findLibrary(root, dirs, soname, f.Machine)
 			if err != nil {
 				return nil, fmt.Errorf("%s needs %s: %w", object, soname, err)
 			}
@@ -54,11 +58,11 @@ func Dynamic(program string) ([]Entry, error) {
 		}
 	}
 
-	entries := []Entry{File(program, program)}
+	entries := []Entry{File(program, at(program))}
 	for _, lib := range found {
 		// The merged /usr of Debian: /lib and /lib64 are links there and are
 		// directories here, as the loader's own path must exist literally.
-		entries = append(entries, File(lib, lib))
+		entries = append(entries, File(lib, at(lib)))
 	}
 	slices.SortFunc(entries[1:], func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
 	return entries, nil
@@ -107,18 +111,21 @@ func needed(object string) ([]string, error) {
 
 // libraryDirs are the directories that ld.so(8) searches by itself, first hit
 // first, as Debian builds it: by architecture, then the traditional ones.
-func libraryDirs() ([]string, error) {
-	multiarch, err := filepath.Glob("/usr/lib/*-linux-gnu*")
+func libraryDirs(root string) ([]string, error) {
+	multiarch, err := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu*"))
 	if err != nil {
 		return nil, err
+	}
+	for i := range multiarch {
+		multiarch[i] = filepath.Join("/usr/lib", filepath.Base(multiarch[i]))
 	}
 	return append(multiarch, "/usr/lib64", "/usr/lib"), nil
 }
 
-func findLibrary(dirs []string, soname string, machine elf.Machine) (string, error) {
+func findLibrary(root string, dirs []string, soname string, machine elf.Machine) (string, error) {
 	for _, dir := range dirs {
 		lib := filepath.Join(dir, soname)
-		f, err := elf.Open(lib)
+		f, err := elf.Open(filepath.Join(root, lib))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		} else if err != nil {

@@ -2,11 +2,10 @@ package image
 
 import (
 	"archive/tar"
-	"crypto/sha256"
-	"encoding/json"
+	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -17,15 +16,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
-
-// importName is the annotation from which containerd takes an imported image's
-// name, in full: registry, repository and tag.
-const importName = "io.containerd.image.name"
 
 // Spec is an image: what is in it and how it is run.
 type Spec struct {
@@ -35,8 +33,16 @@ type Spec struct {
 	Entrypoint, Cmd []string
 	// Env holds NAME=value pairs.
 	Env []string
-	// User runs it, as "uid" or "uid:gid"; empty: root.
+	// Labels describe it (org.opencontainers.image.*).
+	Labels map[string]string
+	// Arch is the processor that it is for, as Go names it; empty: this machine's.
+	Arch string
+	// Created is when it was made; zero: not said.
+	Created time.Time
+	// User runs it, as "uid" or "uid:gid"; root if empty.
 	User string
+	// Base are layers below the entries.
+	Base []v1.Layer
 	// Entries are the files, directories and links in it. Directories above
 	// them need no entry of their own: they are root's with mode 0755.
 	Entries []Entry
@@ -49,7 +55,7 @@ type Entry struct {
 	Path string
 	// Mode holds the permissions, and fs.ModeDir for a directory.
 	Mode fs.FileMode
-	// Source is the file on this machine whose content is taken.
+	// Source is the file on this machine with the content.
 	Source string
 	// Content is a file's content where there is no Source.
 	Content []byte
@@ -64,42 +70,74 @@ func File(path, source string) Entry {
 	return Entry{Path: path, Source: source, Mode: 0o755}
 }
 
-// Write writes the image to the file name, which it replaces at once or leaves
-// as it was. The image is for the platform of this machine.
-func Write(name string, spec Spec) (err error) {
-	ref, err := reference.ParseDockerRef(spec.Ref)
-	if err != nil {
-		return fmt.Errorf("image reference %q: %w: want a name and a tag, as in flock:dev", spec.Ref, err)
+// Write writes the images to the file, which it replaces at once or leaves as it
+// was. A layer that several of them have is written once.
+func Write(file string, specs ...Spec) (err error) {
+	images := map[name.Reference]v1.Image{}
+	for _, spec := range specs {
+		ref, err := name.NewTag(spec.Ref)
+		if err != nil {
+			return fmt.Errorf("image reference %q: %w: want a name and a tag, as in flock:dev", spec.Ref, err)
+		}
+		if images[ref], err = spec.Image(); err != nil {
+			return fmt.Errorf("image %s: %w", spec.Ref, err)
+		}
 	}
-	entries, err := withParents(spec.Entries)
-	if err != nil {
-		return fmt.Errorf("image %s: %w", spec.Ref, err)
-	}
-
-	layer, err := os.CreateTemp(filepath.Dir(name), ".layer-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(layer.Name())
-	defer layer.Close()
-	sum := sha256.New()
-	if err := writeLayer(io.MultiWriter(layer, sum), entries); err != nil {
-		return fmt.Errorf("image %s: %w", spec.Ref, err)
-	}
-
-	out, err := os.CreateTemp(filepath.Dir(name), ".image-*")
+	out, err := os.CreateTemp(filepath.Dir(file), ".image-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(out.Name())
 	defer out.Close()
-	if err := writeLayout(out, ref.String(), spec, layer, sum); err != nil {
-		return fmt.Errorf("image %s: %w", spec.Ref, err)
+	if err := tarball.MultiRefWrite(images, out); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
 	}
 	if err := errors.Join(out.Chmod(0o644), out.Close()); err != nil {
 		return err
 	}
-	return os.Rename(out.Name(), name)
+	return os.Rename(out.Name(), file)
+}
+
+// Image is the image itself, without its name.
+func (s Spec) Image() (v1.Image, error) {
+	layers := slices.Clone(s.Base)
+	if len(s.Entries) > 0 || len(layers) == 0 {
+		own, err := Layer(s.Entries)
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, own)
+	}
+	oci := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	image, err := mutate.ConfigFile(oci, &v1.ConfigFile{
+		OS: "linux", Architecture: cmp.Or(s.Arch, runtime.GOARCH), Created: v1.Time{Time: s.Created},
+		RootFS: v1.RootFS{Type: "layers"},
+		Config: v1.Config{Entrypoint: s.Entrypoint, Cmd: s.Cmd, Env: s.Env, User: s.User, WorkingDir: "/", Labels: s.Labels},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return mutate.AppendLayers(image, layers...)
+}
+
+// Layer is a layer of the entries, which any number of images may have. It is not
+// compressed: it never leaves the machine.
+func Layer(entries []Entry) (v1.Layer, error) {
+	sorted, err := withParents(entries)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, e := range sorted {
+		if err := e.write(tw); err != nil {
+			return nil, fmt.Errorf("path %s: %w", e.Path, err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		return nil, err
+	}
+	return static.NewLayer(b.Bytes(), types.OCIUncompressedLayer), nil
 }
 
 // withParents checks the entries and returns them sorted, each behind its
@@ -131,16 +169,6 @@ func withParents(entries []Entry) ([]Entry, error) {
 	}
 	slices.SortFunc(sorted, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
 	return sorted, nil
-}
-
-func writeLayer(w io.Writer, entries []Entry) error {
-	tw := tar.NewWriter(w)
-	for _, e := range entries {
-		if err := e.write(tw); err != nil {
-			return fmt.Errorf("path %s: %w", e.Path, err)
-		}
-	}
-	return tw.Close()
 }
 
 func (e Entry) write(tw *tar.Writer) error {
@@ -184,97 +212,6 @@ func (e Entry) write(tw *tar.Writer) error {
 		return fmt.Errorf("source %s: had %d bytes, of which %d could be read: is it being written?", e.Source, h.Size, n)
 	}
 	return nil
-}
-
-// writeLayout writes the image layout around the layer, whose digest is sum.
-func writeLayout(w io.Writer, name string, spec Spec, layer *os.File, sum hash.Hash) error {
-	size, err := layer.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return err
-	}
-	if _, err := layer.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	layerDesc := ocispec.Descriptor{
-		MediaType: ocispec.MediaTypeImageLayer,
-		Digest:    digest.NewDigest(digest.SHA256, sum),
-		Size:      size,
-	}
-	platform := ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	config, configDesc, err := document(ocispec.MediaTypeImageConfig, ocispec.Image{
-		Platform: platform,
-		Config: ocispec.ImageConfig{
-			User:       spec.User,
-			Env:        spec.Env,
-			Entrypoint: spec.Entrypoint,
-			Cmd:        spec.Cmd,
-			WorkingDir: "/",
-		},
-		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layerDesc.Digest}},
-	})
-	if err != nil {
-		return err
-	}
-	manifest, manifestDesc, err := document(ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest,
-		Config:    configDesc,
-		Layers:    []ocispec.Descriptor{layerDesc},
-	})
-	if err != nil {
-		return err
-	}
-	manifestDesc.Platform = &platform
-	manifestDesc.Annotations = map[string]string{importName: name}
-	index, _, err := document(ocispec.MediaTypeImageIndex, ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageIndex,
-		Manifests: []ocispec.Descriptor{manifestDesc},
-	})
-	if err != nil {
-		return err
-	}
-	layout, _, err := document("", ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	if err != nil {
-		return err
-	}
-
-	tw := tar.NewWriter(w)
-	for _, f := range []struct {
-		name    string
-		content []byte
-	}{
-		{ocispec.ImageLayoutFile, layout},
-		{ocispec.ImageIndexFile, index},
-		{blob(manifestDesc.Digest), manifest},
-		{blob(configDesc.Digest), config},
-	} {
-		if err := writeFile(tw, header(f.name), f.content); err != nil {
-			return err
-		}
-	}
-	h := header(blob(layerDesc.Digest))
-	h.Size = size
-	if err := tw.WriteHeader(h); err != nil {
-		return err
-	}
-	if _, err := io.Copy(tw, layer); err != nil {
-		return err
-	}
-	return tw.Close()
-}
-
-func document(mediaType string, v any) ([]byte, ocispec.Descriptor, error) {
-	b, err := json.Marshal(v)
-	return b, ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, err
-}
-
-func blob(d digest.Digest) string {
-	return path.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
-}
-
-func header(name string) *tar.Header {
-	return &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, ModTime: time.Unix(0, 0)}
 }
 
 func writeFile(tw *tar.Writer, h *tar.Header, content []byte) error {

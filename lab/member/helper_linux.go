@@ -25,8 +25,8 @@ import (
 const (
 	helperCreate = "flock-lab-create"
 	helperEnter  = "flock-lab-enter"
-	// helperStart is helperEnter for Start, which is told of what goes wrong
-	// by the file descriptor startReport.
+	// helperStart is helperEnter for Start. It reports errors through the file
+	// descriptor startReport.
 	helperStart = "flock-lab-start"
 )
 
@@ -78,6 +78,10 @@ func helper(args []string) error {
 		return m.becomeNew()
 	case helperStart:
 		unix.CloseOnExec(startReport)
+		// A lab that is brought up under nice(1) runs at the usual priority.
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
+			return fmt.Errorf("set the usual priority: %w", err)
+		}
 	}
 	return m.become(args[3:])
 }
@@ -103,7 +107,7 @@ func Start(cmd *exec.Cmd) error {
 	cmd.Args[0] = helperStart
 	cmd.ExtraFiles = []*os.File{child} // startReport
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
-	runtime.LockOSThread() // whose end counts as that of the parent
+	runtime.LockOSThread() // Pdeathsig is sent when this thread ends
 	defer runtime.UnlockOSThread()
 	err = cmd.Start()
 	child.Close()

@@ -62,7 +62,7 @@ func (m Member) pin(kind string) string {
 	return filepath.Join(m.dir.Namespaces(), m.name, kind)
 }
 
-// Exists tells whether all namespaces of the member are there.
+// Exists reports whether all namespaces of the member exist.
 func (m Member) Exists() bool {
 	for _, k := range kinds {
 		if !isNamespace(m.pin(k.name)) {
@@ -72,8 +72,8 @@ func (m Member) Exists() bool {
 	return true
 }
 
-// isNamespace tells a namespace from the empty file that is left where none is
-// mounted on it, as after a restart of the machine.
+// isNamespace distinguishes a namespace from the empty file without a mount that is
+// left after a restart of the machine.
 func isNamespace(path string) bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
@@ -92,8 +92,8 @@ func List(dir state.Dir) ([]string, error) {
 	return names, nil
 }
 
-// Create makes the member's namespaces if they are not all there and tells
-// whether it did. Those of its disk's directories that do not exist are made.
+// Create creates the member's namespaces if any is missing, and reports whether it
+// did. It also creates missing directories on disk.
 func (m Member) Create() (made bool, err error) {
 	if m.Exists() {
 		return false, nil
@@ -113,7 +113,7 @@ func (m Member) Create() (made bool, err error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{helperCreate, m.dir.Lab(), m.name}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	runtime.LockOSThread() // whose end counts as that of the parent
+	runtime.LockOSThread() // Pdeathsig is sent when this thread ends
 	defer runtime.UnlockOSThread()
 	var complaint strings.Builder
 	cmd.Stderr = &complaint

@@ -122,8 +122,8 @@ func TestCommandKeepsExitStatusAndDirectory(t *testing.T) {
 	}
 }
 
-// Create over a member of which only parts are left makes all of it anew; over a
-// whole one it changes nothing.
+// Create replaces a member of which only parts are left. It does not change a complete
+// one.
 func TestCreateConverges(t *testing.T) {
 	dir := testLab(t, "converge")
 	m := create(t, dir, "node1")

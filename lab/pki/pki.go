@@ -1,7 +1,7 @@
 // Package pki makes a cluster's keys and certificates: one authority that the API
 // server, the kubelets and their clients trust. What exists is kept, so that a
-// second run changes nothing. The keys are for a cluster that nobody outside the
-// machine can reach, and live in a directory that only root can read.
+// second run changes nothing. The keys are for a cluster that cannot be reached from outside
+// the machine, and are in a directory that only root can read.
 package pki
 
 import (

@@ -8,6 +8,7 @@
 //	link to the outside host        2001:db8:0:2::/64   198.51.100.0/24
 //	pods of nodeN                   2001:db8:100:N::/64 10.244.N.0/24
 //	Services, IPv6 first            2001:db8:0:5::/112  10.96.0.0/16
+//	load balancers of the proof     2001:db8:0:6::/64   10.97.0.0/24
 //	AS: tor 64512, nodeN 64600+N
 package plan
 
@@ -45,11 +46,56 @@ var (
 	PodBlock6 = netip.MustParsePrefix("2001:db8:100::/48")
 )
 
+// Services are the prefixes of Services' addresses, and LoadBalancers those of the AddressPool
+// of the proof.
+var (
+	Services      = Addresses{Service6, Service4}
+	LoadBalancers = Addresses{netip.MustParsePrefix("2001:db8:0:6::/64"), netip.MustParsePrefix("10.97.0.0/24")}
+)
+
 // Addresses of one member on one link.
 type Addresses struct{ IPv6, IPv4 netip.Prefix }
 
 // All lists them, IPv6 first.
 func (a Addresses) All() []netip.Prefix { return []netip.Prefix{a.IPv6, a.IPv4} }
+
+// Families are the address families of a cluster: those of its Nodes, pods,
+// Services and routing sessions. The links always have both.
+type Families string
+
+// The families that a lab can have. The empty value is Dual.
+const (
+	Dual     Families = "dual" // IPv6 first
+	IPv6Only Families = "ipv6"
+	IPv4Only Families = "ipv4"
+)
+
+// ParseFamilies reads the value of --families.
+func ParseFamilies(s string) (Families, error) {
+	switch f := Families(s); f {
+	case Dual, IPv6Only, IPv4Only:
+		return f, nil
+	}
+	return "", fmt.Errorf("--families %q: want %q, %q or %q", s, Dual, IPv6Only, IPv4Only)
+}
+
+// IPv6 reports whether the cluster has IPv6.
+func (f Families) IPv6() bool { return f != IPv4Only }
+
+// IPv4 reports whether the cluster has IPv4.
+func (f Families) IPv4() bool { return f != IPv6Only }
+
+// Of are those of the addresses that are of these families, IPv6 first.
+func (f Families) Of(a Addresses) []netip.Prefix {
+	var of []netip.Prefix
+	if f.IPv6() {
+		of = append(of, a.IPv6)
+	}
+	if f.IPv4() {
+		of = append(of, a.IPv4)
+	}
+	return of
+}
 
 // Addresses of the members that are not nodes.
 var (
@@ -82,9 +128,12 @@ func (n Node) AS() int { return 64600 + n.Number }
 // RouterID is what the node is called by routing protocols.
 func (n Node) RouterID() netip.Addr { return n.LAN().IPv4.Addr() }
 
-// OSPFCost of the node's routes where OSPF is spoken: one per node, so that a
-// route tells who announced it.
+// OSPFCost is the OSPF cost of the node's routes. It differs between nodes, so a route
+// shows which node announced it.
 func (n Node) OSPFCost() int { return 100 + n.Number }
+
+// Zone is the availability zone that the node is labelled with, one of three.
+func (n Node) Zone() string { return "zone" + strconv.Itoa((n.Number-1)%3+1) }
 
 // LAN holds the node's own addresses. The last part reads like the number of the
 // IPv4 address: node1 is ::11 and .11.
@@ -115,13 +164,6 @@ func Members(nodes []Node) []string {
 	return names
 }
 
-// IsNode tells whether the member is a node of the cluster.
-func IsNode(member string) bool {
-	digits, ok := strings.CutPrefix(member, "node")
-	n, err := strconv.Atoi(digits)
-	return ok && err == nil && n >= 1 && strconv.Itoa(n) == digits
-}
-
 // Hosts is an /etc/hosts with every member's name.
 func Hosts(nodes []Node) string {
 	var b strings.Builder
@@ -142,6 +184,9 @@ func Hosts(nodes []Node) string {
 
 // First is the first address of a Service prefix: the one of the API server.
 func First(p netip.Prefix) netip.Addr { return p.Addr().Next() }
+
+// DNS is the address of the cluster's name server in a Service prefix.
+func DNS(p netip.Prefix) netip.Addr { return host(p, 10).Addr() }
 
 // host is the address with that number in the prefix, with the prefix's length.
 func host(p netip.Prefix, n int) netip.Prefix {

@@ -13,19 +13,13 @@ func TestAddressPlan(t *testing.T) {
 		{"node12 IPv4", n12.LAN().IPv4.String(), "192.0.2.22/24"},
 		{"node12 pods IPv6", n12.Pods().IPv6.String(), "2001:db8:100:12::/64"},
 		{"API server's Service", First(Service6).String(), "2001:db8:0:5::1"},
+		{"name server's Service", DNS(Service4).String(), "10.96.0.10"},
+		{"node12's zone", n12.Zone(), "zone3"},
 		{"tor", TorLAN.IPv6.String(), "2001:db8:0:1::1/64"},
 		{"outside", OutsideHost.IPv4.String(), "198.51.100.2/24"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, c.got, c.want)
-		}
-	}
-}
-
-func TestIsNode(t *testing.T) {
-	for name, want := range map[string]bool{"node1": true, "node64": true, "node0": false, "node01": false, "node": false, "node1x": false, "tor": false, "cp": false} {
-		if got := IsNode(name); got != want {
-			t.Errorf("IsNode(%q) = %v, want %v", name, got, want)
 		}
 	}
 }

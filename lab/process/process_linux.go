@@ -1,6 +1,6 @@
 // Package process starts the lab's programs in its members, finds them again in a
-// later run, and ends them. Nobody watches over them: one that dies stays dead
-// until the next `lab up`, and `lab status` tells.
+// later run, and ends them. Nothing restarts a process that dies before
+// the next `lab up`; `lab status` shows it.
 //
 // A process is known by its id and the time of its start together, so that an id
 // which the kernel gave to someone else since is never taken for it.
@@ -38,8 +38,8 @@ type Spec struct {
 	Argv []string
 	Path string
 	Env  []string
-	// Inputs are files that it reads when it starts: it is started anew when
-	// one of them changed.
+	// Inputs are files that it reads when it starts. It is restarted when one of
+	// them has changed.
 	Inputs []string
 }
 
@@ -58,8 +58,8 @@ type Process struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
-// Ensure has the process run as the Spec says: one that does already is left
-// alone, another is ended first. It tells whether it started it.
+// Ensure makes the process run according to the Spec. It leaves one that does so
+// alone, and ends a different one first. It reports whether it started the process.
 func Ensure(spec Spec) (p *Process, started bool, err error) {
 	want, err := spec.fingerprint()
 	if err != nil {
@@ -116,7 +116,7 @@ func start(spec Spec, fingerprint string) (*Process, error) {
 	return p, err
 }
 
-// Running tells whether the process is still there.
+// Running reports whether the process still exists.
 func (p *Process) Running() bool {
 	started, ended, err := startTime(p.PID)
 	return err == nil && !ended && started == p.Started
@@ -204,7 +204,7 @@ func Await(ctx context.Context, what string, depends []*Process, ready func(cont
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain for %s: %w", what, errors.Join(last, context.Cause(ctx)))
+			return fmt.Errorf("gave up waiting for %s: %w", what, errors.Join(last, context.Cause(ctx)))
 		case <-tick.C:
 		}
 	}
@@ -231,13 +231,13 @@ func load(m member.Member, name string) (*Process, error) {
 	}
 	p := &Process{Member: m.Name(), Name: name, Log: m.Dir().Log(m.Name(), name)}
 	if err := json.Unmarshal(note, p); err != nil {
-		return nil, fmt.Errorf("%s: %w: remove it, lab up starts the process anew", notePath(m, name), err)
+		return nil, fmt.Errorf("%s: %w: remove it, and lab up starts the process again", notePath(m, name), err)
 	}
 	return p, nil
 }
 
-// fingerprint changes when the process would run differently if it were started
-// anew: other arguments, environment, inputs, program or member.
+// fingerprint changes when the process would run differently after a restart: other
+// arguments, environment, inputs, program or member.
 func (s Spec) fingerprint() (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q\n", s.Argv, s.Env)
@@ -277,7 +277,7 @@ func lookPath(program, path string) (string, error) {
 }
 
 // startTime is field 22 of proc_pid_stat(5), in clock ticks since the start of
-// the machine; ended tells that the process is only not waited for yet.
+// the machine; ended reports a zombie: its parent has not waited for it yet.
 func startTime(pid int) (ticks uint64, ended bool, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

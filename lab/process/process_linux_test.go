@@ -72,7 +72,7 @@ func TestEnsure(t *testing.T) {
 		t.Error("the first is not started")
 	}
 	if same, started := ensure(); started || same.PID != first.PID {
-		t.Error("what runs as it should was started anew")
+		t.Error("a process that runs as specified was restarted")
 	}
 	write("two")
 	second, started := ensure()

@@ -188,8 +188,8 @@ func (d *demo) fromOutside(ctx context.Context, dir state.Dir) proof {
 	return p
 }
 
-// service: who answers is not told in advance, and a pod that is given itself is
-// seen with an address of its node, so only reaching one counts.
+// service checks only that some pod answers: any may, and a pod that reaches itself is
+// seen with an address of its node.
 func (d *demo) service(ctx context.Context) proof {
 	p := proof{statement: "every pod reaches one through the Service's ClusterIPs"}
 	d.awaitService(ctx)

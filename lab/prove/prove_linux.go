@@ -1,6 +1,7 @@
 // Package prove shows that a lab does what it is there for: pods reach one
-// another, the host outside and Services, each with its own address, and the
-// router knows the way by the nodes' summaries alone. It asks from where the
+// another, the host outside and Services, each with its own address, the outside
+// host reaches a LoadBalancer Service, and the router knows the way to pods by the
+// nodes' summaries alone. It asks from where the
 // asking matters, in the pods' own network namespaces, and believes only what the
 // other side says that it saw.
 package prove
@@ -64,13 +65,19 @@ func Run(ctx context.Context, l *cluster.Lab, out io.Writer) error {
 	}
 	proofs := []proof{
 		takesPods,
-		summaries(routes, plan.Nodes(l.Nodes)),
+		summaries(routes, plan.Nodes(l.Nodes), l.Families),
 		demo.eachOther(ctx),
 		demo.toOutside(ctx),
 		demo.fromOutside(ctx, l.Dir),
 		demo.service(ctx),
 	}
-	if l.CNI != cluster.Flock {
+	if l.CNI == cluster.Flock {
+		balanced, err := demo.loadBalancer(ctx, l)
+		if err != nil {
+			return err
+		}
+		proofs = append(proofs, balanced)
+	} else {
 		proofs = proofs[1:]
 	}
 	var wrong []error
@@ -113,12 +120,13 @@ func awaitRouter(ctx context.Context, l *cluster.Lab) ([]fabric.Session, error) 
 		if err != nil {
 			return err
 		}
-		return errors.Join(summaries(routes, plan.Nodes(l.Nodes)).failed...)
+		return errors.Join(summaries(routes, plan.Nodes(l.Nodes), l.Families).failed...)
 	})
 	return sessions, err
 }
 
-// takesPods: the nodes registered with a taint, and nobody but flock takes it away.
+// takesPods checks that the nodes have lost the taint with which they registered, and
+// which only flock removes.
 func takesPods(ctx context.Context, l *cluster.Lab) (proof, error) {
 	p := proof{statement: "every Node takes pods since the router knows the way to them"}
 	client, err := l.Client()
@@ -147,12 +155,12 @@ func takesPods(ctx context.Context, l *cluster.Lab) (proof, error) {
 
 // summaries: for every node one route per family, and none besides in the pods'
 // address space.
-func summaries(routes []fabric.Route, nodes []plan.Node) proof {
+func summaries(routes []fabric.Route, nodes []plan.Node, families plan.Families) proof {
 	p := proof{statement: "the router has each node's summaries and nothing per pod"}
 	expected := map[fabric.Route]bool{}
 	for _, n := range nodes {
-		for i, pods := range n.Pods().All() {
-			via := n.LAN().All()[i].Addr()
+		for i, pods := range families.Of(n.Pods()) {
+			via := families.Of(n.LAN())[i].Addr()
 			at := slices.IndexFunc(routes, func(r fabric.Route) bool { return r.Prefix == pods && r.Via == via })
 			if at < 0 {
 				p.try(fmt.Errorf("there is no route %s via %s", pods, via))
@@ -193,7 +201,11 @@ func printTables(ctx context.Context, l *cluster.Lab, demo *demo, sessions []fab
 	}
 	fmt.Fprintln(table, heading)
 	for _, s := range sessions {
-		fmt.Fprintf(table, "%s\t%s\t%s\n", s.Name, s.State, s.Since)
+		since := ""
+		if !s.Since.IsZero() {
+			since = s.Since.Format("2006-01-02 15:04:05")
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\n", s.Name, s.State, since)
 	}
 	if len(sessions) == 0 {
 		fmt.Fprintf(table, "none: static routes for --cni %s\n", l.CNI)

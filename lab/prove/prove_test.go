@@ -25,7 +25,7 @@ func TestSummaries(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		routes []fabric.Route
-		want   string // in the complaint; empty: none
+		want   string // in the complaint; empty if there is none
 	}{
 		{"as it should be", good, ""},
 		{"a summary is missing", good[:2], "no route 10.244.1.0/24 via 192.0.2.11"},
@@ -35,7 +35,7 @@ func TestSummaries(t *testing.T) {
 		{"another node's", append([]fabric.Route{route("10.244.9.0/24", "192.0.2.11")}, good...), "besides: 10.244.9.0/24"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := summaries(c.routes, plan.Nodes(1))
+			p := summaries(c.routes, plan.Nodes(1), plan.Dual)
 			var said strings.Builder
 			for _, err := range p.failed {
 				said.WriteString(err.Error() + "\n")

@@ -52,14 +52,14 @@ func (d Dir) Log(member, process string) string {
 	return d.Member(member, "log", process+".log")
 }
 
-// Exists tells whether there is anything of the lab on disk.
+// Exists reports whether anything of the lab is on disk.
 func (d Dir) Exists() bool {
 	_, err := os.Stat(d.Path())
 	return err == nil
 }
 
-// Write replaces a file of the lab at once, making its directory, and tells
-// whether that changed anything.
+// Write replaces a file of the lab atomically, creates its directory if needed, and
+// reports whether that changed anything.
 func (d Dir) Write(path string, content []byte, mode os.FileMode) (changed bool, err error) {
 	if !strings.HasPrefix(path, d.Path()+"/") {
 		return false, fmt.Errorf("%s is not below %s", path, d.Path())
@@ -133,17 +133,4 @@ func (d Dir) Remove() error {
 		return err
 	}
 	return nil
-}
-
-// Labs are the names of the labs that have files here.
-func Labs() ([]string, error) {
-	entries, err := os.ReadDir(Root)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names, nil
 }

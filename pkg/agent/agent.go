@@ -3,107 +3,69 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
-	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"flock.fritzlab.net/flock/pkg/anycast"
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/internal/metric"
+	"flock.fritzlab.net/flock/internal/sys"
+	"flock.fritzlab.net/flock/internal/version"
+	"flock.fritzlab.net/flock/pkg/address/claim"
+	"flock.fritzlab.net/flock/pkg/address/ledger"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
-	"flock.fritzlab.net/flock/pkg/claim"
 	"flock.fritzlab.net/flock/pkg/cni"
-	"flock.fritzlab.net/flock/pkg/exits"
-	"flock.fritzlab.net/flock/pkg/fleet"
+	"flock.fritzlab.net/flock/pkg/datapath"
+	"flock.fritzlab.net/flock/pkg/datapath/hostport"
+	"flock.fritzlab.net/flock/pkg/datapath/nodeguard"
+	"flock.fritzlab.net/flock/pkg/datapath/policy"
+	"flock.fritzlab.net/flock/pkg/datapath/sourceguard"
+	"flock.fritzlab.net/flock/pkg/datapath/survey"
+	"flock.fritzlab.net/flock/pkg/datapath/wiring"
 	"flock.fritzlab.net/flock/pkg/kube"
-	"flock.fritzlab.net/flock/pkg/ledger"
-	"flock.fritzlab.net/flock/pkg/pods"
-	"flock.fritzlab.net/flock/pkg/routing/bird"
-	"flock.fritzlab.net/flock/pkg/sourceguard"
-	"flock.fritzlab.net/flock/pkg/version"
-	"flock.fritzlab.net/flock/pkg/wiring"
+	"flock.fritzlab.net/flock/pkg/netlink/rtnl"
+	"flock.fritzlab.net/flock/pkg/pod/exits"
+	"flock.fritzlab.net/flock/pkg/pod/source"
+	"flock.fritzlab.net/flock/pkg/routing/departure"
+	"flock.fritzlab.net/flock/pkg/scrape"
+	"flock.fritzlab.net/flock/pkg/support"
 )
 
 // Config is what the agent's flags say.
 type Config struct {
 	NodeName  string
 	Namespace string // of flock's own objects: the Secrets with routers' passwords
+	PodName   string // of the agent's own pod in Namespace; empty: it runs outside of pods
 	// NodeAddresses are the Node's InternalIPs: what routers know it by.
 	NodeAddresses []netip.Addr
 	StateDir      string
 	Kubeconfig    string
 	HealthAddress string
-	PodsAPI       string // the kubelet's socket; empty: ask the API server
-	// ExitSources say by whom the exits of containers are told, RuntimeSockets
-	// where; both are tried in order.
-	ExitSources    []exits.Way
+	// MetricsAddress is where Prometheus may read from other machines; the files have its
+	// certificate, and are empty for one of the agent's own.
+	MetricsAddress, MetricsCertFile, MetricsKeyFile string
+	PodsAPI                                         string // the kubelet's socket; empty: ask the API server
+	// PageAddress is where the node's page is served, on loopback only; empty: nowhere.
+	PageAddress string
+	// ExitSources report containers that have ended, at RuntimeSockets; both are
+	// tried in order.
+	ExitSources    []exits.Source
 	RuntimeSockets []string
-	Log            *slog.Logger
-}
-
-// Agent serves the pods of one node.
-type Agent struct {
-	Config
-	api  *kube.Client
-	pods pods.Source
-	// deletions are asked for while the node holds anycast addresses.
-	deletions *pods.Deletions
-	exits     *exits.Runtime
-	claims    *claim.Keeper
-	events    *kube.Recorder
-	metrics   *metrics
-	// What the API server says.
-	nodeConfig   *kube.Cache[*v1alpha1.NodeConfig]
-	addressPools *kube.Cache[*v1alpha1.AddressPool]
-	namespaces   *kube.Cache[*corev1.Namespace]
-	templates    *kube.Cache[*v1alpha1.NodeConfigTemplate]
-	ownNode      *kube.Cache[*corev1.Node]
-	ledger       *ledger.Ledger
-	host         *wiring.Host
-	reaper       *wiring.Reaper
-	guard        *sourceguard.Guard
-	bird         *bird.Applier
-	fib          *anycast.FIB
-	anycast      *anycast.Controller
-	news         news
-	turns        turns
-	gate         gate
-
-	// serving is what a call needs to know of the node; nil: pods are not
-	// served, for the reason in waiting.
-	serving     atomic.Pointer[serving]
-	waiting     atomic.Pointer[string]
-	usesSecrets bool // followNode's own, as are keptPools, what the node has on disk
-	keptPools   []*v1alpha1.AddressPool
-	// surroundings are those that the configuration was put in force in.
-	surroundings surroundings
-	// latest is what became of the newest NodeConfig; nil: none was seen.
-	latest atomic.Pointer[outcome]
-	// unrouted is why the routing daemon has not been told what the NodeConfig asks
-	// of it; nil: it has not come to that yet.
-	unrouted atomic.Pointer[error]
-	// fleet is what templates make of the node; nil: not known yet.
-	fleet atomic.Pointer[fleet.Verdict]
-	// overlaps says which pod CIDRs other nodes have too; nil: not known yet.
-	overlaps atomic.Pointer[string]
-	// statusDue asks the status writer to look, nodeConfigChanged, cidrsChanged
-	// and poolRoutesChanged ask the follower of the node, poolsChanged the anycast
-	// side, fleetDue and overlapDue those who look beyond the node.
-	statusDue, nodeConfigChanged, cidrsChanged, poolsChanged, poolRoutesChanged, fleetDue, overlapDue signal
-	// anycastHeld asks the follower of deletions whether there is need of it.
-	anycastHeld signal
-	// startupDue asks the keeper of the gate, nodeDue the reporter of the Node.
-	startupDue, nodeDue signal
-	linksChanged        signal // asks the follower of the node, too
+	// PolicyMark are the bits of the ct mark for network policies; 0: the default.
+	PolicyMark policy.Mark
+	// ProxyHealthz is where kube-proxy says how it is; empty: it is not asked.
+	ProxyHealthz string
+	Log          *slog.Logger
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -112,162 +74,219 @@ func Run(ctx context.Context, c Config) error {
 	if c.NodeName == "" {
 		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
 	}
-	a := &Agent{
-		Config: c, metrics: newMetrics(),
-		statusDue: newSignal(), nodeConfigChanged: newSignal(), cidrsChanged: newSignal(), poolsChanged: newSignal(), poolRoutesChanged: newSignal(),
-		fleetDue: newSignal(), overlapDue: newSignal(), anycastHeld: newSignal(), news: news{come: newSignal()},
-		startupDue: newSignal(), nodeDue: newSignal(), linksChanged: newSignal(),
+	if err := shortenTimeslices(); err != nil {
+		c.Log.Debug("cannot shorten the time slices of the agent's threads; withdrawals may wait longer on a busy node", "error", err)
 	}
-	a.wait("flock's agent on node %s is starting", a.NodeName)
-	if err := takeShortTurns(); err != nil {
-		a.Log.Debug("withdrawals may wait longer for their turn on a busy node", "error", err)
-	}
-	if err := a.connect(); err != nil {
+	if err := sys.MkdirAll(c.StateDir, 0o700); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(a.StateDir, 0o700); err != nil {
-		return err
-	}
-	// Before all that changes anything: it fails where another agent is alive, and
-	// calls wait in it.
-	plugin, err := cni.Listen(filepath.Join(a.StateDir, "cni.sock"))
+	// Before anything is changed: it fails where another agent runs, and calls wait
+	// in it.
+	listener, err := cni.Listen(c.path("cni.sock"))
 	if err != nil {
 		return err
 	}
-	if err := a.open(); err != nil {
-		return errors.Join(err, plugin.Close())
+	parts, stop, err := compose(ctx, c, listener)
+	if err != nil {
+		return errors.Join(err, missingInKernel(), listener.Close())
 	}
-	defer a.close()
-
-	a.Log.Info("flock-agent starts", "version", version.Version, "node", a.NodeName)
-	forever := func(run func(context.Context)) func(context.Context) error {
-		return func(ctx context.Context) error { run(ctx); return nil }
-	}
-	return together(ctx,
-		func(ctx context.Context) error {
-			return plugin.Serve(ctx, a, a.Log)
-		},
-		a.followNode,
-		a.followFleet,
-		a.followOverlaps,
-		a.followStartup,
-		a.reportNode,
-		a.followPods,
-		a.followDeletions,
-		a.followExits,
-		a.followPools,
-		a.followLinks,
-		a.followUplinks,
-		a.anycast.Run,
-		a.reportTransitions,
-		forever(a.nodeConfig.Run),
-		forever(a.addressPools.Run),
-		forever(a.namespaces.Run),
-		forever(a.templates.Run),
-		forever(a.ownNode.Run),
-		forever(a.claims.Run),
-		forever(a.events.Run),
-		forever(a.reaper.Run),
-		forever(a.bird.Run),
-		a.reportStatus,
-		a.serveHealth,
-	)
+	defer stop()
+	c.Log.Info("starting flock-agent", "version", version.Version, "node", c.NodeName)
+	return parts.run(ctx)
 }
 
-// connect makes the clients of the API server and the kubelet. It contacts
-// neither.
-func (a *Agent) connect() error {
-	server, err := apiServer(a.Kubeconfig)
+// missingInKernel explains why the agent cannot start, if the kernel lacks what it needs.
+func missingInKernel() error {
+	findings, err := support.Kernel()
 	if err != nil {
-		return fmt.Errorf("no way to reach the API server: %w", err)
+		return nil // what keeps one from trying it is in the agent's own error
+	}
+	var all []error
+	for _, f := range findings {
+		if f.Breaks {
+			all = append(all, errors.New(f.String()))
+		}
+	}
+	return errors.Join(all...)
+}
+
+func (c Config) path(name string) string { return filepath.Join(c.StateDir, name) }
+
+// compose makes the agent's parts, and brings the kernel to the records. It contacts
+// neither the API server nor the kubelet.
+func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, stop func(), err error) {
+	server, err := apiServer(c.Kubeconfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("no way to reach the API server: %w", err)
 	}
 	server.UserAgent = "flock-agent/" + version.Version
-	if a.api, err = kube.NewClient(server); err != nil {
-		return err
+	if sys.Enabled {
+		server.Wrap(func(next http.RoundTripper) http.RoundTripper { return counted{next} })
 	}
-	a.nodeConfig = a.api.NodeConfig(a.NodeName, func() {
-		a.nodeConfigChanged.give()
-		a.fleetDue.give()
-		a.overlapDue.give()
-		a.statusDue.give()
-	})
-	a.templates = a.api.NodeConfigTemplates(a.fleetDue.give)
-	a.ownNode = a.api.Node(a.NodeName, func() { a.fleetDue.give(); a.nodeDue.give() })
-	a.addressPools = a.api.AddressPools(func() {
-		a.poolsChanged.give()
-		a.poolRoutesChanged.give()
-	})
-	a.namespaces = a.api.Namespaces()
-	a.exits = exits.New(exits.Config{Sockets: a.RuntimeSockets, Ways: a.ExitSources, Log: a.Log, OnStatus: func(exits.Status) { a.changed() }})
-	claims, err := kube.NewClaims(server)
+	api, err := kube.NewClient(server)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	a.claims = claim.New(claim.Config{Node: a.NodeName, API: claims, Log: a.Log})
-	if a.events, err = kube.NewRecorder(server, a.NodeName, a.Log); err != nil {
-		return err
+	recorder := kube.NewRecorder(api, c.NodeName, c.Log)
+	deletions := source.NewDeletions(api.Core(), c.NodeName, c.Log)
+	var retired, granted cell.Topic
+	promises := ledger.Open(ledger.Config{Dir: c.path("attachments"), OnRetired: retired.Wake, OnGranted: granted.Wake, Log: c.Log})
+	host, err := wiring.Open()
+	if err != nil {
+		return nil, nil, err
 	}
-	if a.deletions, err = pods.NewDeletions(server, a.NodeName, a.Log); err != nil {
-		return err
-	}
-	a.pods, err = pods.New(pods.Config{Node: a.NodeName, Socket: a.PodsAPI, API: server, Log: a.Log, OnStatus: a.sourceChanged})
-	return err
-}
-
-// open reads what the node has promised and holds it against the kernel.
-func (a *Agent) open() (err error) {
-	if err := a.openGate(); err != nil {
-		return err
-	}
-	birdDir := filepath.Join(a.StateDir, "bird")
-	if err := os.MkdirAll(birdDir, 0o700); err != nil {
-		return err
-	}
-	if a.ledger, err = ledger.Open(filepath.Join(a.StateDir, "attachments"), time.Now); err != nil {
-		return err
-	}
-	for _, r := range a.ledger.Records() {
-		a.claims.Restore(r.ID.String(), claimsOf(r))
-	}
-	if a.host, err = wiring.Open(); err != nil {
-		return err
-	}
-	if wanted, err := a.host.SourceRoutesWanted(); err != nil {
-		return err
+	if wanted, err := host.RPFilterEnabled(); err != nil {
+		return nil, nil, err
 	} else if wanted {
-		a.Log.Warn("sysctl net.ipv4.conf.all.rp_filter is not 0: a pod's IPv4 answers from an anycast address are dropped once the address is withdrawn; set it to 0, and rp_filter on the uplinks instead")
+		c.Log.Warn("sysctl net.ipv4.conf.all.rp_filter is not 0: a pod's IPv4 answers from an anycast address are dropped once the address is withdrawn; set it to 0, and rp_filter on the uplinks instead")
 	}
-	if a.guard, err = sourceguard.Open(); err != nil {
-		return err
+	guard, err := sourceguard.Open()
+	if err != nil {
+		return nil, nil, err
 	}
-	var bindings []sourceguard.Binding
-	for _, r := range a.ledger.Records() {
-		bindings = append(bindings, binding(r))
+	ports, err := hostport.Open(c.Log)
+	if err != nil {
+		return nil, nil, err
 	}
-	if err := a.guard.Resync(bindings); err != nil {
-		return err
+
+	var configChanged, nodeChanged, templatesChanged, poolsChanged, kernelChanged, grantsChanged cell.Topic
+	configCache := api.NodeConfig(c.NodeName, configChanged.Wake)
+	nodeCache := api.Node(c.NodeName, nodeChanged.Wake)
+	templateCache := api.NodeConfigTemplates(templatesChanged.Wake)
+	poolCache := api.AddressPools(poolsChanged.Wake)
+	namespaces := api.Namespaces(grantsChanged.Wake)
+
+	configs := &nodeConfigs{node: c.NodeName, path: c.path("nodeconfig.json"), cache: configCache, changed: &configChanged, log: c.Log}
+	configs.open()
+	pools := &pools{path: c.path("addresspools.json"), gonePath: c.path("addresspools-gone.json"), cache: poolCache, changed: &poolsChanged, ledger: promises, granted: &granted, log: c.Log}
+	pools.open()
+	templates := &templates{nodeName: c.NodeName, api: api, configs: configs, node: nodeCache, templates: templateCache, nodeChanged: &nodeChanged, changed: &templatesChanged, log: c.Log}
+	overlaps := &overlaps{node: c.NodeName, api: api, configs: configs, log: c.Log}
+
+	claims := claim.New(claim.Config{Node: c.NodeName, API: api, Log: c.Log})
+	announcer := &announcer{announcerConfig: announcerConfig{
+		node: c.NodeName, ledger: promises, host: host, pools: pools, deletions: deletions, events: recorder, log: c.Log,
+	}}
+	announcer.exits = exits.New(exits.Config{Sockets: c.RuntimeSockets, Sources: c.ExitSources, Log: c.Log, OnStatus: func(exits.Status) { announcer.reported.Wake() }})
+	if announcer.pods, err = source.New(source.Config{Node: c.NodeName, Socket: c.PodsAPI, API: api.Core(), Log: c.Log, OnStatus: announcer.sourceChanged}); err != nil {
+		return nil, nil, err
 	}
-	a.reaper = wiring.NewReaper(a.host, func(wiring.Link) {}, a.Log) // followLinks sees them go
-	if err := a.reconcile(); err != nil {
-		return err
-	}
-	if err := a.openAnycast(); err != nil {
-		return err
-	}
-	a.bird = bird.NewApplier(bird.ApplierConfig{
-		Dir:      birdDir,
-		Socket:   filepath.Join(birdDir, "bird.ctl"),
-		Check:    bird.CheckFile("bird"),
-		OnChange: func(bird.State) { a.changed() },
-		Log:      a.Log,
+	node := &node{name: c.NodeName, configs: configs, templates: templates, allocator: promises, retired: &retired, kernel: &kernelChanged, host: host, log: c.Log}
+	node.open()
+	departing := departure.New(departure.Config{
+		NodeName: c.NodeName, Namespace: c.Namespace, Pod: c.PodName, API: api, Dir: c.path("bird"), Log: c.Log,
+		Node: func() (*corev1.Node, bool) { n, _ := nodeCache.Get(c.NodeName); return n, nodeCache.Synced() },
+		NodeConfig: func() (*v1alpha1.NodeConfig, bool) {
+			nc, _ := configCache.Get(c.NodeName)
+			return nc, configCache.Synced()
+		},
+		Changed: []departure.Notifier{&nodeChanged, &configChanged},
 	})
-	return nil
+	router := &router{departing: &departing.Decision, namespace: c.Namespace, addresses: c.NodeAddresses, api: api, state: node, pools: pools, log: c.Log}
+	if err := router.open(c.path("bird")); err != nil {
+		return nil, nil, err
+	}
+	gate := &gate{state: node, daemon: &router.daemon, log: c.Log}
+	if err := gate.open(c.path("taking-pods")); err != nil {
+		return nil, nil, err
+	}
+	policyTable, err := policy.Open(cmp.Or(c.PolicyMark, policy.DefaultMark))
+	if err != nil {
+		return nil, nil, err
+	}
+	policySources, err := policy.NewSources(server, c.NodeName)
+	if err != nil {
+		return nil, nil, err
+	}
+	peers := &peers{namespaces: namespaces, pools: pools, claims: api.AddressClaims(grantsChanged.Wake), grants: &grantsChanged, wake: make(chan struct{}, 1)}
+	policies := newPolicies(policy.Config{
+		Sources: policySources, File: c.path("policies"), Addrs: peers.addrs, Annotations: peerAnnotations, Log: c.Log,
+	}, policyTable, announcer.pods, recorder)
+	peers.onRegranted = policies.AddrsChanged
+	attacher := newAttacher(attacherConfig{
+		node: c.NodeName, listener: listener, retired: &retired, state: node, gate: gate, pods: announcer.pods, pools: pools, namespaces: namespaces,
+		ledger: promises, claims: claims, host: host, guard: guard, ports: ports, policies: policies, announcer: announcer, events: recorder, log: c.Log,
+	})
+	if err := attacher.reconcile(ctx); err != nil {
+		return nil, nil, err
+	}
+	if err := announcer.open(); err != nil {
+		return nil, nil, err
+	}
+	policies.open(promises.Records())
+	services, err := newServices(servicesConfig{
+		node: c.NodeName, path: c.path("services.json"), healthz: c.ProxyHealthz, api: api, state: node, pools: pools, missing: &gate.missing,
+		departing: &departing.Decision, nodeCache: nodeCache, nodeChanged: &nodeChanged, namespaces: namespaces, labelled: &grantsChanged,
+		ledger: promises, granted: &granted, onLocal: announcer.held.Wake, log: c.Log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	announcer.others = append(announcer.others, services)
+	nodeCondition := &nodeCondition{name: c.NodeName, api: api, node: nodeCache, changed: &nodeChanged, missing: &gate.missing, log: c.Log}
+	nodeguard, err := nodeguard.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	surveyor, err := survey.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	report := &report{node: c.NodeName, api: api, state: node, configs: configs, log: c.Log}
+	supported := &supported{nodeName: c.NodeName, api: api, node: nodeCache, nodeChanged: &nodeChanged, daemon: &router.daemon, kernel: support.Kernel, log: c.Log}
+	certificate, err := scrape.TLS(c.MetricsCertFile, c.MetricsKeyFile, c.NodeName, c.NodeAddresses)
+	if err != nil {
+		return nil, nil, err
+	}
+	health := &health{
+		socket: c.path("health.sock"), address: c.HealthAddress, metrics: c.MetricsAddress,
+		tls: certificate, guard: scrape.NewGuard(api, c.Log), log: c.Log,
+	}
+
+	looks, err := rtnl.Dial()
+	if err != nil {
+		return nil, nil, err
+	}
+	viewer := &viewer{
+		node: c.NodeName, address: c.PageAddress, kernel: looks, ledger: promises, anycast: announcer.controller, guard: guard,
+		policies: policies, daemon: &router.daemon, events: recorder, log: c.Log,
+	}
+
+	all := parts{
+		configCache, nodeCache, templateCache, poolCache, namespaces, recorder, claims,
+		configs, pools, poolUse{promises, &granted, pools}, templates, overlaps,
+		node, router, gate, nodeCondition,
+		attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
+		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,
+		&policyLog{namespaces: namespaces, changed: &grantsChanged, policies: policies, log: c.Log},
+		events{recorder}, buildInfo{}, supported,
+		report, viewer, health,
+	}
+	if err := all.open(); err != nil {
+		return nil, nil, err
+	}
+	repair, err := newRepair(each[datapath.Feature](all), recorder, &kernelChanged, c.Log)
+	if err != nil {
+		return nil, nil, err
+	}
+	all = append(all, repair)
+	report.parts, health.parts, viewer.parts = all, all, all
+	return all, all.close, nil
 }
 
-func (a *Agent) close() {
-	a.fib.Close()
-	a.host.Close()
-	a.guard.Close()
+// events contributes the metric of the recorder of Events.
+type events struct{ recorder *kube.Recorder }
+
+var droppedMetric = metric.New(metric.Counter, "flock_events_dropped_total",
+	"Events that were not written because the API server took them too slowly.",
+	"Rising: Events are missing in kubectl describe. The log has them all.")
+
+// Describe implements prometheus.Collector.
+func (e events) Describe(ch chan<- *prometheus.Desc) { ch <- droppedMetric.Desc }
+
+// Collect implements prometheus.Collector.
+func (e events) Collect(ch chan<- prometheus.Metric) {
+	ch <- droppedMetric.Value(float64(e.recorder.Dropped()))
 }
 
 func apiServer(kubeconfig string) (*rest.Config, error) {
@@ -275,52 +294,4 @@ func apiServer(kubeconfig string) (*rest.Config, error) {
 		return rest.InClusterConfig()
 	}
 	return clientcmd.BuildConfigFromFlags("", kubeconfig)
-}
-
-// together runs each function until all have ended; the first error ends the
-// others by their context.
-func together(ctx context.Context, fs ...func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var wg sync.WaitGroup
-	var first error
-	var once sync.Once
-	for _, f := range fs {
-		wg.Go(func() {
-			if err := f(ctx); err != nil && ctx.Err() == nil {
-				once.Do(func() { first = err })
-				cancel(err)
-			}
-		})
-	}
-	wg.Wait()
-	return first
-}
-
-// wait takes the node out of service, for the reason that the plugin's answer
-// and the status then give.
-func (a *Agent) wait(format string, args ...any) {
-	why := fmt.Sprintf(format, args...)
-	a.waiting.Store(&why)
-	a.changed()
-}
-
-// changed asks for the status to be written, and for a look at whether the node may
-// take its first pods.
-func (a *Agent) changed() {
-	a.statusDue.give()
-	a.startupDue.give()
-}
-
-// signal says that there is something to look at. Given several times before it
-// is taken, it is one.
-type signal chan struct{}
-
-func newSignal() signal { return make(signal, 1) }
-
-func (s signal) give() {
-	select {
-	case s <- struct{}{}:
-	default:
-	}
 }

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"flock.fritzlab.net/flock/pkg/wiring"
+	"flock.fritzlab.net/flock/pkg/datapath/wiring"
 )
 
 func TestPodIsReachedAndGone(t *testing.T) {
@@ -156,7 +156,7 @@ func TestKillAtAnyInstruction(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", p.id, err)
 		} else if answered[i] != nil && !reflect.DeepEqual(got, answered[i]) {
-			t.Errorf("%s was told %v, has %v", p.id, answered[i], got)
+			t.Errorf("%s got %v, has %v", p.id, answered[i], got)
 		}
 		answered[i] = got
 	})
@@ -203,7 +203,7 @@ func TestPodsOutliveTheAgent(t *testing.T) {
 	if seen := changes(); seen != "" {
 		t.Errorf("a restart of the agent changed routes:\n%s", seen)
 	}
-	// What somebody else took away meanwhile is put right.
+	// What somebody else deleted meanwhile is restored.
 	n.kill()
 	n.host.IP("route", "del", addrs[0].String())
 	n.host.IP("route", "del", addrs[1].String())

@@ -7,8 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"flock.fritzlab.net/flock/pkg/anycast"
-	"flock.fritzlab.net/flock/pkg/timeslice"
+	"flock.fritzlab.net/flock/internal/timeslice"
+	"flock.fritzlab.net/flock/pkg/datapath/anycast"
 )
 
 func TestAddressList(t *testing.T) {
@@ -28,8 +28,8 @@ func TestAddressList(t *testing.T) {
 	}
 }
 
-func TestShortTurns(t *testing.T) {
-	if err := takeShortTurns(); err != nil {
+func TestShortTimeslices(t *testing.T) {
+	if err := shortenTimeslices(); err != nil {
 		t.Fatal(err)
 	}
 	attr, err := unix.SchedGetAttr(0, 0)

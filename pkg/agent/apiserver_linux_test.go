@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -21,22 +22,34 @@ import (
 // apiServer is as much of an API server as an agent needs to follow the NodeConfig
 // of its node and to write its status.
 type apiServer struct {
-	t        *testing.T
-	mu       sync.Mutex // guards below
-	object   *v1alpha1.NodeConfig
-	version  int // of the object
-	watchers map[chan []byte]bool
-	pools    pools
-	nodes    nodes
-	secrets  atomic.Int32  // what it answers when it is asked for one
-	lost     chan struct{} // one for each status of a NodeConfig that is not there
-	away     atomic.Bool   // it answers that it is not available
+	t                                             *testing.T
+	mu                                            sync.Mutex // guards below
+	object                                        *v1alpha1.NodeConfig
+	version                                       int // of the object
+	watchers                                      map[chan []byte]bool
+	pools                                         pools
+	nodes                                         nodes
+	secrets                                       atomic.Int32  // what it answers when it is asked for one
+	lost                                          chan struct{} // one for each status of a NodeConfig that is not there
+	away                                          atomic.Bool   // it answers that it is not available
+	pods                                          sync.Map      // by the path at which they are asked for
+	policies, clusterPolicies, namespaces, claims *relisted
+}
+
+func newAPIServer(t *testing.T) *apiServer {
+	return &apiServer{
+		t: t, watchers: map[chan []byte]bool{}, lost: make(chan struct{}, 1000),
+		policies:        newRelisted("networking.k8s.io/v1", "NetworkPolicy"),
+		clusterPolicies: newRelisted("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"),
+		namespaces:      newRelisted("v1", "Namespace"),
+		claims:          newRelisted(v1alpha1.GroupVersion.String(), "AddressClaim"),
+	}
 }
 
 // serveAPI makes the node's API server be there.
 func (n *node) serveAPI() *apiServer {
 	n.t.Helper()
-	s := &apiServer{t: n.t, watchers: map[chan []byte]bool{}, lost: make(chan struct{}, 1000)}
+	s := newAPIServer(n.t)
 	var listener net.Listener
 	var err error
 	n.host.Run(func() { listener, err = net.Listen("tcp", "127.0.0.1:1") })
@@ -142,8 +155,36 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addresspools":
 		s.pools.ServeHTTP(w, r)
+	case r.URL.Path == "/apis/networking.k8s.io/v1/networkpolicies":
+		s.policies.ServeHTTP(w, r)
+	case r.URL.Path == "/apis/policy.networking.k8s.io/v1beta1/clusternetworkpolicies":
+		s.clusterPolicies.ServeHTTP(w, r)
+	case r.URL.Path == "/api/v1/namespaces":
+		s.namespaces.ServeHTTP(w, r)
+	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addressclaims" && r.Method == http.MethodGet && r.URL.Query().Get("fieldSelector") == "":
+		s.claims.ServeHTTP(w, r)
 	case strings.Contains(r.URL.Path, "/secrets/") && s.secrets.Load() != 0:
 		s.refuse(w, s.secrets.Load(), metav1.StatusReasonInternalError)
+	case r.URL.Path == "/api/v1/pods" && r.URL.Query().Get("sendInitialEvents") == "true":
+		s.refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
+	case r.URL.Path == "/api/v1/pods" && r.URL.Query().Get("watch") != "": // pods do not change
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	case r.URL.Path == "/api/v1/pods":
+		list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, ListMeta: metav1.ListMeta{ResourceVersion: "1"}}
+		s.pods.Range(func(_, p any) bool {
+			if on := r.URL.Query().Get("fieldSelector"); on == "" || on == "spec.nodeName="+p.(corev1.Pod).Spec.NodeName {
+				list.Items = append(list.Items, p.(corev1.Pod))
+			}
+			return true
+		})
+		json.NewEncoder(w).Encode(list)
+	case strings.Contains(r.URL.Path, "/pods/") && r.Method == http.MethodGet:
+		if p, ok := s.pods.Load(r.URL.Path); ok {
+			json.NewEncoder(w).Encode(p)
+		} else {
+			s.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		}
 	case strings.HasPrefix(r.URL.Path, "/api/v1/nodes"):
 		s.nodes.ServeHTTP(w, r)
 	case r.Method == http.MethodGet && r.URL.Path == objects && r.URL.Query().Get("sendInitialEvents") == "true":
@@ -182,7 +223,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// watch tells of the object as it is, if that is news, and of each change.
+// watch sends the object as it is, if the client does not have that, and each change.
 func (s *apiServer) watch(w http.ResponseWriter, r *http.Request) {
 	events := make(chan []byte, 1000)
 	s.mu.Lock()

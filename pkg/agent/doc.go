@@ -1,5 +1,6 @@
-// Package agent composes flock's parts into what runs on a node. It holds no
-// idea of its own: it takes the NodeConfig to the parts that act on it, and a
-// CNI call through allocation, record and wiring in the order that survives a
-// kill at any point. Linux only.
+// Package agent composes flock's features into what runs on a node. It decides
+// nothing itself. Each of its parts owns its state and publishes what others need in
+// a cell, which has one writer; compose in agent.go lists the parts. What a part
+// offers to the whole (conditions, status fields, readiness, metrics, a loop) is
+// picked up from that list by the interfaces in part.go. Linux only.
 package agent

@@ -43,7 +43,7 @@ const (
 func (n *node) serveFleet() *fleetServer {
 	n.t.Helper()
 	s := &fleetServer{
-		apiServer: &apiServer{t: n.t, watchers: map[chan []byte]bool{}},
+		apiServer: newAPIServer(n.t),
 		others:    map[string]string{},
 		told:      map[string]chan struct{}{nodesPath: make(chan struct{}), templatesPath: make(chan struct{})},
 	}

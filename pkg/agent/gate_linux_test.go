@@ -15,14 +15,14 @@ func TestGate(t *testing.T) {
 		after time.Duration
 	}{
 		{"nobody comes", func(*gate, func()) {}, "a is down", addWaits},
-		{"it opens", func(g *gate, _ func()) { close(g.open); g.shut("") }, "", time.Second},
+		{"it opens", func(g *gate, _ func()) { g.setMissing("") }, "", time.Second},
 		{"the runtime gave up", func(_ *gate, cancel func()) { cancel() }, "a is down", time.Second},
-		{"the agent ends", func(g *gate, _ func()) { close(g.gone) }, "a is down", time.Second},
+		{"the agent ends", func(g *gate, _ func()) { close(g.ended) }, "a is down", time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := &gate{open: make(chan struct{}), gone: make(chan struct{})}
-				g.shut("a is down")
+				g := &gate{opened: make(chan struct{}), ended: make(chan struct{})}
+				g.setMissing("a is down")
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				time.AfterFunc(time.Second, func() { c.event(g, cancel) })

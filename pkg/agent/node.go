@@ -4,120 +4,159 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
+	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"time"
 
-	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"flock.fritzlab.net/flock/internal/backoff"
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/internal/metric"
+	"flock.fritzlab.net/flock/internal/sys"
+	"flock.fritzlab.net/flock/pkg/address/ipam"
 	"flock.fritzlab.net/flock/pkg/config"
-	"flock.fritzlab.net/flock/pkg/ipam"
-	"flock.fritzlab.net/flock/pkg/kube"
+	"flock.fritzlab.net/flock/pkg/datapath/wiring"
+	"flock.fritzlab.net/flock/pkg/fleet"
 	"flock.fritzlab.net/flock/pkg/routing"
-	"flock.fritzlab.net/flock/pkg/routing/bird"
-	"flock.fritzlab.net/flock/pkg/wiring"
 )
 
-// followNode applies the NodeConfig, first the copy kept on the node, then what
-// the API server says, and again whenever it or the CIDRs in use change.
-func (a *Agent) followNode(ctx context.Context) error {
-	kept := filepath.Join(a.StateDir, "nodeconfig.json")
-	current, err := kube.Load[v1alpha1.NodeConfig](kept)
-	if err != nil {
-		a.Log.Warn("the copy of the NodeConfig on this node is of no use", "error", err)
-	}
-	if current != nil && current.Name != a.NodeName {
-		a.Log.Warn("the copy of a NodeConfig on this node is another node's, and is not used", "nodeconfig", current.Name, "node", a.NodeName)
-		current = nil
-	}
-	if current == nil {
-		a.wait("flock's agent on node %s waits for the API server to tell it NodeConfig %s", a.NodeName, a.NodeName)
-	}
+// conditionAccepted: the spec is valid and in force.
+const conditionAccepted = "Accepted"
 
-	const (
-		firstRetry, lastRetry = 200 * time.Millisecond, 10 * time.Second
-		secretsEvery          = time.Minute // for passwords that were changed
-		poolsSettle           = 100 * time.Millisecond
-		linksSettle           = time.Second // for an interface that is set up anew
-	)
-	delay := firstRetry
+// nodeState is what has become of the node's NodeConfig.
+type nodeState struct {
+	// inForce is what pods get now. While it is nil, they are not served, and
+	// unavailable has the reason.
+	inForce     *inForce
+	unavailable string
+	// fault is why the node's own routes and settings in the kernel are not what they
+	// should be; empty: they are.
+	fault string
+	// newest is the NodeConfig that was seen last, and err why it is not in force.
+	// The UID is empty if there was none.
+	newest struct {
+		uid        types.UID
+		generation int64
+		err        error
+	}
+}
+
+// inForce is a configuration that the node has been brought to. It is replaced as
+// a whole, so that a call sees one configuration from beginning to end.
+type inForce struct {
+	node   config.Node
+	addrs  []netip.Addr   // of the node's own interfaces
+	onLink []netip.Prefix // their subnets
+	held   []netip.Addr   // of all links, for sessions
+	mtu    int            // of pods' links, in bytes
+}
+
+// node brings the node to its NodeConfig: it configures the allocator and the
+// routes of the pod CIDRs, again whenever the NodeConfig, the CIDRs in use or the
+// node's uplinks change.
+type node struct {
+	name      string
+	configs   cell.Reader[observed]
+	templates cell.Reader[fleet.Decision]
+	allocator allocator
+	retired   *cell.Topic // when allocator.Retired may have changed
+	kernel    *cell.Topic // when what in the kernel cannot be repaired has changed
+	host      *wiring.Host
+	log       *slog.Logger
+
+	cell.Cell[nodeState] // what was published last
+	// What follows is Run's alone.
+	state   nodeState
+	newest  observed
+	current observed // newest, or the last before it that is valid
+	deleted bool     // newest is not there any more
+	applied struct {
+		uplinks uplinks
+		retired []netip.Prefix
+	}
+}
+
+// allocator is the ledger, as the node uses it.
+type allocator interface {
+	Configure(ipam.Config)
+	// Retired are CIDRs in which pods hold addresses still, though the NodeConfig
+	// does not have them any more.
+	Retired() []netip.Prefix
+}
+
+func (n *node) open() {
+	n.state.unavailable = fmt.Sprintf("flock's agent on node %s is starting", n.name)
+	n.Set(n.state)
+}
+
+// Run applies the NodeConfig, at first the copy kept on the node.
+func (n *node) Run(ctx context.Context) error {
+	links, kernel := cell.Signal(), cell.Signal()
+	n.kernel.Notify(kernel)
+	return together(ctx,
+		func(ctx context.Context) error { return n.follow(ctx, links, kernel) },
+		func(ctx context.Context) error {
+			return n.host.WatchUplinks(ctx, func() { cell.Wake(links) })
+		})
+}
+
+func (n *node) follow(ctx context.Context, links, kernel <-chan struct{}) error {
+	const linksSettle = time.Second // while an interface is being set up
+	changed := cell.Signal()
+	n.configs.Notify(changed)
+	n.templates.Notify(changed)
+	n.retired.Notify(changed)
+	delay := backoff.Backoff{First: 200 * time.Millisecond, Last: 10 * time.Second}
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
-	pools, links := settling{after: poolsSettle}, settling{after: linksSettle}
-	newest := current // the last that was seen: current, or one that is refused
+	settled := settling{after: linksSettle}
 	for {
-		if current != nil {
-			err := a.apply(ctx, current)
-			if err != nil {
-				a.Log.Warn("the node's configuration is not in force", "error", err, "retry", delay)
-				if a.serving.Load() == nil {
-					a.wait("flock's agent on node %s could not put the NodeConfig in force: %s", a.NodeName, err)
-				}
-				retry.Reset(delay)
-				delay = min(2*delay, lastRetry)
-			} else {
-				retry.Stop()
-				delay = firstRetry
-				if a.usesSecrets {
-					retry.Reset(secretsEvery)
-				}
-			}
-			if newest == current { // or the refusal would not be seen
-				if errors.As(err, new(*notRouted)) {
-					err = nil // that is RoutingConfigured's to tell
-				}
-				a.note(current, err)
-			}
+		due := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-retry.C:
+			due = true
+		case <-kernel: // perhaps of the node's own routes and settings
+			due = n.state.inForce != nil
+		case <-links:
+			settled.begin()
+		case <-settled.over:
+			settled.over = nil
+			now, err := readUplinks(n.host)
+			due = err != nil || !reflect.DeepEqual(now, n.applied.uplinks)
+		case <-changed:
+			due = n.observe(n.configs.Get())
+			due = due || n.state.inForce != nil && !slices.Equal(n.allocator.Retired(), n.applied.retired)
 		}
-		for due := false; !due; {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-retry.C:
-				due = true
-			case <-a.cidrsChanged:
-				due = true
-			case <-a.poolRoutesChanged: // many at once are one change of BIRD's configuration
-				pools.begin()
-			case <-pools.over:
-				pools.over = nil
-				due = true
-			case <-a.linksChanged:
-				links.begin()
-			case <-links.over:
-				links.over = nil
-				now, err := a.look()
-				due = err != nil || !reflect.DeepEqual(now, a.surroundings)
-			case <-a.nodeConfigChanged:
-				nc, ok := a.nodeConfig.Get(a.NodeName)
-				if !ok {
-					a.noNodeConfig()
-					continue
-				}
-				if newest != nil && nc.UID == newest.UID && nc.Generation == newest.Generation {
-					continue // its status, or what is kept here already
-				}
-				newest = nc
-				if _, err := config.ParseNode(nc); err != nil {
-					a.reject(nc, err)
-					continue
-				}
-				current, due = nc, true
-				if err := kube.Save(kept, nc); err != nil {
-					a.Log.Warn("the NodeConfig is not kept for a start without the API server", "error", err)
-				}
-			}
+		if !due || n.current.object == nil {
+			continue
+		}
+		err := n.apply()
+		if err != nil {
+			after := delay.Next()
+			n.log.Warn("cannot apply the NodeConfig, will retry", "error", err, "after", after)
+			n.setUnavailable("flock's agent on node %s cannot apply NodeConfig %s: %s", n.name, n.name, err)
+			retry.Reset(after)
+		} else {
+			retry.Stop()
+			delay.Reset()
+		}
+		if n.newest.same(n.current) { // else the refusal of the newest would be overwritten
+			n.setNewest(err)
 		}
 	}
 }
 
-// settling makes one of the events that come within a time after the first. It does
-// not wait for them to end: they may never.
+// settling turns the events of a while into one, that long after the first of them.
+// It does not wait for them to end: they may never.
 type settling struct {
 	after time.Duration
 	over  <-chan time.Time // nil while there was none
@@ -129,129 +168,139 @@ func (s *settling) begin() {
 	}
 }
 
-// noNodeConfig leaves what is in force: deleting an object must not take pods
-// off the network.
-func (a *Agent) noNodeConfig() {
-	if a.serving.Load() != nil {
-		a.Log.Warn("the NodeConfig was deleted; the last one stays in force until the agent is taken off this node", "nodeconfig", a.NodeName)
+// observe takes in the NodeConfig that was seen last and says whether it is to be
+// applied. An object that is refused or gone leaves in force what is: deleting an
+// object must not take pods off the network.
+func (n *node) observe(now observed) (due bool) {
+	switch {
+	case now.object == nil && !now.synced:
+		n.setUnavailable("flock's agent on node %s is waiting for NodeConfig %s from the API server", n.name, n.name)
+	case now.object == nil:
+		if n.state.inForce != nil && !n.deleted {
+			n.log.Warn("the NodeConfig was deleted; the last one stays in force until flock is removed from this node", "nodeConfig", n.name)
+		}
+		n.deleted = true
+		n.setUnavailable("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs%s", n.name, n.name, withoutTemplate(n.templates.Get()))
+	case now.same(n.newest):
+		n.deleted = false
+	case now.err != nil:
+		n.newest, n.deleted = now, false
+		n.log.Error("ignoring an invalid NodeConfig", "error", now.err)
+		n.setNewest(now.err)
+		n.setUnavailable("%s: fix the object", now.err)
+	default:
+		n.newest, n.current, n.deleted = now, now, false
+		return true
+	}
+	return false
+}
+
+// setUnavailable says why pods are not served, unless they are.
+func (n *node) setUnavailable(format string, args ...any) {
+	if n.state.inForce != nil {
 		return
 	}
-	a.Log.Info("waiting for a NodeConfig", "nodeconfig", a.NodeName)
-	a.wait("node %s has no NodeConfig: create NodeConfig %s with spec.podCIDRs%s", a.NodeName, a.NodeName, a.withoutTemplate())
-}
-
-func (a *Agent) reject(nc *v1alpha1.NodeConfig, err error) {
-	a.Log.Error("the NodeConfig is refused", "error", err)
-	a.note(nc, err)
-	if a.serving.Load() == nil {
-		a.wait("%s: mend the object", err)
+	n.state.unavailable = fmt.Sprintf(format, args...)
+	if n.Set(n.state) {
+		n.log.Info("not serving pods", "reason", n.state.unavailable)
 	}
 }
 
-// apply brings the node to nc. Everything in it is convergent: after an error it
-// is called again with the same or a newer one.
-func (a *Agent) apply(ctx context.Context, nc *v1alpha1.NodeConfig) error {
-	node, err := config.ParseNode(nc)
+func (n *node) setNewest(err error) {
+	n.state.newest.uid, n.state.newest.generation, n.state.newest.err = n.newest.object.UID, n.newest.object.Generation, err
+	n.Set(n.state)
+}
+
+// apply brings the node to the current NodeConfig. All of it can be repeated.
+func (n *node) apply() error {
+	want := n.current.node
+	now, err := readUplinks(n.host)
 	if err != nil {
 		return err
 	}
-	around, err := a.look()
-	if err != nil {
-		return err
-	}
-	exclude := slices.Clone(node.Exclude)
-	for _, addr := range around.addrs {
+	exclude := slices.Clone(want.Exclude)
+	for _, addr := range now.addrs {
 		exclude = append(exclude, netip.PrefixFrom(addr, addr.BitLen()))
 	}
-	a.ledger.Configure(ipam.Config{
-		Node: nc.Name, IPv6: node.IPv6, IPv4: node.IPv4, Exclude: exclude, Quarantine: node.Quarantine,
+	n.allocator.Configure(ipam.Config{
+		Node: n.name, IPv6: want.IPv6, IPv4: want.IPv4, Exclude: exclude, Quarantine: want.Quarantine,
 	})
-	summaries := slices.Concat(node.Summaries(), a.ledger.Retired())
-	if _, err := a.host.ApplyNode(wiring.NodeState{Summaries: summaries}); err != nil {
+	retired := n.allocator.Retired()
+	n.state.fault = ""
+	if _, err := n.host.ApplyNode(wiring.NodeState{Summaries: slices.Concat(want.Summaries(), retired)}); err != nil {
+		n.state.fault = err.Error()
+		n.Set(n.state)
 		return err
 	}
-	mtu := node.MTU
+	mtu := want.MTU
 	if mtu == 0 {
-		if around.mtuErr != nil {
-			return around.mtuErr
+		if now.mtuErr != nil {
+			return now.mtuErr
 		}
-		mtu = around.mtu
+		mtu = now.mtu
 	}
-	if a.serving.Swap(&serving{node: node, nodeAddrs: around.addrs, mtu: mtu}) == nil {
-		a.Log.Info("serving pods", "ipv6", node.IPv6, "ipv4", node.IPv4, "mtu", mtu)
+	if n.state.inForce == nil {
+		n.log.Info("serving pods", "ipv6", want.IPv6, "ipv4", want.IPv4, "mtu", mtu)
 	}
-	a.surroundings = around
-	a.changed()
-	err = a.applyRouting(ctx, node, around)
-	a.unrouted.Store(&err)
-	a.changed()
-	if err != nil {
-		return &notRouted{err}
-	}
+	n.applied.uplinks, n.applied.retired = now, retired
+	n.state.inForce = &inForce{node: want, addrs: now.addrs, onLink: now.onLink, held: now.held, mtu: mtu}
+	n.state.unavailable = ""
+	n.Set(n.state)
 	return nil
 }
 
-// surroundings are what the configuration in force takes from the node's own links.
-type surroundings struct {
+// uplinks are what a configuration in force takes from the node's own links.
+type uplinks struct {
 	addrs  []netip.Addr
 	onLink []netip.Prefix
-	mtu    int // of the uplinks, in bytes
+	held   []netip.Addr // of all links
+	mtu    int          // in bytes
 	mtuErr error
 }
 
-func (a *Agent) look() (s surroundings, err error) {
-	if s.addrs, err = a.host.Addrs(); err != nil {
-		return s, err
+func readUplinks(host *wiring.Host) (u uplinks, err error) {
+	if u.addrs, err = host.Addrs(); err != nil {
+		return u, err
 	}
-	slices.SortFunc(s.addrs, netip.Addr.Compare)
-	links, err := net.InterfaceAddrs()
+	slices.SortFunc(u.addrs, netip.Addr.Compare)
+	links, err := sys.InterfaceAddrs()
 	if err != nil {
-		return s, err
+		return u, err
 	}
-	s.onLink = routing.OnLink(links)
-	s.mtu, s.mtuErr = a.host.UplinkMTU()
-	return s, nil
+	u.onLink, u.held = routing.OnLink(links), routing.Held(links)
+	u.mtu, u.mtuErr = host.UplinkMTU()
+	return u, nil
 }
 
-// followUplinks has the follower of the node look at what its links have become.
-func (a *Agent) followUplinks(ctx context.Context) error {
-	return a.host.WatchUplinks(ctx, a.linksChanged.give)
+// Unready implements Readier.
+func (n *node) Unready() (reason, message string) {
+	if state := n.Get(); state.inForce != nil {
+		return "KernelOutOfSync", state.fault
+	}
+	return "Waiting", n.Get().unavailable
 }
 
-// notRouted: the configuration is in force on the node, but the routing daemon has
-// not been told all of it.
-type notRouted struct{ error }
+// Conditions implements Conditioner.
+func (n *node) Conditions() []metav1.Condition {
+	return []metav1.Condition{condition(conditionAccepted, n.Get().newest.err, "InForce", "NotInForce")}
+}
 
-func (e *notRouted) Unwrap() error { return e.error }
-
-// applyRouting brings the routing daemon to what node says. While a password
-// cannot be read the daemon keeps what it has: without it a session would end.
-func (a *Agent) applyRouting(ctx context.Context, node config.Node, around surroundings) error {
-	intent := routing.IntentOf(node)
-	intent.OnLink = around.onLink
-	intent.Addresses = a.NodeAddresses
-	intent.Pools = a.poolRoutes()
-	var missing error
-	refs := intent.Secrets()
-	a.usesSecrets = len(refs) > 0
-	for _, ref := range refs {
-		value, err := a.api.SecretKey(ctx, a.Namespace, ref.Name, ref.Key)
-		if err != nil && !errors.Is(err, kube.ErrNoSecret) {
-			return err
-		}
-		var password routing.Password
-		if err == nil {
-			password, err = routing.ParsePassword(value)
-		}
-		if err != nil {
-			missing = errors.Join(missing, fmt.Errorf("secret %s/%s, key %s: %w; the sessions that need it stay down", a.Namespace, ref.Name, ref.Key, err))
-			continue
-		}
-		if intent.Passwords == nil {
-			intent.Passwords = map[config.SecretRef]routing.Password{}
-		}
-		intent.Passwords[ref] = password
+// condition is True if there is no error, and else False with the error's text.
+func condition(kind string, err error, reason, elseReason string) metav1.Condition {
+	if err != nil {
+		return metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: elseReason, Message: err.Error()}
 	}
-	a.bird.Set(bird.Render(intent))
-	return missing
+	return metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: reason}
+}
+
+var servingMetric = metric.New(metric.Gauge, "flock_serving",
+	"1 while the agent serves pods: a NodeConfig is in force.",
+	"0 for longer than a minute: pods of the node cannot start. The condition Ready of the NodeConfig says why.")
+
+// Describe implements prometheus.Collector.
+func (n *node) Describe(ch chan<- *prometheus.Desc) { ch <- servingMetric.Desc }
+
+// Collect implements prometheus.Collector.
+func (n *node) Collect(ch chan<- prometheus.Metric) {
+	ch <- servingMetric.Bool(n.Get().inForce != nil)
 }

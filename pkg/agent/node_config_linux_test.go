@@ -94,8 +94,8 @@ func TestPasswordThatCannotBeRead(t *testing.T) {
 	api.accepted(n, 3, metav1.ConditionTrue, "")
 }
 
-// The status of a NodeConfig that is not there any more is tried when there is news to
-// tell, and not again and again.
+// The status of a NodeConfig that is not there any more is tried once when something
+// changes, and not again and again.
 func TestStatusOfADeletedNodeConfig(t *testing.T) {
 	t.Parallel()
 	config := strings.Replace(routedNodeConfig, `"remoteAS":64512`, `"remoteAS":64512,"disabled":true`, 1)
@@ -103,7 +103,7 @@ func TestStatusOfADeletedNodeConfig(t *testing.T) {
 	api := n.serveAPI()
 	api.put("a", 3, config)
 	n.start()
-	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "bird is not running")
+	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "BIRD is not running")
 	api.remove()
 	eventually(t, n.agentLog, func() error {
 		if !strings.Contains(n.agentLog(), "the NodeConfig was deleted") {

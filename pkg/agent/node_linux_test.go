@@ -19,7 +19,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"flock.fritzlab.net/flock/pkg/nettest"
+	"flock.fritzlab.net/flock/internal/nettest"
+	"flock.fritzlab.net/flock/pkg/cni/plugin"
 )
 
 // programs holds flock and flock-agent as they are shipped.
@@ -34,10 +35,10 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(programs)
-		build := exec.Command("go", "build", "-o", programs, "flock.fritzlab.net/flock/cmd/flock", "flock.fritzlab.net/flock/cmd/flock-agent")
+		build := exec.Command("go", "build", "-ldflags", "flock.fritzlab.net/flock/cmd/flock=-E "+plugin.Entry, "-o", programs, "flock.fritzlab.net/flock/cmd/flock", "flock.fritzlab.net/flock/cmd/flock-agent")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if info, _ := debug.ReadBuildInfo(); slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-			build.Args = slices.Insert(build.Args, 2, "-race")
+			build.Args = slices.Replace(build.Args, 2, 4, "-race") // which needs the runtime from the start
 			build.Env = append(os.Environ(), "CGO_ENABLED=1")
 		}
 		if out, err := build.CombinedOutput(); err != nil {
@@ -92,15 +93,15 @@ func (n *node) write(name, content string) {
 func (n *node) socket() string { return filepath.Join(n.state, "cni.sock") }
 
 // start starts the agent and waits until it answers.
-func (n *node) start() {
+func (n *node) start(flags ...string) {
 	n.t.Helper()
 	log, err := os.OpenFile(filepath.Join(n.state, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer log.Close()
-	n.agent = exec.Command(filepath.Join(programs, "flock-agent"), "--node-name=node1", "--state-dir="+n.state,
-		"--kubeconfig="+filepath.Join(n.state, "kubeconfig"), "--exit-sources=none", "--log-level=debug")
+	n.agent = exec.Command(filepath.Join(programs, "flock-agent"), append([]string{"--node-name=node1", "--state-dir=" + n.state,
+		"--kubeconfig=" + filepath.Join(n.state, "kubeconfig"), "--exit-sources=none", "--log-level=debug"}, flags...)...)
 	n.agent.Stderr = log
 	n.host.Run(func() { err = n.agent.Start() })
 	if err != nil {
@@ -138,7 +139,7 @@ func (n *node) kill() {
 // network is the CNI side of the node, as a runtime has it.
 func (n *node) network() (*libcni.CNIConfig, *libcni.NetworkConfigList) {
 	n.t.Helper()
-	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.1.0","name":"flock","plugins":[{"type":"flock","agentSocket":%q}]}`, n.socket()))
+	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.1.0","name":"flock","plugins":[{"type":"flock","agentSocket":%q,"capabilities":{"portMappings":true}}]}`, n.socket()))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -155,12 +156,14 @@ type sandbox struct {
 	n  *node
 	ns *nettest.NS
 	id string
+	// portMappings are of the pod's hostPorts.
+	portMappings []map[string]any
 }
 
-func (n *node) sandbox(id string) *sandbox { return &sandbox{n, nettest.New(n.t), id} }
+func (n *node) sandbox(id string) *sandbox { return &sandbox{n: n, ns: nettest.New(n.t), id: id} }
 
 func (s *sandbox) conf() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.ns.Path(), IfName: "eth0"}
+	return &libcni.RuntimeConf{ContainerID: s.id, NetNS: s.ns.Path(), IfName: "eth0", CapabilityArgs: map[string]any{"portMappings": s.portMappings}}
 }
 
 func (s *sandbox) add() ([]netip.Addr, error) {

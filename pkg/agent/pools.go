@@ -4,61 +4,189 @@ package agent
 
 import (
 	"cmp"
-	"path/filepath"
+	"context"
+	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/pkg/address/grant"
+	"flock.fritzlab.net/flock/pkg/address/ledger"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/kube"
-	"flock.fritzlab.net/flock/pkg/routing"
 )
 
-// poolRoutes is what goes with the routes of granted addresses, by the pools that
-// the API server tells of. Until it has told, it is by those that were kept: the
-// start of an agent changes no announcement.
-func (a *Agent) poolRoutes() []routing.PoolRoutes {
-	path := filepath.Join(a.StateDir, "addresspools.json")
-	if a.keptPools == nil {
-		kept, err := kube.Load[[]*v1alpha1.AddressPool](path)
-		if err != nil {
-			a.Log.Warn("the copy of the AddressPools on this node is of no use", "error", err)
-		}
-		if kept == nil {
-			kept = &[]*v1alpha1.AddressPool{}
-		}
-		a.keptPools = *kept
-	}
-	if !a.addressPools.Synced() {
-		return routing.PoolsOf(a.validPools(a.keptPools))
-	}
-	now := []*v1alpha1.AddressPool{}
-	for _, ap := range a.addressPools.List() {
-		now = append(now, &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: ap.Name}, Spec: ap.Spec})
-	}
-	slices.SortFunc(now, func(p, q *v1alpha1.AddressPool) int { return cmp.Compare(p.Name, q.Name) })
-	if !reflect.DeepEqual(now, a.keptPools) {
-		if err := kube.Save(path, now); err != nil {
-			a.Log.Warn("the AddressPools are not kept for a start without the API server", "error", err)
-		} else {
-			a.keptPools = now
-		}
-	}
-	return routing.PoolsOf(a.validPools(now))
+// poolSet are the valid AddressPools, by name.
+type poolSet struct {
+	pools []config.Pool
+	// retained are the addresses in use that pools have granted and would not any more,
+	// with the attributes that their routes keep, see grant.Retained.
+	retained []config.Pool
+	// synced: they are the API server's. Before, they are this node's copy, by which
+	// routes keep their attributes, but nothing is granted.
+	synced bool
 }
 
-// validPools are those of all that say what can be had.
-func (a *Agent) validPools(all []*v1alpha1.AddressPool) []config.Pool {
-	var valid []config.Pool
-	for _, ap := range all {
-		pool, err := config.ParsePool(ap)
+// pools follows the AddressPools and parses each once when it changes.
+type pools struct {
+	path, gonePath string // of the copies
+	cache          *kube.Cache[*v1alpha1.AddressPool]
+	changed        *cell.Topic // of cache
+	ledger         *ledger.Ledger
+	granted        *cell.Topic // of ledger
+	log            *slog.Logger
+
+	cell.Cell[poolSet]
+	// What follows is Run's alone.
+	kept     []*v1alpha1.AddressPool // what the copy holds
+	keptGone []*v1alpha1.AddressPool // of those that pods still use
+	parsed   map[string]parsedPool
+	gone     map[string]*v1alpha1.AddressPool // the last valid versions of those that are not any more
+}
+
+type parsedPool struct {
+	object *v1alpha1.AddressPool
+	pool   config.Pool
+	err    error
+}
+
+// open reads the copy.
+func (p *pools) open() {
+	load := func(path string) []*v1alpha1.AddressPool {
+		kept, err := kube.Load[[]*v1alpha1.AddressPool](path)
 		if err != nil {
-			a.Log.Error("an AddressPool is passed over", "error", err)
+			p.log.Warn("cannot read the cached AddressPools", "error", err)
+		}
+		if kept == nil {
+			return nil
+		}
+		return *kept
+	}
+	p.kept, p.keptGone, p.gone = load(p.path), load(p.gonePath), map[string]*v1alpha1.AddressPool{}
+	for _, ap := range p.keptGone {
+		p.gone[ap.Name] = ap
+	}
+	p.update(p.kept, false)
+}
+
+// Run follows the API server and what pods hold.
+func (p *pools) Run(ctx context.Context) error {
+	changed := cell.Signal()
+	p.changed.Notify(changed)
+	p.granted.Notify(changed)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+		if !p.cache.Synced() {
+			p.update(p.kept, false)
 			continue
 		}
-		valid = append(valid, pool)
+		all := p.cache.List()
+		slices.SortFunc(all, func(a, b *v1alpha1.AddressPool) int { return cmp.Compare(a.Name, b.Name) })
+		p.keep(all)
+		p.update(all, true)
+	}
+}
+
+// update makes what others see of all pools. A pool that is in use and is deleted, or
+// made invalid, is kept for the routes of its users.
+func (p *pools) update(all []*v1alpha1.AddressPool, synced bool) {
+	before := p.parsed
+	now := p.parse(all)
+	for name, was := range before {
+		if is, ok := p.parsed[name]; was.err == nil && (!ok || is.err != nil) {
+			p.gone[name] = was.object
+		}
+	}
+	if synced {
+		p.ledger.NamePools(func(addr netip.Addr, anycast bool) string { return grant.PoolOf(addr, anycast, now) })
+	}
+	var gone []config.Pool
+	for name, ap := range p.gone {
+		if is, ok := p.parsed[name]; ok && is.err == nil {
+			delete(p.gone, name)
+		} else if pool, err := config.ParsePool(ap); err == nil {
+			gone = append(gone, pool)
+		}
+	}
+	retained := grant.Retained(p.ledger.Granted(), now, gone)
+	p.keepGone(retained)
+	if len(retained) > 0 && !reflect.DeepEqual(retained, p.Get().retained) {
+		p.log.Warn("addresses in use are no longer granted by an AddressPool; their routes keep its attributes until their pods are gone", "pools", addressesOf(retained))
+	}
+	p.Set(poolSet{pools: now, retained: retained, synced: synced})
+}
+
+// addressesOf is for the log: each pool with the addresses.
+func addressesOf(retained []config.Pool) map[string][]netip.Prefix {
+	all := map[string][]netip.Prefix{}
+	for _, r := range retained {
+		all[r.Name] = r.CIDRs
+	}
+	return all
+}
+
+// keepGone writes the copy of those pools that are not any more and that routes follow.
+func (p *pools) keepGone(retained []config.Pool) {
+	var used []*v1alpha1.AddressPool
+	for _, r := range retained {
+		if ap, ok := p.gone[r.Name]; ok {
+			used = append(used, copyOf(ap))
+		}
+	}
+	if len(used) == len(p.keptGone) && (len(used) == 0 || reflect.DeepEqual(used, p.keptGone)) {
+		return
+	}
+	if err := kube.Save(p.gonePath, used); err != nil {
+		p.log.Warn("cannot cache the AddressPools that are gone and in use, for the next start", "error", err)
+		return
+	}
+	p.keptGone = used
+}
+
+func copyOf(ap *v1alpha1.AddressPool) *v1alpha1.AddressPool {
+	return &v1alpha1.AddressPool{ObjectMeta: metav1.ObjectMeta{Name: ap.Name}, Spec: ap.Spec}
+}
+
+// keep writes the copy, by which a start of the agent changes no announcement.
+func (p *pools) keep(all []*v1alpha1.AddressPool) {
+	copied := make([]*v1alpha1.AddressPool, len(all))
+	for i, ap := range all {
+		copied[i] = copyOf(ap)
+	}
+	if len(copied) == len(p.kept) && (len(copied) == 0 || reflect.DeepEqual(copied, p.kept)) {
+		return
+	}
+	if err := kube.Save(p.path, copied); err != nil {
+		p.log.Warn("cannot cache the AddressPools for a start without the API server", "error", err)
+		return
+	}
+	p.kept = copied
+}
+
+// parse returns the valid ones of all.
+func (p *pools) parse(all []*v1alpha1.AddressPool) (valid []config.Pool) {
+	before := p.parsed
+	p.parsed = make(map[string]parsedPool, len(all))
+	for _, ap := range all {
+		is, ok := before[ap.Name]
+		if !ok || is.object != ap {
+			is = parsedPool{object: ap}
+			if is.pool, is.err = config.ParsePool(ap); is.err != nil {
+				p.log.Error("ignoring invalid AddressPool", "error", is.err)
+			}
+		}
+		p.parsed[ap.Name] = is
+		if is.err == nil {
+			valid = append(valid, is.pool)
+		}
 	}
 	return valid
 }

@@ -1,12 +1,14 @@
 package agent_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,4 +160,62 @@ func TestPoolsReachBIRD(t *testing.T) {
 	api.pools.set(plain, pool("a", "2001:db8:a::/48", "64512:20"))
 	loads++
 	wants("(64512,20)")
+}
+
+// A pool that is deleted or narrowed does not take the attributes off the routes of those
+// who use it: they keep them until the last user is gone, also over a start of the agent.
+func TestPoolInUseIsDeleted(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(nodeConfig, `"spec":{`, `"spec":{"startup":{"sessions":"none"},"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}]},`, 1)
+	n := newNode(t, config)
+	api := n.serveAPI()
+	api.put("a", 3, config)
+	a := pool("a", "2001:db8:a::/48", "64512:10")
+	api.pools.set(a)
+	n.start()
+	p := n.sandbox("pod")
+	p.mustAdd()
+	n.kill()
+	n.rewrite(func(path string, b []byte) error { // as if it had asked for it
+		return os.WriteFile(path, bytes.Replace(b, []byte(`"hostIf"`), []byte(`"anycast":[{"addr":"2001:db8:a::53","pool":"a"}],"podNamespace":"shop","podName":"web-0","hostIf"`), 1), 0o600)
+	})
+	n.start()
+	conf := func() string {
+		b, _ := os.ReadFile(filepath.Join(n.state, "bird", "bird.conf"))
+		return string(b)
+	}
+	wants := func(when string, retained int32, some, none string) {
+		t.Helper()
+		eventually(t, func() string { return n.agentLog() + conf() }, func() error {
+			if !strings.Contains(conf(), some) || none != "" && strings.Contains(conf(), none) {
+				return fmt.Errorf("%s: want %q and no %q in BIRD's configuration", when, some, none)
+			}
+			want := []v1alpha1.PoolStatus{{Name: "a", Addresses: 1, Pods: []string{"shop/web-0"}, Retained: retained}}
+			if got := api.status().Pools; !reflect.DeepEqual(got, want) {
+				return fmt.Errorf("%s: status says %+v, want %+v", when, got, want)
+			}
+			return nil
+		})
+	}
+	wants("covered", 0, "(64512,10)", "2001:db8:a::53")
+
+	narrowed := pool("a", "2001:db8:a:1::/64", "64512:11")
+	api.pools.set(narrowed)
+	wants("narrowed", 1, "2001:db8:a::53/128", "(64512,10)")
+	api.pools.set(a)
+	wants("wide again", 0, "(64512,10)", "2001:db8:a::53")
+	wide := pool("wide", "2001:db8::/32", "64512:12")
+	api.pools.set(wide)
+	wants("deleted", 1, "(64512,10)", "2001:db8:a::/48")
+	n.kill()
+	n.start()
+	wants("deleted, and the agent has started again", 1, "(64512,10)", "2001:db8:a::/48")
+
+	p.mustDel()
+	eventually(t, func() string { return n.agentLog() + conf() }, func() error {
+		if strings.Contains(conf(), "(64512,10)") || len(api.status().Pools) != 0 {
+			return fmt.Errorf("without users the attributes are still there, status says %+v", api.status().Pools)
+		}
+		return nil
+	})
 }

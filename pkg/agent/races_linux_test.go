@@ -7,7 +7,7 @@ import (
 )
 
 // A runtime that repeats an ADD while the link of the first one goes gets a pod
-// whose addresses are its own, or an error: never an answer that nothing records.
+// with addresses of its own, or an error: never an answer that nothing records.
 func TestAddWhileItsLinkGoes(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, nodeConfig)

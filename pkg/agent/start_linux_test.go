@@ -34,7 +34,7 @@ func TestSecondAgentTouchesNothing(t *testing.T) {
 	}
 }
 
-// One pod that cannot be put right must not keep the others from being served.
+// One pod that cannot be restored must not keep the others from being served.
 func TestOnePodThatCannotBeRestored(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, nodeConfig)

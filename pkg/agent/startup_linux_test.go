@@ -21,7 +21,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"flock.fritzlab.net/flock/pkg/startup"
+	"flock.fritzlab.net/flock/pkg/routing/startup"
 )
 
 // nodes are the one Node of an API server that knows no streaming lists.
@@ -33,7 +33,7 @@ type nodes struct {
 	writes  int           // of the agent
 }
 
-// register makes the Node anew, as a kubelet does.
+// register replaces the Node, as a kubelet does.
 func (s *nodes) register(taints ...corev1.Taint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -94,6 +94,8 @@ func (s *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch q := r.URL.Query(); {
 	case r.Method == http.MethodPatch:
 		s.patch(w, r)
+	case strings.HasSuffix(r.URL.Path, "/node1") && len(list.Items) == 1:
+		json.NewEncoder(w).Encode(list.Items[0])
 	case q.Get("sendInitialEvents") == "true":
 		status(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
 	case q.Get("watch") == "":
@@ -210,15 +212,22 @@ func (s *sandbox) beginAdd() chan added {
 
 func (n *node) readyz() (code int, body string) {
 	n.t.Helper()
+	return n.get("/readyz")
+}
+
+// get asks the agent's --health-address.
+func (n *node) get(path string) (code int, body string) {
+	n.t.Helper()
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 		n.host.Run(func() { conn, err = (&net.Dialer{}).DialContext(ctx, network, addr) })
 		return conn, err
 	}}}
 	defer client.CloseIdleConnections()
-	answer, err := client.Get("http://127.0.0.1:9479/readyz")
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	var answer *http.Response
+	eventually(n.t, n.agentLog, func() (err error) { // the agent may be about to listen
+		answer, err = client.Get("http://127.0.0.1:9479" + path)
+		return err
+	})
 	defer answer.Body.Close()
 	b, err := io.ReadAll(answer.Body)
 	if err != nil {
@@ -248,7 +257,7 @@ func TestPodsWaitForTheRouter(t *testing.T) {
 	}
 	n.startBIRD()
 
-	// The agent ends while a pod waits: the runtime is told at once, and why.
+	// The agent ends while a pod waits: the runtime gets an answer at once, with the reason.
 	early := n.sandbox("early").beginAdd()
 	eventually(t, n.agentLog, func() error {
 		if len(early) > 0 {
@@ -277,6 +286,13 @@ func TestPodsWaitForTheRouter(t *testing.T) {
 	if got.err != nil {
 		t.Fatalf("%v\n%s", got.err, n.agentLog())
 	}
+	// BIRD has sent the routes when the pod is answered; the router's BIRD still has to
+	// put them into its kernel.
+	for answered := time.Now(); time.Since(answered) < time.Second; {
+		if slices.IndexFunc(got.addrs, func(a netip.Addr) bool { _, err := n.router.Try("ip", "route", "get", a.String()); return err != nil }) < 0 {
+			break
+		}
+	}
 	for _, addr := range got.addrs { // by the routes that the router learned
 		n.reaches(n.router, p, addr)
 	}
@@ -296,7 +312,7 @@ func TestPodsWaitForTheRouter(t *testing.T) {
 	}
 	api.nodes.says(n, corev1.ConditionFalse, startup.ReasonUp, "dedicated")
 
-	// Nobody else has the last word on the Node, a kubelet that registers it anew
+	// Nobody else has the last word on the Node, a kubelet that registers it again
 	// least of all.
 	api.nodes.condition(corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"})
 	api.nodes.says(n, corev1.ConditionFalse, startup.ReasonUp, "dedicated")

@@ -36,7 +36,10 @@ func TestSessionsUp(t *testing.T) {
 			return nil
 		})
 	}
-	becomes(metav1.ConditionUnknown, "NotKnown", "BIRD does not tell of its sessions")
+	becomes(metav1.ConditionUnknown, "NotKnown", "BIRD does not report its sessions")
+	if _, metrics := n.get("/metrics"); !strings.Contains(metrics, `flock_session_up{peer="tor",protocol="bgp"} 0`) {
+		t.Errorf("a session has no metric while BIRD is away:\n%s", metrics)
+	}
 	n.startBIRD()
 	becomes(metav1.ConditionFalse, "SomeDown", "bgp tor: ")
 	api.put("a", 4, with(true))

@@ -84,7 +84,7 @@ func TestAgentsThatMisbehave(t *testing.T) {
 	}
 }
 
-// An agent that was killed leaves a socket on which nobody listens.
+// An agent that was killed leaves a socket without a listener.
 func TestAgentKilledBefore(t *testing.T) {
 	t.Parallel()
 	socket := staleSocket(t)

@@ -4,11 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"runtime/debug"
 	"syscall"
 	"time"
 
+	"flock.fritzlab.net/flock/internal/keylock"
+	"flock.fritzlab.net/flock/internal/logattr"
 	"flock.fritzlab.net/flock/pkg/cni/wire"
 )
 
@@ -38,7 +41,7 @@ type Backend interface {
 type dispatcher struct {
 	backend    Backend
 	log        *slog.Logger
-	containers turns
+	containers keylock.Map[string]
 	// vetNetNS returns an error if the file can't be a pod's network namespace.
 	vetNetNS func(*os.File) error
 }
@@ -47,9 +50,11 @@ type dispatcher struct {
 func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File) (response wire.Response) {
 	start := time.Now()
 	cniVersion, log := latestVersion, d.log
+	// Every line of the call has it, so that they are found among those of other calls.
+	ctx = logattr.With(ctx, slog.String("request", fmt.Sprintf("%08x", rand.Uint32())))
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error("CNI call panicked", "panic", p, "stack", string(debug.Stack()))
+			log.ErrorContext(ctx, "CNI call panicked", "panic", p, "stack", string(debug.Stack()))
 			response = failure(&Error{
 				Code:    CodeInternal,
 				Msg:     fmt.Sprintf("flock's agent has a bug and gave up on this call: %v", p),
@@ -59,19 +64,19 @@ func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File)
 	}()
 	call, cniVersion, err := parseCall(r)
 	if err != nil {
-		log.Warn("CNI call refused", "error", err)
+		log.WarnContext(ctx, "CNI call refused", "error", err)
 		return failure(asError(err, CodeFailed), cniVersion)
 	}
-	log = log.With("command", call.Command)
+	ctx = logattr.With(ctx, slog.String("command", call.Command))
 	if call.ContainerID != "" {
-		log = log.With("pod", call.Pod.String(), "container", call.ContainerID, "ifname", call.IfName)
+		ctx = logattr.With(ctx, slog.String("pod", call.Pod.String()), slog.String("container", call.ContainerID), slog.String("ifname", call.IfName))
 	}
 	output, err := d.perform(ctx, call, r, netNS)
 	if err != nil {
-		log.Warn("CNI call failed", "took", time.Since(start), "error", err)
+		log.WarnContext(ctx, "CNI call failed", "took", time.Since(start), "error", err)
 		return failure(asError(err, CodeFailed), cniVersion)
 	}
-	log.Debug("CNI call done", "took", time.Since(start))
+	log.DebugContext(ctx, "CNI call done", "took", time.Since(start))
 	return wire.Response{Output: output}
 }
 
@@ -85,14 +90,14 @@ func (d *dispatcher) perform(ctx context.Context, c *Call, r wire.Request, netNS
 	case CommandGC:
 		return nil, d.backend.GC(ctx, c, c.Config.valid)
 	}
-	if err := d.takeNetNS(c, r, netNS); err != nil {
+	if err := d.takeNetNS(ctx, c, r, netNS); err != nil {
 		return nil, err
 	}
-	leave, err := d.containers.enter(ctx, c.ContainerID)
+	unlock, err := d.containers.Lock(ctx, c.ContainerID)
 	if err != nil {
 		return nil, TryAgainLater("container %s: an earlier call for it is still running: %w", c.ContainerID, err)
 	}
-	defer leave()
+	defer unlock()
 	switch c.Command {
 	case CommandDel:
 		return nil, d.backend.Del(ctx, c)
@@ -106,9 +111,9 @@ func (d *dispatcher) perform(ctx context.Context, c *Call, r wire.Request, netNS
 	return result.json(c.Config.CNIVersion, c.NetNSPath)
 }
 
-// takeNetNS gives the call its network namespace. For DEL one that is gone, or
-// whose path now leads elsewhere, is none.
-func (d *dispatcher) takeNetNS(c *Call, r wire.Request, netNS *os.File) error {
+// takeNetNS gives the call its network namespace. For DEL, a namespace that is gone,
+// or has a path that leads to something else, counts as none.
+func (d *dispatcher) takeNetNS(ctx context.Context, c *Call, r wire.Request, netNS *os.File) error {
 	var err error
 	switch {
 	case r.NetNSErrno != 0:
@@ -124,7 +129,7 @@ func (d *dispatcher) takeNetNS(c *Call, r wire.Request, netNS *os.File) error {
 	case err == nil:
 		c.NetNS = netNS
 	case c.Command == CommandDel:
-		d.log.Debug("DEL without a network namespace", "container", c.ContainerID, "reason", err)
+		d.log.DebugContext(ctx, "DEL without a network namespace", "reason", err)
 	default:
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 
 	"flock.fritzlab.net/flock/pkg/cni/wire"
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
 // The commands of the CNI spec that reach the agent; VERSION is the plugin's.
@@ -30,15 +32,17 @@ var SupportedVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 // latestVersion is used to talk to a runtime that did not say what it speaks.
 const latestVersion = "1.1.0"
 
-// Call is one call of a runtime, checked: the fields that the spec requires for
-// its command are there and well formed.
+// Call is one call of a runtime. The fields that the spec requires for its command are
+// there and well formed, those of DEL apart.
 type Call struct {
 	Command     string
 	ContainerID string // empty for GC and STATUS
-	IfName      string // the interface's name in the pod; empty for GC and STATUS
-	NetNSPath   string // as the runtime named it, in the runtime's mount namespace
-	Pod         PodRef // zero if the runtime is not Kubernetes'
-	Config      Config
+	// IfName is the interface's name in the pod. It is empty for GC and STATUS, and
+	// for a DEL that gives none: it is for all interfaces of the container.
+	IfName    string
+	NetNSPath string  // as the runtime named it, in the runtime's mount namespace
+	Pod       pod.Ref // zero if the runtime is not Kubernetes'
+	Config    Config
 
 	// NetNS is the pod's network namespace, checked to be one and not the
 	// node's own. It is never nil for ADD and CHECK; for DEL it is nil if the
@@ -58,25 +62,20 @@ func (c *Call) Attachment() AttachmentID {
 	return AttachmentID{ContainerID: c.ContainerID, IfName: c.IfName}
 }
 
-// PodRef says which pod a sandbox is for, from CNI_ARGS.
-type PodRef struct {
-	Namespace string
-	Name      string
-	UID       string // may be empty: old runtimes don't give it
-}
-
-// String returns namespace/name, as kubectl users write it.
-func (p PodRef) String() string { return p.Namespace + "/" + p.Name }
-
 // Config is what flock reads of its network configuration.
 type Config struct {
 	CNIVersion string
-	Name       string // the network's
-	// MTU is the pod's in bytes: runtimeConfig.mtu, else mtu, else 0 for
-	// "not said".
+	// Name is the network's. It is empty for a DEL that gives none: it is for all
+	// networks.
+	Name string
+	// MTU is the pod's in bytes: runtimeConfig.mtu, else mtu, else 0. Only ADD and
+	// CHECK have it.
 	MTU int
-	// PrevResult is what the plugins before this one returned for ADD, and what
-	// the whole list returned for CHECK and DEL; nil if the runtime gave none.
+	// HostPorts are the node's ports that shall lead to the pod:
+	// runtimeConfig.portMappings. Only ADD and CHECK have them.
+	HostPorts []pod.HostPort
+	// PrevResult is what the whole list returned for ADD, as the runtime remembers
+	// it for CHECK and DEL. It is nil if there is none.
 	PrevResult *types100.Result
 	// Raw is the whole configuration as the runtime gave it.
 	Raw json.RawMessage
@@ -95,9 +94,12 @@ func parseCall(r wire.Request) (c *Call, cniVersion string, err error) {
 		NetNSPath:   env["CNI_NETNS"],
 	}
 	cniVersion = latestVersion
-	c.Config, err = parseConfig(r.Stdin)
+	raw, err := c.Config.parse(r.Stdin)
 	if isVersion(c.Config.CNIVersion) {
 		cniVersion = c.Config.CNIVersion
+	}
+	if c.Command == CommandDel {
+		return c, cniVersion, c.parseDel(raw, env["CNI_ARGS"])
 	}
 	if err != nil {
 		return nil, cniVersion, err
@@ -105,16 +107,39 @@ func parseCall(r wire.Request) (c *Call, cniVersion string, err error) {
 	if err := checkCommand(c.Command, c.Config.CNIVersion); err != nil {
 		return nil, cniVersion, err
 	}
-	switch c.Command {
-	case CommandAdd, CommandDel, CommandCheck:
-		err = c.checkAttachment(env["CNI_ARGS"])
-	case CommandGC:
+	if c.Command == CommandGC {
 		c.Config.valid, err = parseValid(r.Stdin)
+		return c, cniVersion, err
 	}
-	if err != nil {
+	if c.Config.MTU, c.Config.HostPorts, err = raw.link(); err != nil || c.Command == CommandStatus {
+		return c, cniVersion, err
+	}
+	if c.Config.PrevResult, err = raw.prevResult(); err != nil {
 		return nil, cniVersion, err
 	}
-	return c, cniVersion, nil
+	return c, cniVersion, c.checkAttachment(env["CNI_ARGS"])
+}
+
+// parseDel reads what there is of a DEL. A runtime repeats a DEL that is refused for
+// ever, and its pod never ends, so only the container ID has to be right. Without a
+// valid network name or interface name all that match the rest are detached.
+func (c *Call) parseDel(raw rawConfig, args string) error {
+	if !validName(c.ContainerID) {
+		return invalidContainerID(c.ContainerID)
+	}
+	if !validName(c.Config.Name) {
+		c.Config.Name = ""
+	}
+	if !validIfName(c.IfName) {
+		c.IfName = ""
+	}
+	c.Config.PrevResult, _ = raw.prevResult()
+	c.Pod, _ = parsePod(args)
+	return nil
+}
+
+func invalidContainerID(id string) error {
+	return InvalidEnvironment("CNI_CONTAINERID=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", id)
 }
 
 func environment(kvs []string) map[string]string {
@@ -131,53 +156,104 @@ func isVersion(s string) bool {
 	return s != "" && err == nil
 }
 
-// parseConfig reads the configuration. On an error the version is filled in if
-// it could be read.
-func parseConfig(stdin []byte) (Config, error) {
-	var raw struct {
-		CNIVersion    string          `json:"cniVersion"`
-		Name          string          `json:"name"`
-		MTU           *int            `json:"mtu"`
-		PrevResult    json.RawMessage `json:"prevResult"`
-		RuntimeConfig struct {
-			MTU *int `json:"mtu"`
-		} `json:"runtimeConfig"`
+// rawConfig holds the fields of a configuration that not every command needs.
+type rawConfig struct {
+	CNIVersion    string          `json:"cniVersion"`
+	Name          string          `json:"name"`
+	MTU           json.RawMessage `json:"mtu"`
+	RuntimeConfig json.RawMessage `json:"runtimeConfig"`
+	PrevResult    json.RawMessage `json:"prevResult"`
+}
+
+// parse reads which network the configuration is of. On an error it fills in what it
+// could read.
+func (c *Config) parse(stdin []byte) (raw rawConfig, err error) {
+	err = json.Unmarshal(stdin, &raw)
+	c.CNIVersion, c.Name, c.Raw = raw.CNIVersion, raw.Name, slices.Clone(stdin)
+	var wrongType *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrongType) && wrongType.Field != "":
+		return raw, wrongTypeError("", wrongType)
+	case err != nil:
+		return raw, newError(CodeDecode, "network configuration on standard input is not a JSON object: %w", err)
+	case !slices.Contains(SupportedVersions, c.CNIVersion):
+		return raw, newError(CodeIncompatibleVersion, "network configuration: cniVersion=%q: flock speaks %s", c.CNIVersion, strings.Join(SupportedVersions, ", "))
+	case !validName(c.Name):
+		return raw, InvalidConfig("network configuration: name=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", c.Name)
 	}
-	if err := json.Unmarshal(stdin, &raw); err != nil {
-		var wrongType *json.UnmarshalTypeError
-		if errors.As(err, &wrongType) && wrongType.Field != "" {
-			return Config{CNIVersion: raw.CNIVersion}, InvalidConfig("network configuration: %s: is a JSON %s, want %s", wrongType.Field, wrongType.Value, wrongType.Type)
+	return raw, nil
+}
+
+func wrongTypeError(parent string, err *json.UnmarshalTypeError) error {
+	want := err.Type.String()
+	if err.Type.Kind() == reflect.Struct {
+		want = "object"
+	}
+	return InvalidConfig("network configuration: %s: is a JSON %s, want %s", strings.Trim(parent+"."+err.Field, "."), err.Value, want)
+}
+
+// link returns the pod's MTU in bytes, 0 if the configuration leaves it to the agent, and
+// the node's ports for it.
+func (raw rawConfig) link() (mtu int, ports []pod.HostPort, err error) {
+	var runtime struct {
+		MTU          json.RawMessage `json:"mtu"`
+		PortMappings json.RawMessage `json:"portMappings"`
+	}
+	if err := unmarshal("runtimeConfig", raw.RuntimeConfig, &runtime); err != nil {
+		return 0, nil, err
+	}
+	const mappings = "runtimeConfig.portMappings"
+	if err := unmarshal(mappings, runtime.PortMappings, &ports); err != nil {
+		return 0, nil, err
+	}
+	for i := range ports {
+		ports[i].Protocol = strings.ToLower(ports[i].Protocol)
+		if err := ports[i].Validate(); err != nil {
+			return 0, nil, InvalidConfig("network configuration: %s: %w", mappings, err)
 		}
-		return Config{}, newError(CodeDecode, "network configuration on standard input is not a JSON object: %w", err)
 	}
-	c := Config{CNIVersion: raw.CNIVersion, Name: raw.Name, Raw: slices.Clone(stdin)}
-	if !slices.Contains(SupportedVersions, c.CNIVersion) {
-		return c, newError(CodeIncompatibleVersion, "network configuration: cniVersion=%q: flock speaks %s", c.CNIVersion, strings.Join(SupportedVersions, ", "))
-	}
-	if !validName(c.Name) {
-		return c, InvalidConfig("network configuration: name=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", c.Name)
-	}
-	// Below 1,280 bytes there is no IPv6 (RFC 8200 section 5).
 	for _, m := range []struct {
 		field string
-		mtu   *int
-	}{{"mtu", raw.MTU}, {"runtimeConfig.mtu", raw.RuntimeConfig.MTU}} {
-		if m.mtu == nil {
-			continue
+		value json.RawMessage
+	}{{"mtu", raw.MTU}, {"runtimeConfig.mtu", runtime.MTU}} {
+		if err := unmarshal(m.field, m.value, &mtu); err != nil {
+			return 0, nil, err
 		}
-		if *m.mtu != 0 && (*m.mtu < 1280 || *m.mtu > 65535) {
-			return c, InvalidConfig("network configuration: %s=%d: want 1280 to 65535, or 0 to leave it to the agent", m.field, *m.mtu)
+		// Below 1,280 bytes there is no IPv6 (RFC 8200 section 5).
+		if mtu != 0 && (mtu < 1280 || mtu > 65535) {
+			return 0, nil, InvalidConfig("network configuration: %s=%d: want 1280 to 65535, or 0 to leave it to the agent", m.field, mtu)
 		}
-		c.MTU = *m.mtu
 	}
-	if len(raw.PrevResult) > 0 && string(raw.PrevResult) != "null" {
-		prev, err := parsePrevResult(c.CNIVersion, raw.PrevResult)
-		if err != nil {
-			return c, newError(CodeDecode, "network configuration: prevResult: %w", err)
-		}
-		c.PrevResult = prev
+	return mtu, ports, nil
+}
+
+// unmarshal reads the field of that name into value. A field that is absent or null
+// leaves value as it is.
+func unmarshal(field string, raw json.RawMessage, value any) error {
+	if len(raw) == 0 {
+		return nil
 	}
-	return c, nil
+	err := json.Unmarshal(raw, value)
+	var wrongType *json.UnmarshalTypeError
+	if errors.As(err, &wrongType) {
+		return wrongTypeError(field, wrongType)
+	}
+	if err != nil {
+		return InvalidConfig("network configuration: %s: %w", field, err)
+	}
+	return nil
+}
+
+// prevResult is nil if the runtime gave none.
+func (raw rawConfig) prevResult() (*types100.Result, error) {
+	if len(raw.PrevResult) == 0 || string(raw.PrevResult) == "null" {
+		return nil, nil
+	}
+	prev, err := parsePrevResult(raw.CNIVersion, raw.PrevResult)
+	if err != nil {
+		return nil, newError(CodeDecode, "network configuration: prevResult: %w", err)
+	}
+	return prev, nil
 }
 
 // parsePrevResult reads a result in whichever version it says it is, as plugins
@@ -237,15 +313,15 @@ func checkCommand(command, cniVersion string) error {
 	return nil
 }
 
-// checkAttachment checks what ADD, DEL and CHECK need, and reads CNI_ARGS.
-func (c *Call) checkAttachment(args string) error {
+// checkAttachment checks what ADD and CHECK need, and reads CNI_ARGS.
+func (c *Call) checkAttachment(args string) (err error) {
 	if !validName(c.ContainerID) {
-		return InvalidEnvironment("CNI_CONTAINERID=%q: want a letter or digit, then letters, digits, '_', '.' and '-'", c.ContainerID)
+		return invalidContainerID(c.ContainerID)
 	}
 	if !validIfName(c.IfName) {
 		return InvalidEnvironment("CNI_IFNAME=%q: want 1 to 15 characters, not '.' or '..', with no '/', ':' or space", c.IfName)
 	}
-	if c.NetNSPath == "" && c.Command != CommandDel {
+	if c.NetNSPath == "" {
 		return InvalidEnvironment("CNI_NETNS is not set: %s needs the pod's network namespace", c.Command)
 	}
 	if c.Command == CommandAdd && c.Config.PrevResult != nil {
@@ -254,18 +330,14 @@ func (c *Call) checkAttachment(args string) error {
 	if c.Command == CommandCheck && c.Config.PrevResult == nil {
 		return InvalidConfig("network configuration: prevResult is missing: CHECK needs what ADD returned")
 	}
-	pod, err := parsePodRef(args)
-	if err != nil {
-		return err
-	}
-	c.Pod = pod
-	return nil
+	c.Pod, err = parsePod(args)
+	return err
 }
 
-// parsePodRef reads CNI_ARGS, "K=V;K=V", passing over keys that are not ours
+// parsePod reads CNI_ARGS, "K=V;K=V", passing over keys that are not ours
 // (as containerd's IgnoreUnknown=1 asks).
-func parsePodRef(args string) (PodRef, error) {
-	var p PodRef
+func parsePod(args string) (pod.Ref, error) {
+	var p pod.Ref
 	if args == "" {
 		return p, nil
 	}
@@ -275,7 +347,7 @@ func parsePodRef(args string) (PodRef, error) {
 		}
 		k, v, found := strings.Cut(pair, "=")
 		if !found {
-			return PodRef{}, InvalidEnvironment("CNI_ARGS=%q: %q is not KEY=VALUE", args, pair)
+			return pod.Ref{}, InvalidEnvironment("CNI_ARGS=%q: %q is not KEY=VALUE", args, pair)
 		}
 		switch k {
 		case "K8S_POD_NAMESPACE":
@@ -283,11 +355,11 @@ func parsePodRef(args string) (PodRef, error) {
 		case "K8S_POD_NAME":
 			p.Name = v
 		case "K8S_POD_UID":
-			p.UID = v
+			p.UID = pod.UID(v)
 		}
 	}
 	if (p.Namespace == "") != (p.Name == "") {
-		return PodRef{}, InvalidEnvironment("CNI_ARGS=%q: want both K8S_POD_NAMESPACE and K8S_POD_NAME, or neither", args)
+		return pod.Ref{}, InvalidEnvironment("CNI_ARGS=%q: want both K8S_POD_NAMESPACE and K8S_POD_NAME, or neither", args)
 	}
 	return p, nil
 }

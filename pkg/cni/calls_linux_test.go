@@ -43,8 +43,9 @@ func TestCallsThatAreRefused(t *testing.T) {
 	}{
 		"command unknown":         {good, with("UPDATE"), CodeInvalidEnvironment, `CNI_COMMAND="UPDATE": want ADD`},
 		"container ID missing":    {good, with("ADD", "CNI_CONTAINERID="), CodeInvalidEnvironment, `CNI_CONTAINERID=""`},
+		"DEL of no container":     {good, with("DEL", "CNI_CONTAINERID="), CodeInvalidEnvironment, `CNI_CONTAINERID=""`},
 		"container ID is a path":  {good, with("DEL", "CNI_CONTAINERID=../etc"), CodeInvalidEnvironment, `CNI_CONTAINERID="../etc"`},
-		"ifname missing":          {good, with("DEL", "CNI_IFNAME="), CodeInvalidEnvironment, `CNI_IFNAME=""`},
+		"ifname missing":          {good, with("ADD", "CNI_IFNAME="), CodeInvalidEnvironment, `CNI_IFNAME=""`},
 		"ifname too long":         {good, with("ADD", "CNI_IFNAME=sixteencharacter"), CodeInvalidEnvironment, "1 to 15"},
 		"ifname with a slash":     {good, with("ADD", "CNI_IFNAME=a/b"), CodeInvalidEnvironment, `CNI_IFNAME="a/b"`},
 		"ifname with a tab":       {good, with("ADD", "CNI_IFNAME=a\tb"), CodeInvalidEnvironment, `CNI_IFNAME="a\tb"`},
@@ -57,18 +58,24 @@ func TestCallsThatAreRefused(t *testing.T) {
 		"args without namespace":  {good, with("ADD", "CNI_ARGS=K8S_POD_NAME=web-0"), CodeInvalidEnvironment, "want both"},
 		"not JSON":                {socketOnly(`,"name":`), with("ADD"), CodeDecode, "not a JSON object"},
 		"no version":              {socketOnly(`,"name":"flock"`), with("ADD"), CodeIncompatibleVersion, `cniVersion=""`},
-		"version unknown":         {conf("0.2.0", socket, ""), with("DEL"), CodeIncompatibleVersion, `cniVersion="0.2.0": flock speaks 0.3.1, 0.4.0, 1.0.0, 1.1.0`},
+		"version unknown":         {conf("0.2.0", socket, ""), with("ADD"), CodeIncompatibleVersion, `cniVersion="0.2.0": flock speaks 0.3.1, 0.4.0, 1.0.0, 1.1.0`},
 		"version is no version":   {conf("1.x", socket, ""), with("ADD"), CodeIncompatibleVersion, `cniVersion="1.x"`},
 		"network's name missing":  {socketOnly(`,"cniVersion":"1.1.0"`), with("ADD"), CodeInvalidConfig, `name=""`},
 		"network's name a path":   {socketOnly(`,"cniVersion":"1.1.0","name":"a/b"`), with("ADD"), CodeInvalidConfig, `name="a/b"`},
 		"name is a number":        {socketOnly(`,"cniVersion":"1.1.0","name":3`), with("ADD"), CodeInvalidConfig, "name: is a JSON number"},
 		"mtu without IPv6":        {conf("1.1.0", socket, `,"mtu":1279`), with("ADD"), CodeInvalidConfig, "mtu=1279: want 1280 to 65535"},
 		"runtime's mtu too large": {conf("1.1.0", socket, `,"runtimeConfig":{"mtu":65536}`), with("ADD"), CodeInvalidConfig, "runtimeConfig.mtu=65536"},
+		"host port 0":             {conf("1.1.0", socket, `,"runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80,"protocol":"tcp"}]}`), with("ADD"), CodeInvalidConfig, "portMappings: hostPort=0, containerPort=80: want 1 to 65535"},
+		"host port of no IP":      {conf("1.1.0", socket, `,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"here"}]}`), with("ADD"), CodeInvalidConfig, `portMappings: ParseAddr("here")`},
+		"host port of no range":   {conf("1.1.0", socket, `,"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":80,"protocol":"tcp"}]}`), with("ADD"), CodeInvalidConfig, "portMappings.hostPort: is a JSON number 65536, want uint16"},
+		"host port of ICMP":       {conf("1.1.0", socket, `,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"icmp"}]}`), with("ADD"), CodeInvalidConfig, `hostPort=8080: protocol="icmp": want tcp, udp or sctp`},
+		"runtimeConfig a word":    {conf("1.1.0", socket, `,"runtimeConfig":"x"`), with("ADD"), CodeInvalidConfig, "runtimeConfig: is a JSON string, want object"},
+		"STATUS of a bad mtu":     {conf("1.1.0", socket, `,"mtu":12`), with("STATUS"), CodeInvalidConfig, "mtu=12"},
 		"mtu is a word":           {conf("1.1.0", socket, `,"mtu":"big"`), with("ADD"), CodeInvalidConfig, "mtu: is a JSON string"},
 		"not the first plugin":    {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"1.1.0"}`), with("ADD"), CodeInvalidConfig, "must be the first"},
-		"prevResult malformed":    {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"1.1.0","ips":3}`), with("DEL"), CodeDecode, "prevResult"},
-		"prevResult of no spec":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"9.0.0"}`), with("DEL"), CodeDecode, "prevResult"},
-		"prevResult with nulls":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"0.4.0","interfaces":[null]}`), with("DEL"), CodeDecode, "prevResult: null in a list"},
+		"prevResult malformed":    {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"1.1.0","ips":3}`), with("CHECK"), CodeDecode, "prevResult"},
+		"prevResult of no spec":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"9.0.0"}`), with("CHECK"), CodeDecode, "prevResult"},
+		"prevResult with nulls":   {conf("1.1.0", socket, `,"prevResult":{"cniVersion":"0.4.0","interfaces":[null]}`), with("CHECK"), CodeDecode, "prevResult: null in a list"},
 		"CHECK without it":        {good, with("CHECK"), CodeInvalidConfig, "prevResult is missing"},
 		"CHECK before 0.4.0":      {conf("0.3.1", socket, ""), with("CHECK"), CodeIncompatibleVersion, "needs cniVersion 0.4.0"},
 		"GC before 1.1.0":         {conf("1.0.0", socket, ""), with("GC"), CodeIncompatibleVersion, "needs cniVersion 1.1.0"},
@@ -189,24 +196,6 @@ func TestCallsOfOneContainerTakeTurns(t *testing.T) {
 	calls.Wait()
 	if got := strings.Join(order, ", "); got != "add begins, del other, add ends, del c0ffee" {
 		t.Error("order:", got)
-	}
-}
-
-func TestTurns(t *testing.T) {
-	t.Parallel()
-	var turns turns
-	leave, err := turns.enter(t.Context(), "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone, cancel := context.WithCancelCause(t.Context())
-	cancel(errors.New("gave up"))
-	if _, err := turns.enter(gone, "a"); err == nil || err.Error() != "gave up" {
-		t.Errorf("entered an occupied turn: %v", err)
-	}
-	leave()
-	if len(turns.keys) != 0 {
-		t.Errorf("keys are left: %v", turns.keys)
 	}
 }
 

@@ -80,11 +80,6 @@ func UnknownContainer(format string, args ...any) *Error {
 	return newError(CodeUnknownContainer, format, args...)
 }
 
-// UnsupportedField says that the configuration asks for what flock can't do.
-func UnsupportedField(format string, args ...any) *Error {
-	return newError(CodeUnsupportedField, format, args...)
-}
-
 func newError(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Msg: fmt.Errorf(format, args...).Error()}
 }

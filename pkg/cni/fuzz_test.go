@@ -31,7 +31,8 @@ func (s strict) GC(_ context.Context, c *Call, valid []AttachmentID) error {
 }
 
 func (s strict) check(c *Call) {
-	if strings.ContainsAny(c.ContainerID+c.IfName+c.Config.Name, "/ \n") || c.ContainerID == "" || c.IfName == "" || c.Config.Name == "" {
+	missing := (c.IfName == "" || c.Config.Name == "") && c.Command != CommandDel
+	if strings.ContainsAny(c.ContainerID+c.IfName+c.Config.Name, "/ \n") || c.ContainerID == "" || missing {
 		s.t.Errorf("call is %+v", c)
 	}
 	if c.Command != CommandDel && c.NetNS == nil {

@@ -12,6 +12,8 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
 // runtimeOf is a container runtime as far as CNI goes: libcni, the built plugin,
@@ -68,7 +70,7 @@ func TestRuntimeThroughAllVersions(t *testing.T) {
 				t.Errorf("interfaces of ADD: %v", got.Interfaces)
 			}
 			call, gotIno := agent.last()
-			if want := (PodRef{Namespace: "shop", Name: "web-0", UID: "u-1"}); call.Pod != want {
+			if want := (pod.Ref{Namespace: "shop", Name: "web-0", UID: "u-1"}); call.Pod != want {
 				t.Errorf("pod is %+v, want %+v", call.Pod, want)
 			}
 			if call.Attachment() != (AttachmentID{"c0ffee", "eth0"}) || call.NetNSPath != netNS || call.Config.MTU != 1400 {

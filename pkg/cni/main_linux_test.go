@@ -18,8 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/cni/plugin"
-	"flock.fritzlab.net/flock/pkg/nettest"
 )
 
 // pluginDir holds the plugin as it is shipped, under the name flock.
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case "flock": // the plugin, but it waits a second only
 		syscall.Exit(plugin.Plugin{Socket: plugin.DefaultSocket, TimeoutSeconds: 1}.Run())
-	case "hungagent": // an agent whose calls never end
+	case "hungagent": // an agent that never answers
 		os.Exit(hungAgent(os.Args[1]))
 	case "chained": // a plugin that stands behind flock in a list
 		os.Exit(chained())
@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(pluginDir)
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", pluginDir, "flock.fritzlab.net/flock/cmd/flock")
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -E "+plugin.Entry, "-o", pluginDir, "flock.fritzlab.net/flock/cmd/flock")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			panic(fmt.Sprintf("%v: %s", err, out))

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // vetNetNS returns a check that a file is a network namespace, and not the one
@@ -14,7 +16,7 @@ func vetNetNS() (func(*os.File) error, error) {
 	// taken elsewhere for good.
 	const own = "/proc/thread-self/ns/net"
 	var node unix.Stat_t
-	if err := unix.Stat(own, &node); err != nil {
+	if err := sys.StatOf(own, &node); err != nil {
 		return nil, fmt.Errorf("%s: %w", own, err)
 	}
 	return func(f *os.File) error {
@@ -23,7 +25,7 @@ func vetNetNS() (func(*os.File) error, error) {
 			return fmt.Errorf("not a network namespace")
 		}
 		var got unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &got); err != nil {
+		if err := sys.Fstat(int(f.Fd()), &got); err != nil {
 			return err
 		}
 		if got.Dev == node.Dev && got.Ino == node.Ino {

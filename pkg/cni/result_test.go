@@ -47,7 +47,7 @@ func TestResultRefusesWhatIsNoAddress(t *testing.T) {
 func TestComparePrevResult(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Result)
-		want   string // empty: they are the same
+		want   string // empty if they are the same
 	}{
 		"the same":        {func(*Result) {}, ""},
 		"another gateway": {func(r *Result) { r.Addresses[0].Gateway = netip.Addr{} }, ""}, // not CHECK's: routes are the kernel's

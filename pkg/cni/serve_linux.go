@@ -14,12 +14,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/cni/wire"
 )
 
 const (
 	// shutdownGrace is how long running calls may take to finish once the
-	// agent is told to stop; then their contexts end. It is well below
+	// agent is stopped; then their contexts end. It is well below
 	// Kubernetes' default grace period of 30 s.
 	shutdownGrace = 10 * time.Second
 	// requestTimeout is how long a client may take to send its request. The
@@ -27,11 +28,15 @@ const (
 	requestTimeout = 10 * time.Second
 )
 
+// ErrCallerGone is the cause with which a call's context ends when the runtime gave
+// up waiting and will not read the answer.
+var ErrCallerGone = errors.New("the runtime gave up waiting")
+
 // Listener is the agent's end of the plugin's socket, bound but not yet served:
 // calls wait in it.
 type Listener struct {
 	socket *net.UnixListener
-	lock   *os.File
+	lock   *sys.File
 	path   string
 	grace  time.Duration
 }
@@ -62,13 +67,13 @@ func Listen(socketPath string) (*Listener, error) {
 
 // lockSocket takes the lock beside the socket: two agents that start at once
 // can't both find the socket stale. The kernel drops it when the process ends.
-func lockSocket(socketPath string) (*os.File, error) {
+func lockSocket(socketPath string) (*sys.File, error) {
 	path := socketPath + ".lock"
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := sys.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("plugin socket: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := sys.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("%s is held: another flock-agent runs on this node; stop it first", path)
 		}
@@ -78,7 +83,7 @@ func lockSocket(socketPath string) (*os.File, error) {
 }
 
 func removeStale(socketPath string) error {
-	info, err := os.Lstat(socketPath)
+	info, err := sys.Lstat(socketPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -95,7 +100,7 @@ func removeStale(socketPath string) error {
 	if !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("plugin socket: %w", err)
 	}
-	if err := os.Remove(socketPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := sys.Remove(socketPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("plugin socket: %w", err)
 	}
 	return nil
@@ -103,8 +108,8 @@ func removeStale(socketPath string) error {
 
 // Close gives the socket up without serving it.
 func (l *Listener) Close() error {
-	// The lock goes last: whoever gets it next finds no socket of ours. It is
-	// a file nobody removes, for a lock on a removed file guards nothing.
+	// The lock is released last, so the next holder finds no socket of ours. Its
+	// file is never removed, because a lock on a removed file excludes nobody else.
 	return errors.Join(l.socket.Close(), l.lock.Close())
 }
 
@@ -178,7 +183,7 @@ func (d *dispatcher) serveConn(ctx context.Context, conn *net.UnixConn) {
 		// A plugin says nothing more: this returns when it has gone, or when
 		// the connection is closed below.
 		_, _ = conn.Read(make([]byte, 1))
-		cancel(errors.New("the runtime gave up waiting"))
+		cancel(ErrCallerGone)
 	})
 	d.reply(conn, d.answer(ctx, request, netNS))
 	_ = conn.Close()
@@ -202,9 +207,11 @@ func (d *dispatcher) reply(conn *net.UnixConn, r wire.Response) {
 	if len(message) > wire.MaxMessage {
 		message = wire.AppendResponse(nil, failure(newError(CodeInternal, "flock's answer has %d bytes, more than the %d that a message can have", len(message), wire.MaxMessage), latestVersion))
 	}
+	sys.Step("answer", "plugin")
 	if _, err := conn.Write(message); err != nil {
 		d.log.Debug("CNI answer not delivered", "error", err)
 	}
+	sys.Step("answered", "plugin")
 }
 
 var messages = sync.Pool{New: func() any { return new([wire.MaxMessage + 1]byte) }}

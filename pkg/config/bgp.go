@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
@@ -29,6 +30,8 @@ type BGP struct {
 	LocalAS  uint32
 	RouterID netip.Addr // IPv4
 	Peers    []BGPPeer  // in the order given, names unique
+	// ListenPort is the TCP port that the node listens on.
+	ListenPort uint16
 	// Multipath is how many equal routes are used at once, at least 1.
 	Multipath int
 	Sources   Sources
@@ -62,18 +65,20 @@ type BGPPeer struct {
 
 	Hold, Keepalive, ConnectRetry time.Duration // whole seconds
 
-	BFD              *BFD // nil: off
+	BFD              *BFD // nil if off
 	Restart          GracefulRestart
 	GracefulShutdown bool // RFC 8326
 
 	Export Export
 	Import Import
+	// AllowASIn is how often LocalAS may stand in the path of a route from the router.
+	AllowASIn uint8
 
 	AddPathsReceive, AddPathsSend bool // RFC 7911
 	Passive, Disabled             bool
 }
 
-// Internal tells whether the router is of the node's AS.
+// Internal reports whether the router is of the node's AS.
 func (p BGPPeer) Internal() bool { return p.RemoteAS == p.LocalAS }
 
 // SecretRef is a key of a Secret in flock's namespace.
@@ -96,8 +101,8 @@ type GracefulRestart struct {
 type Export struct {
 	Communities      []Community
 	LargeCommunities []LargeCommunity
-	LocalPreference  *uint32 // nil: the default of 100; internal peers only
-	MED              *uint32 // nil: none
+	LocalPreference  *uint32 // nil for the default of 100; internal peers only
+	MED              *uint32 // nil for none
 	Prepend          int
 }
 
@@ -124,9 +129,14 @@ func parseBGP(path *field.Path, b *v1alpha1.BGP, errs *field.ErrorList) *BGP {
 	out := &BGP{
 		LocalAS:          parseAS(path.Child("localAS"), b.LocalAS, errs),
 		RouterID:         parseRouterID(path.Child("routerID"), b.RouterID, errs),
+		ListenPort:       DefaultBGPPort,
 		Multipath:        int(orDefault(b.Multipath, DefaultMultipath)),
 		Sources:          parseSources(path.Child("sourceAddresses"), b.SourceAddresses, errs),
 		GracefulShutdown: b.GracefulShutdown,
+	}
+	if b.ListenPort != 0 {
+		between(path.Child("listenPort"), int64(b.ListenPort), 1, 65535, errs)
+		out.ListenPort = uint16(b.ListenPort)
 	}
 	between(path.Child("multipath"), int64(out.Multipath), 1, 64, errs)
 	if len(b.Peers) == 0 {
@@ -168,13 +178,13 @@ func parseSource(path *field.Path, s string, is func(netip.Addr) bool, errs *fie
 		return netip.Addr{}
 	}
 	a, err := netip.ParseAddr(s)
-	if err != nil || !is(a) || a.Zone() != "" || a.Is4In6() || !a.IsGlobalUnicast() {
+	if err != nil || !is(a) || netaddr.UnroutableReason(a) != "" {
 		*errs = append(*errs, field.Invalid(path, s, "must be an address of the node of that family that others can reach, as in 2001:db8::11 or 192.0.2.11"))
 	}
 	return a
 }
 
-// ValidAS tells whether a speaker may have that AS: the reserved ones are 0 (RFC
+// ValidAS reports whether a speaker may have that AS: the reserved ones are 0 (RFC
 // 7607), 23456 (RFC 6793), 65535 and 4294967295 (RFC 7300).
 func ValidAS(as v1alpha1.ASNumber) bool {
 	return as >= 1 && as <= 4294967294 && as != 23456 && as != 65535

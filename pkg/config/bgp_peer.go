@@ -41,6 +41,11 @@ func parsePeer(at *field.Path, nodeAS uint32, p v1alpha1.BGPPeer, errs *field.Er
 		*errs = append(*errs, field.Forbidden(at.Child("export", "prepend"), "it is for peers of another AS only: one of the node's own would take the path for a loop (RFC 4271 section 9.1.2): use localPreference"))
 	}
 	out.Import = parseImport(at.Child("import"), p.Import, errs)
+	between(at.Child("allowASIn"), int64(p.AllowASIn), 0, 10, errs)
+	out.AllowASIn = uint8(p.AllowASIn)
+	if p.AllowASIn > 0 && p.Import == nil {
+		*errs = append(*errs, field.Forbidden(at.Child("allowASIn"), "without import the node takes no route from this router: set import too, or leave this out"))
+	}
 	if ref := p.PasswordSecretRef; ref != nil {
 		out.Password = parseSecretRef(at.Child("passwordSecretRef"), ref, errs)
 	}
@@ -66,12 +71,12 @@ func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Er
 	}
 	addr, err := netip.ParseAddr(p.Address)
 	if err != nil || addr.Zone() != "" || addr.Is4In6() || !ofOneHost(addr) {
-		*errs = append(*errs, field.Invalid(at.Child("address"), p.Address, "not an IP address of a router: want one as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"))
+		*errs = append(*errs, field.Invalid(at.Child("address"), p.Address, "not an IP address of a router: want an address as in 2001:db8::1 or 192.0.2.1; for a link-local one set interface in place of a %zone"))
 		return
 	}
 	out.Addr = addr
 	if addr.Is6() && addr.IsLinkLocalUnicast() && p.Interface == "" {
-		*errs = append(*errs, field.Required(at.Child("interface"), "a link-local address means nothing without its link"))
+		*errs = append(*errs, field.Required(at.Child("interface"), "a link-local address needs its interface"))
 	}
 	if p.SourceAddress != "" {
 		out.Source, err = netip.ParseAddr(p.SourceAddress)
@@ -92,7 +97,7 @@ func parseWhere(at *field.Path, p v1alpha1.BGPPeer, out *BGPPeer, errs *field.Er
 	}
 }
 
-// ofOneHost tells whether a is an address that a session can be from or to: not
+// ofOneHost reports whether a is an address that a session can be from or to: not
 // unspecified, loopback, multicast or broadcast.
 func ofOneHost(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
 

@@ -61,7 +61,7 @@ func parse(t *testing.T, bgp string) *BGP {
 func TestPeerDefaults(t *testing.T) {
 	got := parse(t, "    peers: [{name: tor, address: '2001:db8:0:1::1', remoteAS: 64512}]\n")
 	want := &BGP{
-		LocalAS: 64601, RouterID: netip.MustParseAddr("192.0.2.11"), Multipath: 16,
+		LocalAS: 64601, RouterID: netip.MustParseAddr("192.0.2.11"), ListenPort: 179, Multipath: 16,
 		Peers: []BGPPeer{{
 			Name: "tor", Addr: netip.MustParseAddr("2001:db8:0:1::1"),
 			LocalAS: 64601, RemoteAS: 64512, Port: 179, IPv6: true, IPv4: true,
@@ -101,6 +101,7 @@ func TestPeerOptions(t *testing.T) {
           maxPrefixes: 5
           maxPrefixesAction: restart
           prefixes: [{prefix: "2001:db8::/32"}, {prefix: "2001:db8::/32", ge: 48}, {prefix: "10.0.0.0/8", le: 24}, {prefix: "::/0", ge: 1, le: 2}]
+        allowASIn: 10
         addPaths: send
         passive: true
         disabled: true
@@ -128,6 +129,7 @@ func TestPeerOptions(t *testing.T) {
 				{netip.MustParsePrefix("::/0"), 1, 2},
 			},
 		},
+		AllowASIn:    10,
 		AddPathsSend: true, Passive: true, Disabled: true,
 	}
 	if !reflect.DeepEqual(got.Peers[0], want) {

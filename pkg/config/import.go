@@ -16,7 +16,7 @@ type Import struct {
 	MaxPrefixesAction v1alpha1.MaxPrefixesAction
 }
 
-// Any tells whether anything is taken.
+// Any reports whether anything is taken.
 func (i Import) Any() bool { return i.Policy != v1alpha1.ImportNone }
 
 // PrefixMatch matches the prefixes within Prefix of Min to Max bits.

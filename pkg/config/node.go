@@ -5,19 +5,29 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
-// DefaultQuarantine is how long a released IPv4 address rests when
-// spec.podCIDRs.quarantineSeconds is absent.
-const DefaultQuarantine = 60 * time.Second
+const (
+	// DefaultQuarantine is how long a released address rests when
+	// spec.podCIDRs.quarantineSeconds is absent.
+	DefaultQuarantine = 60 * time.Second
+	// DefaultMaxAddresses is how many addresses a pod may have when
+	// spec.maxAddressesPerPod is absent, and mostAddresses the highest such number: what
+	// one annotation may list.
+	DefaultMaxAddresses = 8
+	mostAddresses       = 1024
+)
 
 // Node is what a valid NodeConfig says.
 type Node struct {
@@ -25,8 +35,13 @@ type Node struct {
 	IPv6, IPv4 []netip.Prefix
 	// Exclude are the ranges in which no address is handed out.
 	Exclude []netip.Prefix
-	// Quarantine is how long an IPv4 address rests after its release.
+	// Static grants addresses of the pod CIDRs to pods that ask for them by name. It is
+	// nil where nobody may.
+	Static *StaticGrant
+	// Quarantine is how long an address rests after its release.
 	Quarantine time.Duration
+	// MaxAddresses is how many addresses a pod may have; 0: [DefaultMaxAddresses].
+	MaxAddresses int
 	// Defaults answer what a pod's annotations leave open.
 	Defaults Defaults
 	// MTU of the pods' links in bytes; 0: the uplink's.
@@ -35,15 +50,31 @@ type Node struct {
 	BGP *BGP
 	// OSPF is nil where the node announces nothing by OSPF.
 	OSPF *OSPF
-	// StartupSessions tells which routers must know the way to the node's pods
+	// StartupSessions is which routers must know the way to the node's pods
 	// before it takes the first of a boot; never "".
 	StartupSessions v1alpha1.StartupSessions
+	// Services is which addresses of Services the node announces.
+	Services ServiceAddresses
+}
+
+// ServiceAddresses are kinds of addresses of Services.
+type ServiceAddresses struct {
+	LoadBalancer, ExternalIP, ClusterIP bool
+}
+
+// StaticGrant is whose pods may ask for addresses of the pod CIDRs by name.
+type StaticGrant struct {
+	// Namespaces selects by the labels of a pod's namespace.
+	Namespaces labels.Selector
+	// MaxPerNamespace is how many addresses the pods of one namespace may hold by name
+	// on this node; 0: no limit.
+	MaxPerNamespace int
 }
 
 // Defaults are the node's answers for pods without annotations.
 type Defaults struct {
 	IPv6, IPv4 bool
-	// IPAlgo lists what goes into the interface identifier; empty: random.
+	// IPAlgo lists what goes into the interface identifier; random if empty.
 	IPAlgo []v1alpha1.IPAlgo
 }
 
@@ -57,9 +88,10 @@ func (n Node) Summaries() []netip.Prefix {
 func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	spec := field.NewPath("spec")
 	n := Node{
-		Quarantine: DefaultQuarantine,
-		Defaults:   Defaults{IPAlgo: slices.Clone(nc.Spec.Defaults.IPAlgo)},
-		MTU:        int(nc.Spec.MTU),
+		Quarantine:   DefaultQuarantine,
+		MaxAddresses: cmp.Or(int(nc.Spec.MaxAddressesPerPod), DefaultMaxAddresses),
+		Defaults:     Defaults{IPAlgo: slices.Clone(nc.Spec.Defaults.IPAlgo)},
+		MTU:          int(nc.Spec.MTU),
 	}
 	var errs field.ErrorList
 
@@ -79,6 +111,16 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 			errs = append(errs, field.Invalid(cidrs.Child("quarantineSeconds"), *q, "must be between 0 and 86400 seconds"))
 		}
 		n.Quarantine = time.Duration(*q) * time.Second
+	}
+	if s := nc.Spec.PodCIDRs.Static; s != nil {
+		path := cidrs.Child("static")
+		n.Static = &StaticGrant{
+			Namespaces:      parseSelector(path.Child("namespaceSelector"), s.NamespaceSelector, &errs),
+			MaxPerNamespace: parseMaxPerNamespace(path, s.MaxAddressesPerNamespace, &errs),
+		}
+	}
+	if n.MaxAddresses < 2 || n.MaxAddresses > mostAddresses {
+		errs = append(errs, field.Invalid(spec.Child("maxAddressesPerPod"), n.MaxAddresses, fmt.Sprintf("must be between 2, one of each family, and %d", mostAddresses)))
 	}
 
 	// Alone, IPv4 is what pods get: there is nothing else for them.
@@ -102,6 +144,7 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	if n.StartupSessions == "" {
 		n.StartupSessions = v1alpha1.StartupAny
 	}
+	n.Services = parseServiceAddresses(spec.Child("services", "announce"), nc.Spec.Services.Announce, &errs)
 	if n.BGP != nil {
 		checkRouters(cidrs, n, &errs)
 	}
@@ -111,7 +154,27 @@ func ParseNode(nc *v1alpha1.NodeConfig) (Node, error) {
 	return n, nil
 }
 
-// parseDefault tells whether pods without annotations get an address of a family of
+func parseServiceAddresses(path *field.Path, kinds []v1alpha1.ServiceAddress, errs *field.ErrorList) ServiceAddresses {
+	if kinds == nil {
+		return ServiceAddresses{LoadBalancer: true, ExternalIP: true}
+	}
+	var out ServiceAddresses
+	for i, kind := range kinds {
+		switch kind {
+		case v1alpha1.ServiceLoadBalancer:
+			out.LoadBalancer = true
+		case v1alpha1.ServiceExternalIP:
+			out.ExternalIP = true
+		case v1alpha1.ServiceClusterIP:
+			out.ClusterIP = true
+		default:
+			*errs = append(*errs, field.NotSupported(path.Index(i), kind, []v1alpha1.ServiceAddress{v1alpha1.ServiceLoadBalancer, v1alpha1.ServiceExternalIP, v1alpha1.ServiceClusterIP}))
+		}
+	}
+	return out
+}
+
+// parseDefault reports whether pods without annotations get an address of a family of
 // which there are some, or none.
 func parseDefault(spec *field.Path, family string, given *bool, otherwise, some bool, errs *field.ErrorList) bool {
 	if given == nil {
@@ -146,7 +209,7 @@ func checkFamily(path *field.Path, ps []netip.Prefix, is func(netip.Addr) bool, 
 			*errs = append(*errs, field.Invalid(path, p.String(), "is of the other family: list IPv6 CIDRs under ipv6 and IPv4 CIDRs under ipv4"))
 		case p.Bits() < minBits || p.Bits() > maxBits:
 			*errs = append(*errs, field.Invalid(path, p.String(), fmt.Sprintf("the prefix length must be between /%d and /%d", minBits, maxBits)))
-		case !p.Addr().IsGlobalUnicast():
+		case netaddr.UnroutableReason(p.Addr()) != "":
 			*errs = append(*errs, field.Invalid(path, p.String(), "must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
@@ -58,7 +59,8 @@ func nodeConfig(change func(*v1alpha1.NodeConfigSpec)) *v1alpha1.NodeConfig {
 func TestParseNode(t *testing.T) {
 	plain := Node{
 		IPv6: prefixes("2001:db8:1::/64"), IPv4: prefixes("10.1.0.0/24"),
-		Quarantine: time.Minute, Defaults: Defaults{IPv6: true}, StartupSessions: v1alpha1.StartupAny,
+		Services:   ServiceAddresses{LoadBalancer: true, ExternalIP: true},
+		Quarantine: time.Minute, MaxAddresses: 8, Defaults: Defaults{IPv6: true}, StartupSessions: v1alpha1.StartupAny,
 	}
 	for _, tc := range []struct {
 		name   string
@@ -73,12 +75,19 @@ func TestParseNode(t *testing.T) {
 			s.Defaults = v1alpha1.Defaults{IPv6: ptr(false), IPv4: ptr(true), IPAlgo: []v1alpha1.IPAlgo{"app"}}
 			s.MTU = 1280
 			s.Startup.Sessions = v1alpha1.StartupAll
+			s.Services.Announce = []v1alpha1.ServiceAddress{"ClusterIP", "LoadBalancer"}
+			s.PodCIDRs.Static = &v1alpha1.StaticGrant{MaxAddressesPerNamespace: 5}
+			s.MaxAddressesPerPod = 1024
 		}, func(n *Node) {
 			*n = Node{
 				IPv6: prefixes("fd00::/48", "2001:db8:1::/120"), IPv4: n.IPv4, Exclude: prefixes("10.1.0.0/30", "fd00::7/128"),
+				Static:   &StaticGrant{Namespaces: labels.Everything(), MaxPerNamespace: 5},
 				Defaults: Defaults{IPv4: true, IPAlgo: []v1alpha1.IPAlgo{"app"}}, MTU: 1280, StartupSessions: v1alpha1.StartupAll,
+				Services:     ServiceAddresses{LoadBalancer: true, ClusterIP: true},
+				MaxAddresses: 1024,
 			}
 		}},
+		{"no Services", func(s *v1alpha1.NodeConfigSpec) { s.Services.Announce = []v1alpha1.ServiceAddress{} }, func(n *Node) { n.Services = ServiceAddresses{} }},
 		{"IPv4 beside IPv6", func(s *v1alpha1.NodeConfigSpec) { s.Defaults.IPv4 = ptr(true) }, func(n *Node) { n.Defaults.IPv4 = true }},
 		{"IPv4 alone", func(s *v1alpha1.NodeConfigSpec) { s.PodCIDRs.IPv6 = nil }, func(n *Node) { n.IPv6, n.Defaults = nil, Defaults{IPv4: true} }},
 		{"the longest quarantine", func(s *v1alpha1.NodeConfigSpec) { s.PodCIDRs.QuarantineSeconds = ptr(int32(86400)) }, func(n *Node) { n.Quarantine = 24 * time.Hour }},

@@ -40,7 +40,7 @@ type OSPFInterface struct {
 	PointToPoint   bool
 	Priority       uint8
 	Hello, Dead    time.Duration // whole seconds
-	BFD            *BFD          // nil: off
+	BFD            *BFD          // nil if off
 	Authentication *OSPFAuthentication
 }
 
@@ -85,7 +85,7 @@ func parseOSPF(path *field.Path, o *v1alpha1.OSPF, errs *field.ErrorList) *OSPF 
 		names[in.Name] = true
 		out.Interfaces = append(out.Interfaces, parseOSPFInterface(at, in, errs))
 		if a := in.Authentication; a != nil && a.IPv4Algorithm == v1alpha1.OSPFMD5 && out.IPv4OverV3 {
-			*errs = append(*errs, field.Invalid(at.Child("authentication", "ipv4Algorithm"), a.IPv4Algorithm, "OSPFv3 knows no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"))
+			*errs = append(*errs, field.Invalid(at.Child("authentication", "ipv4Algorithm"), a.IPv4Algorithm, "OSPFv3 has no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"))
 		}
 	}
 	return out

@@ -22,7 +22,7 @@ func addressPool(change func(*v1alpha1.AddressPoolSpec)) *v1alpha1.AddressPool {
 }
 
 func TestParsePool(t *testing.T) {
-	plain := Pool{Name: "dns", CIDRs: prefixes("2001:db8:53::/64"), Namespaces: labels.Everything(), Anycast: true}
+	plain := Pool{Name: "dns", CIDRs: prefixes("2001:db8:53::/64"), Namespaces: labels.Everything(), Anycast: true, Services: PoolServices{AutoAssign: true, Sharing: v1alpha1.SharingNamespace}}
 	for _, tc := range []struct {
 		name   string
 		change func(*v1alpha1.AddressPoolSpec)
@@ -33,6 +33,17 @@ func TestParsePool(t *testing.T) {
 			s.CIDRs = append(s.CIDRs, "203.0.113.53/32")
 			s.Uses = append(s.Uses, "static")
 		}, func(p *Pool) { p.CIDRs, p.Static = prefixes("2001:db8:53::/64", "203.0.113.53/32"), true }},
+		{"for Services", func(s *v1alpha1.AddressPoolSpec) { s.Uses = []v1alpha1.PoolUse{"service"} }, func(p *Pool) {
+			p.Anycast, p.Service = false, true
+		}},
+		{"for Services, with all settings", func(s *v1alpha1.AddressPoolSpec) {
+			s.Uses = append(s.Uses, "service", "static")
+			s.Services = &v1alpha1.PoolServices{AutoAssign: ptr(false), Sharing: v1alpha1.SharingPool, ExternalIPs: true}
+			s.Routing.Aggregate = true
+		}, func(p *Pool) {
+			p.Static, p.Service, p.Routing.Aggregate = true, true, true
+			p.Services = PoolServices{Sharing: v1alpha1.SharingPool, ExternalIPs: true}
+		}},
 		{"routing", func(s *v1alpha1.AddressPoolSpec) {
 			s.Routing = v1alpha1.PoolRouting{
 				BGPExport: v1alpha1.BGPExport{
@@ -91,8 +102,13 @@ func TestParsePoolRefuses(t *testing.T) {
 		{"a default route", cidrs("::/0"), []string{`spec.cidrs: Invalid value: "::/0": the prefix length must be between /1 and /128`}},
 		{"multicast", cidrs("ff3e::/64", "224.1.0.0/24"), []string{`"ff3e::/64": must be of global unicast`, `"224.1.0.0/24": must be of global unicast`}},
 		{"overlap", cidrs("2001:db8::/32", "2001:db8::7/128"), []string{`spec.cidrs: Invalid value: "2001:db8::7/128": overlaps 2001:db8::/32`}},
-		{"no use", func(s *spec) { s.Uses = nil }, []string{"spec.uses: Required value: name static, anycast, or both"}},
-		{"another use", func(s *spec) { s.Uses = []v1alpha1.PoolUse{"unicast"} }, []string{`spec.uses[0]: Unsupported value: "unicast": supported values: "static", "anycast"`}},
+		{"no use", func(s *spec) { s.Uses = nil }, []string{"spec.uses: Required value: name at least one of static, anycast and service"}},
+		{"another use", func(s *spec) { s.Uses = []v1alpha1.PoolUse{"unicast"} }, []string{`spec.uses[0]: Unsupported value: "unicast": supported values: "static", "anycast", "service"`}},
+		{"services without the use", func(s *spec) { s.Services = &v1alpha1.PoolServices{} }, []string{`spec.services: Invalid value: "{}": is for pools with the use service`}},
+		{"sharing", func(s *spec) {
+			s.Uses, s.Services = []v1alpha1.PoolUse{"service"}, &v1alpha1.PoolServices{Sharing: "all"}
+		}, []string{`spec.services.sharing: Unsupported value: "all": supported values: "none", "namespace", "pool"`}},
+		{"aggregate without the use", func(s *spec) { s.Routing.Aggregate = true }, []string{"spec.routing.aggregate: Invalid value: true: is for pools with the use service"}},
 		{"selector", func(s *spec) {
 			s.NamespaceSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}
 		}, []string{`: not a label selector: "Like" is not a valid label selector operator`}},

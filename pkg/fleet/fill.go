@@ -54,7 +54,7 @@ func fill(node Node, t *v1alpha1.NodeConfigTemplate) (v1alpha1.NodeConfigSpec, e
 	made := &v1alpha1.NodeConfig{Spec: spec}
 	made.Name = node.Name
 	if _, err := config.ParseNode(made); err != nil {
-		return fail("with Node.spec.podCIDRs %v it makes no valid NodeConfig: %w", node.PodCIDRs, err)
+		return fail("with Node.spec.podCIDRs %v the result is not a valid NodeConfig: %w", node.PodCIDRs, err)
 	}
 	return spec, nil
 }
@@ -68,11 +68,11 @@ func localAS(node Node, b *v1alpha1.BGPTemplate) (v1alpha1.ASNumber, error) {
 	}
 	value, ok := node.Labels[b.LocalASLabel]
 	if !ok {
-		return 0, fmt.Errorf("node %s has no label %s, from which spec.template.bgp.localASLabel takes its AS: kubectl label node %s %s=<AS>", node.Name, b.LocalASLabel, node.Name, b.LocalASLabel)
+		return 0, fmt.Errorf("node %s has no label %s, which spec.template.bgp.localASLabel names: kubectl label node %s %s=<AS>", node.Name, b.LocalASLabel, node.Name, b.LocalASLabel)
 	}
 	as, err := strconv.ParseUint(value, 10, 32)
 	if err != nil || !config.ValidAS(v1alpha1.ASNumber(as)) {
-		return 0, fmt.Errorf("node %s: label %s=%q, from which spec.template.bgp.localASLabel takes its AS, is none: want a number between 1 and 4294967294 and not 23456 or 65535, which are reserved", node.Name, b.LocalASLabel, value)
+		return 0, fmt.Errorf("node %s: label %s=%q, which spec.template.bgp.localASLabel names, is not an AS number: want a number between 1 and 4294967294 and not 23456 or 65535, which are reserved", node.Name, b.LocalASLabel, value)
 	}
 	return v1alpha1.ASNumber(as), nil
 }
@@ -83,7 +83,7 @@ func localAS(node Node, b *v1alpha1.BGPTemplate) (v1alpha1.ASNumber, error) {
 // changes ends all sessions.
 func routerID(node Node) (string, error) {
 	if len(node.InternalIPs) == 0 {
-		return "", fmt.Errorf("node %s has no InternalIP in status.addresses yet: see to the kubelet's --node-ip, or write NodeConfig %s by hand", node.Name, node.Name)
+		return "", fmt.Errorf("node %s has no InternalIP in status.addresses yet: set the kubelet's --node-ip, or write NodeConfig %s by hand", node.Name, node.Name)
 	}
 	usable := func(a netip.Addr) bool { return a.Is4() && !a.IsUnspecified() }
 	if i := slices.IndexFunc(node.InternalIPs, usable); i >= 0 {

@@ -48,7 +48,7 @@ type Action int
 const (
 	Leave  Action = iota
 	Create        // there is none
-	Update        // the one that Decide was told of, and no later one
+	Update        // the one that Decide was given, and no later one
 )
 
 // Reason is why, in one word.
@@ -66,8 +66,8 @@ const (
 	NotApplicable Reason = "NotApplicable"
 )
 
-// Verdict on a node's NodeConfig.
-type Verdict struct {
+// A Decision is what to do with the NodeConfig of a node.
+type Decision struct {
 	Action Action
 	// Object to be created, or to replace the one that there is.
 	Object *v1alpha1.NodeConfig
@@ -77,24 +77,24 @@ type Verdict struct {
 }
 
 // Decide says what the NodeConfig of the node should be, current being the one that
-// there is, or nil. It changes none of its arguments. The verdict does not depend on
+// there is, or nil. It changes none of its arguments. The decision does not depend on
 // the order of templates, and after it was carried out the next one is Leave.
-func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeConfigTemplate) Verdict {
+func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeConfigTemplate) Decision {
 	if current != nil && !Templated(current) {
-		return Verdict{Reason: ByHand}
+		return Decision{Reason: ByHand}
 	}
 	best, err := choose(node, templates)
 	if err != nil {
-		return Verdict{Reason: NotApplicable, Message: err.Error()}
+		return Decision{Reason: NotApplicable, Message: err.Error()}
 	}
 	if best == nil {
-		return Verdict{Reason: NoTemplate, Message: noTemplate(node, len(templates))}
+		return Decision{Reason: NoTemplate, Message: noTemplate(node, len(templates))}
 	}
 	spec, err := fill(node, best)
 	if err != nil {
-		return Verdict{Reason: NotApplicable, Message: err.Error()}
+		return Decision{Reason: NotApplicable, Message: err.Error()}
 	}
-	v := Verdict{Action: Create, Reason: FromTemplate, Message: fmt.Sprintf("NodeConfigTemplate %s, generation %d", best.Name, best.Generation)}
+	v := Decision{Action: Create, Reason: FromTemplate, Message: fmt.Sprintf("NodeConfigTemplate %s, generation %d", best.Name, best.Generation)}
 	v.Object = &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
 	if current != nil {
 		v.Action, v.Object = Update, current.DeepCopy()
@@ -102,20 +102,20 @@ func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeC
 	v.Object.Spec = spec
 	mark(&v.Object.ObjectMeta, node, best)
 	if current != nil && equality.Semantic.DeepEqual(v.Object, current) {
-		return Verdict{Action: Leave, Reason: v.Reason, Message: v.Message}
+		return Decision{Action: Leave, Reason: v.Reason, Message: v.Message}
 	}
 	return v
 }
 
-// Templated tells whether nc was made from a template and may be changed.
+// Templated reports whether nc was made from a template and may be changed.
 func Templated(nc *v1alpha1.NodeConfig) bool {
 	_, ok := nc.Labels[v1alpha1.TemplateLabel]
 	return ok
 }
 
-// choose returns the best template that selects the node, or nil. One whose
-// selector cannot be read might be meant for the node: if it would be the best, it is
-// an error, and the next best is not taken in its place.
+// choose returns the best template that selects the node, or nil. A template with an
+// unreadable selector might be meant for the node. If it would be the best one, choose
+// returns an error and does not use the next best.
 func choose(node Node, templates []*v1alpha1.NodeConfigTemplate) (*v1alpha1.NodeConfigTemplate, error) {
 	ranked := slices.SortedFunc(slices.Values(templates), func(a, b *v1alpha1.NodeConfigTemplate) int {
 		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
@@ -123,7 +123,7 @@ func choose(node Node, templates []*v1alpha1.NodeConfigTemplate) (*v1alpha1.Node
 	for _, t := range ranked {
 		selector, err := metav1.LabelSelectorAsSelector(&t.Spec.NodeSelector)
 		if err != nil {
-			return nil, fmt.Errorf("NodeConfigTemplate %s: spec.nodeSelector is not a label selector: %w: mend it; until then nothing is taken from it or from those below it", t.Name, err)
+			return nil, fmt.Errorf("NodeConfigTemplate %s: spec.nodeSelector is not a label selector: %w: fix it; until then neither it nor a template of lower priority is used", t.Name, err)
 		}
 		if selector.Matches(labels.Set(node.Labels)) {
 			return t, nil

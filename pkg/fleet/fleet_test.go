@@ -234,7 +234,7 @@ func TestRouterID(t *testing.T) {
 	}
 }
 
-// Whose the NodeConfig is, and what of it is kept.
+// Who owns the existing NodeConfig, and what of it is kept.
 func TestTheNodeConfigThatThereIs(t *testing.T) {
 	all := []*v1alpha1.NodeConfigTemplate{template(t, "all", everyNode)}
 	made := Decide(node7(), nil, all).Object
@@ -258,8 +258,8 @@ func TestTheNodeConfigThatThereIs(t *testing.T) {
 		{"label without a value", func(nc *v1alpha1.NodeConfig) { nc.Labels[v1alpha1.TemplateLabel] = "" }, Update, FromTemplate},
 		{"edited", func(nc *v1alpha1.NodeConfig) { nc.Spec.MTU = 1500 }, Update, FromTemplate},
 		{"of an older generation", func(nc *v1alpha1.NodeConfig) { nc.Annotations[v1alpha1.TemplateGenerationAnnotation] = "2" }, Update, FromTemplate},
-		{"of a Node that was made anew", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences[0].UID = "n6" }, Update, FromTemplate},
-		{"owned by nobody", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences = nc.OwnerReferences[1:] }, Update, FromTemplate},
+		{"of a Node that was created again", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences[0].UID = "n6" }, Update, FromTemplate},
+		{"without an owner", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences = nc.OwnerReferences[1:] }, Update, FromTemplate},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			current := made.DeepCopy()

@@ -16,7 +16,7 @@ import (
 )
 
 // FuzzDecide: whatever the templates, the node and the NodeConfig that there is, the
-// verdict is a NodeConfig that parses, or it says what is missing; it is the same
+// decision is a NodeConfig that parses, or it says what is missing; it is the same
 // whatever the order of the templates; and once carried out it has nothing to add.
 func FuzzDecide(f *testing.F) {
 	f.Add("node7", "2001:db8:100:7::/64", "192.0.2.17", "example.com/as", "4200000007", "2001:db8::1", []byte{2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1})

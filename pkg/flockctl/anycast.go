@@ -23,7 +23,7 @@ that asks for an address and did not get it is not here: see flockctl pod.`,
 	examples: `flockctl anycast
 flockctl anycast 2001:db8::53
 flockctl anycast -o json | jq -r '.[] | select(.announced | not) | .pod'`,
-	flags: []string{"output"}, max: 1,
+	flags: []string{"output", "watch"}, max: 1,
 	run: runAnycast,
 }
 
@@ -46,7 +46,7 @@ func runAnycast(ctx context.Context, s *session, args []string) error {
 	if len(args) == 1 {
 		var err error
 		if addr, err = netip.ParseAddr(args[0]); err != nil {
-			return usageError(fmt.Sprintf("%q is not an address: want one as in 2001:db8::53 or 203.0.113.53", args[0]))
+			return usageError(fmt.Sprintf("%q is not an address: want an address as in 2001:db8::53 or 203.0.113.53", args[0]))
 		}
 	}
 	c, err := s.connect()
@@ -112,7 +112,7 @@ func (s *session) printPaths(w io.Writer, paths []path, all []v1alpha1.NodeConfi
 	}
 }
 
-// pathRows are a table whose first columns are of ADDRESS, POD and NODE.
+// pathRows are a table that begins with some of the columns ADDRESS, POD and NODE.
 func (s *session) pathRows(paths []path, columns ...string) [][]string {
 	rows := [][]string{append(columns, "ANNOUNCED", "SINCE", "WHY")}
 	for _, p := range paths {

@@ -2,8 +2,10 @@ package flockctl
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -12,12 +14,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
+	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
-	"flock.fritzlab.net/flock/pkg/version"
+	"flock.fritzlab.net/flock/pkg/fleet"
+	"flock.fritzlab.net/flock/pkg/kube"
 )
 
 const (
@@ -35,6 +37,7 @@ type cluster struct {
 	flock, core rest.Interface
 	host        string
 	namespace   string // of what is named without
+	config      *rest.Config
 }
 
 func newCluster(config *rest.Config, namespace string) (*cluster, error) {
@@ -43,25 +46,11 @@ func newCluster(config *rest.Config, namespace string) (*cluster, error) {
 	if config.Timeout == 0 {
 		config.Timeout = patience
 	}
-	config.QPS = -1 // a command asks a few times
-	c := &cluster{host: config.Host, namespace: namespace}
-	var err error
-	if c.flock, err = client(config, "/apis", v1alpha1.GroupVersion, v1alpha1.AddToScheme); err != nil {
+	api, err := kube.NewClient(config)
+	if err != nil {
 		return nil, err
 	}
-	c.core, err = client(config, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
-	return c, err
-}
-
-func client(c *rest.Config, path string, gv schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	if err := add(scheme); err != nil {
-		return nil, err
-	}
-	c = rest.CopyConfig(c)
-	c.APIPath, c.GroupVersion = path, &gv
-	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	return rest.RESTClientFor(c)
+	return &cluster{flock: api.Flock(), core: api.Core(), host: config.Host, namespace: namespace, config: config}, nil
 }
 
 // errNotFound is in the chain where the object is not there, and all else is well.
@@ -95,6 +84,33 @@ func (c *cluster) list(ctx context.Context, from rest.Interface, resource, names
 	return c.explain(r.Do(ctx).Into(into), "list", resource)
 }
 
+// errNoResource: the API server does not serve the resource.
+var errNoResource = errors.New("not served")
+
+// listJSON reads objects of a group that the cluster has no client for; path is that of
+// the group's version.
+func (c *cluster) listJSON(ctx context.Context, path, resource, namespace, labels string, into any) error {
+	segments := []string{path}
+	if namespace != "" {
+		segments = append(segments, "namespaces", namespace)
+	}
+	r := c.core.Get().AbsPath(append(segments, resource)...).SetHeader("Accept", runtime.ContentTypeJSON)
+	if labels != "" {
+		r = r.Param("labelSelector", labels)
+	}
+	b, err := r.Do(ctx).Raw()
+	switch {
+	case apierrors.IsNotFound(err):
+		return fmt.Errorf("the API server %s does not have %s: %w", c.host, resource, errNoResource)
+	case err != nil:
+		return c.explain(err, "list", resource)
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("cannot read the answer of API server %s about %s: %w", c.host, resource, err)
+	}
+	return nil
+}
+
 // explain adds to an error what to do about it.
 func (c *cluster) explain(err error, verb, resource string) error {
 	var status apierrors.APIStatus
@@ -103,7 +119,7 @@ func (c *cluster) explain(err error, verb, resource string) error {
 	case err == nil:
 		return nil
 	case apierrors.IsNotFound(err):
-		return fmt.Errorf("the API server %s knows no %s: flock is not installed in this cluster (kubectl apply -k deploy), or --context is of another one", c.host, resource)
+		return fmt.Errorf("the API server %s does not have %s: flock is not installed in this cluster (kubectl apply -k deploy), or --context names another cluster", c.host, resource)
 	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
 		return fmt.Errorf("%w: flockctl needs to %s %s; docs/flockctl.md has a ClusterRole to ask your cluster's administrator for", err, verb, resource)
 	case errors.As(err, &status):
@@ -111,7 +127,7 @@ func (c *cluster) explain(err error, verb, resource string) error {
 	case errors.As(err, &noAnswer), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return fmt.Errorf("the API server %s does not answer: %w: check --context and the way there; without it, ask a node itself: birdc -s /run/flock/bird/bird.ctl show protocols all", c.host, err)
 	}
-	return fmt.Errorf("the answer of API server %s about %s is not understood: %w: is this flockctl as new as the cluster's flock?", c.host, resource, err)
+	return fmt.Errorf("cannot read the answer of API server %s about %s: %w: is this flockctl as new as the cluster's flock?", c.host, resource, err)
 }
 
 func (c *cluster) nodeConfigs(ctx context.Context) ([]v1alpha1.NodeConfig, error) {
@@ -191,6 +207,40 @@ func (c *cluster) labelled(ctx context.Context) ([]string, error) {
 		names = append(names, n.Name)
 	}
 	return names, nil
+}
+
+// nodeObjects are all Nodes.
+func (c *cluster) nodeObjects(ctx context.Context) ([]corev1.Node, error) {
+	list := &corev1.NodeList{}
+	err := c.list(ctx, c.core, "nodes", "", "", "", list)
+	return list.Items, err
+}
+
+// nodeAddresses are the InternalIPs of all nodes.
+func (c *cluster) nodeAddresses(ctx context.Context) (map[string][]netip.Addr, error) {
+	all, err := c.nodeObjects(ctx)
+	return nodeAddressesOf(all), err
+}
+
+func nodeAddressesOf(nodes []corev1.Node) map[string][]netip.Addr {
+	of := map[string][]netip.Addr{}
+	for i := range nodes {
+		of[nodes[i].Name] = fleet.NodeOf(&nodes[i]).InternalIPs
+	}
+	return of
+}
+
+// version is that of the API server.
+func (c *cluster) version(ctx context.Context) (string, error) {
+	body, err := c.core.Get().AbsPath("/version").Do(ctx).Raw()
+	if err != nil {
+		return "", c.explain(err, "get", "/version")
+	}
+	var v struct{ GitVersion string }
+	if err := json.Unmarshal(body, &v); err != nil {
+		return "", fmt.Errorf("cannot read the version of API server %s: %w", c.host, err)
+	}
+	return v.GitVersion, nil
 }
 
 // events are those that involve a pod.

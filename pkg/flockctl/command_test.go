@@ -17,8 +17,18 @@ func TestProgram(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = append(asked, r.Header.Get("Authorization")+" "+r.URL.Path)
 		w.Header().Set("Content-Type", "application/json")
-		if strings.Contains(r.URL.Path, "/pods/") {
-			fmt.Fprint(w, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"},"spec":{"hostNetwork":true},"status":{"phase":"Running"}}`)
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/namespaces/shop/pods/web"):
+			fmt.Fprint(w, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"},"spec":{"nodeName":"node1"},"status":{"phase":"Running","podIPs":[{"ip":"192.0.2.80"}]}}`)
+			return
+		case strings.Contains(r.URL.Path, "/pods/"):
+			fmt.Fprint(w, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"other"},"spec":{"hostNetwork":true},"status":{"phase":"Running"}}`)
+			return
+		case strings.HasSuffix(r.URL.Path, "/networkpolicies"):
+			fmt.Fprint(w, `{"metadata":{},"items":[{"metadata":{"name":"deny","namespace":"shop"},"spec":{"podSelector":{},"policyTypes":["Egress"]}}]}`)
+			return
+		case strings.HasSuffix(r.URL.Path, "/nodeconfigs"):
+			fmt.Fprint(w, `{"metadata":{},"items":[{"metadata":{"name":"node1"}}]}`)
 			return
 		}
 		fmt.Fprint(w, `{"metadata":{},"items":[]}`)
@@ -59,10 +69,11 @@ users:
 		{"no kubeconfig", "", "flockctl node", 1, "flockctl: no API server is known: set KUBECONFIG or give --kubeconfig", ""},
 		{"kubeconfig that is not there", "", "flockctl node --kubeconfig=/nonexistent", 1, "/nonexistent", ""},
 		{"current context", kubeconfig, "flockctl node", 1, "http://127.0.0.1:1 does not answer", ""},
-		{"another context", kubeconfig, "flockctl --context here node", 0, "No node is flock's", "Bearer secret-token /apis/flock.fritzlab.net/v1alpha1/nodeconfigs"},
+		{"another context", kubeconfig, "flockctl --context here node", 0, "node1", "Bearer secret-token /apis/flock.fritzlab.net/v1alpha1/nodeconfigs"},
 		{"context that is not there", kubeconfig, "flockctl node --context=there", 1, "check --kubeconfig and --context", ""},
-		{"by flags", "", "flockctl node --kubeconfig " + kubeconfig + " --server " + server.URL + " --token x --insecure-skip-tls-verify", 0, "No node is flock's", "Bearer x /apis/"},
+		{"by flags", "", "flockctl node --kubeconfig " + kubeconfig + " --server " + server.URL + " --token x --insecure-skip-tls-verify", 0, "node1", "Bearer x /apis/"},
 		{"the context's namespace", kubeconfig, "flockctl --context here pod web", 0, "shop/web", "/api/v1/namespaces/shop/pods/web"},
+		{"denied", kubeconfig, "flockctl --context here trace web 192.0.2.7 80", 3, "DENIED: shop/web on node1", "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"},
 		{"another namespace", kubeconfig, "flockctl --context here pod web -n other", 0, "host's network", "/api/v1/namespaces/other/pods/web"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

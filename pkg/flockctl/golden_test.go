@@ -25,7 +25,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // TestGolden runs command lines against the objects of testdata/cluster.yaml and
 // compares what they print.
@@ -37,6 +37,8 @@ func TestGolden(t *testing.T) {
 		"help-anycast":  "anycast --help",
 		"help-pod":      "pod -h",
 		"help-render":   "render --help",
+		"help-check":    "check --help",
+		"help-drain":    "drain --help",
 		"nodes":         "node",
 		"nodes-json":    "nodes -o json",
 		"node1":         "node node1",
@@ -46,12 +48,48 @@ func TestGolden(t *testing.T) {
 		"anycast":       "anycast",
 		"anycast-one":   "anycast 2001:db8:53::53",
 		"anycast-json":  "anycast 2001:DB8:53:0::53 -o json",
+		"services":      "service",
+		"services-wide": "services -o wide",
+		"services-json": "service -o json",
+		"service":       "service shop/front",
+		"service-none":  "service shop/full",
+		"service-other": "service cluster-ip",
+		"service-gone":  "service shop/gone",
+		"service-yaml":  "service shop/front -o yaml",
+		"help-service":  "help service",
+		"help-pool":     "help pool",
+		"pools":         "pool",
+		"pools-json":    "pools -o json",
+		"pool-dns":      "pool dns",
+		"pool-old":      "pool old",
 		"pod-resolver":  "pod dns/resolver-1",
 		"pod-yaml":      "pod dns/resolver-1 --output=yaml",
 		"pod-shopfront": "pod shopfront",
 		"pod-refused":   "pod shop/refused",
 		"pod-waiting":   "pod shop/waiting",
 		"pod-hostnet":   "pod kube-system/proxy",
+
+		"status":           "status",
+		"status-json":      "status -o json",
+		"nodes-wide":       "node -o wide",
+		"routes":           "routes",
+		"routes-json":      "routes node1 -o json",
+		"addr-pod":         "addr 2001:db8:100:1::7",
+		"addr-anycast":     "addr 2001:db8:53::53",
+		"addr-node":        "addr 2001:db8:0:1::11",
+		"addr-nobody":      "addr 192.0.2.250",
+		"complete":         "complete -- ",
+		"complete-command": "complete -- no",
+		"complete-node":    "complete -- node node",
+		"complete-pod":     "complete -- pod dns/",
+		"complete-flag":    "complete -- node --",
+		"complete-format":  "complete -- node -o ",
+		"help-status":      "help status",
+		"help-addr":        "help addr",
+		"help-routes":      "help routes",
+		"help-sysdump":     "help sysdump",
+		"help-completion":  "help completion",
+		"completion-bash":  "completion bash",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := execute(server, line)
@@ -92,7 +130,7 @@ func TestRender(t *testing.T) {
 		}
 	}
 
-	// A pool that the agents make nothing of keeps nobody from seeing the rest.
+	// A pool that the agents ignore does not hide the rest.
 	broken := serve(t, slices.Concat(readFile(t, "testdata/cluster.yaml"), []byte(`
 ---
 apiVersion: flock.fritzlab.net/v1alpha1
@@ -101,7 +139,7 @@ metadata: {name: broken}
 spec: {cidrs: [2001:db8:53::], uses: [anycast], namespaceSelector: {}}
 `)))
 	for line, want := range map[string][]string{
-		"render node1":            {"(64512,53)", "passed over, as by the agents: addresspool broken: spec.cidrs[0]"},
+		"render node1":            {"(64512,53)", "ignored, as by the agents: addresspool broken: spec.cidrs[0]"},
 		"anycast 2001:db8:53::53": {"AddressPool dns (2001:db8:53::/64) grants it", "AddressPool broken grants nothing: addresspool broken: spec.cidrs[0]"},
 	} {
 		got, err := execute(broken, line)
@@ -145,9 +183,9 @@ func TestGoldenErrors(t *testing.T) {
 	server := serve(t, readFile(t, "testdata/cluster.yaml"))
 	var all strings.Builder
 	for _, line := range []string{
-		"nod", "node a b", "pod", "pod a/b/c", "anycast 2001:db8::x", "node -o wide", "node --filename=x", "node --contxt=x", "render", "render node1 -f x", "render node1 --address=::1", "render -f testdata/template.yaml",
+		"nod", "node a b", "pod", "pod a/b/c", "anycast 2001:db8::x", "node -o tall", "pool -o wide", "node --filename=x", "node --contxt=x", "render", "render node1 -f x", "render node1 --address=::1", "render -f testdata/template.yaml",
 		"render node1 --on-link=2001:db8::", "render -f testdata/none.yaml", "render -f testdata/pod.yaml", "render -f testdata/unknown.yaml",
-		"node node9", "pod shop/none", "anycast 2001:db8:53::1", "anycast 2001:db8:ffff::1",
+		"node node9", "pod shop/none", "anycast 2001:db8:53::1", "anycast 2001:db8:ffff::1", "service shop/none", "service a/b/c",
 	} {
 		out, err := execute(server, line)
 		if err == nil || out != "" {
@@ -187,13 +225,16 @@ func TestWithoutAServer(t *testing.T) {
 	}
 }
 
-func execute(c *cluster, line string) (string, error) {
+func execute(c *cluster, line string) (string, error) { return executeAsking(c, line, nil) }
+
+// executeAsking is execute with agents.
+func executeAsking(c *cluster, line string, ask func(context.Context, *corev1.Pod, string) ([]byte, error)) (string, error) {
 	var out bytes.Buffer
 	now, err := time.Parse(time.RFC3339, "2026-01-02T12:00:00Z")
 	if err != nil {
 		return "", err
 	}
-	s := &session{in: strings.NewReader(""), out: &out, remarks: &out, now: now, connect: func() (*cluster, error) { return c, nil }}
+	s := &session{in: strings.NewReader(""), out: &out, remarks: &out, now: now, connect: func() (*cluster, error) { return c, nil }, ask: ask}
 	err = s.run(context.Background(), "flockctl", strings.Fields(line))
 	return out.String(), err
 }
@@ -207,7 +248,7 @@ func wantGolden(t *testing.T, name, got string) {
 		}
 	}
 	if want := readFile(t, golden); got != string(want) {
-		t.Errorf("not what %s holds (go test -update writes it anew):\n%s", golden, got)
+		t.Errorf("not what %s holds (go test -update rewrites it):\n%s", golden, got)
 	}
 }
 
@@ -220,7 +261,8 @@ func readFile(t *testing.T, name string) []byte {
 	return b
 }
 
-// connectTo returns what talks to a server with the handler; nil: one that is away.
+// connectTo returns a client of a server with the handler. Without a handler the server
+// does not answer.
 func connectTo(t *testing.T, h http.HandlerFunc) *cluster {
 	t.Helper()
 	server := httptest.NewServer(h)
@@ -238,8 +280,12 @@ func connectTo(t *testing.T, h http.HandlerFunc) *cluster {
 // kinds by resource.
 var kinds = map[string]string{
 	"nodeconfigs": "NodeConfig", "nodeconfigtemplates": "NodeConfigTemplate", "addresspools": "AddressPool", "addressclaims": "AddressClaim",
-	"nodes": "Node", "pods": "Pod", "events": "Event",
+	"nodes": "Node", "pods": "Pod", "events": "Event", "namespaces": "Namespace", "services": "Service",
+	"networkpolicies": "NetworkPolicy", "clusternetworkpolicies": "ClusterNetworkPolicy", "endpointslices": "EndpointSlice",
 }
+
+// serverVersion is what API servers of tests say that they are.
+var serverVersion = "v1.37.2"
 
 // serve is an API server that can be read, with the objects of a YAML stream.
 func serve(t *testing.T, stream []byte) *cluster {
@@ -250,6 +296,9 @@ func serve(t *testing.T, stream []byte) *cluster {
 		Spec              struct {
 			NodeName string `json:"nodeName"`
 		} `json:"spec"`
+		Status struct {
+			PodIP string `json:"podIP"`
+		} `json:"status"`
 		InvolvedObject corev1.ObjectReference `json:"involvedObject"`
 		raw            json.RawMessage
 	}
@@ -264,17 +313,27 @@ func serve(t *testing.T, stream []byte) *cluster {
 			t.Fatal(err)
 		}
 		path := "/api/v1"
-		if o.APIVersion == v1alpha1.GroupVersion.String() {
+		if strings.Contains(o.APIVersion, "/") {
 			path = "/apis/" + o.APIVersion
 		}
+		resource := ""
+		for plural, kind := range kinds {
+			if kind == o.Kind {
+				resource = "/" + plural
+			}
+		}
 		if o.Namespace != "" {
+			of[path+resource] = append(of[path+resource], o) // of all namespaces
 			path += "/namespaces/" + o.Namespace
 		}
-		path += "/" + strings.ToLower(o.Kind) + "s"
-		of[path] = append(of[path], o)
+		of[path+resource] = append(of[path+resource], o)
 	}
 	return connectTo(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path == "/version" {
+			fmt.Fprintf(w, `{"gitVersion": %q}`, serverVersion)
+			return
+		}
 		collection, name := r.URL.Path, ""
 		if kinds[filepath.Base(collection)] == "" {
 			collection, name = collection[:strings.LastIndex(collection, "/")], filepath.Base(collection)
@@ -283,6 +342,11 @@ func serve(t *testing.T, stream []byte) *cluster {
 		if err != nil {
 			t.Error(err)
 		}
+		if strings.HasPrefix(collection, "/apis/policy.networking.k8s.io/") && of[collection] == nil {
+			w.WriteHeader(http.StatusNotFound) // there is no such CRD
+			json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: "Failure", Code: 404, Reason: metav1.StatusReasonNotFound})
+			return
+		}
 		var items []json.RawMessage
 		for _, o := range of[collection] {
 			if name == o.Name {
@@ -290,6 +354,9 @@ func serve(t *testing.T, stream []byte) *cluster {
 				return
 			}
 			fields := r.URL.Query().Get("fieldSelector")
+			if ip, ok := strings.CutPrefix(fields, "status.podIP="); ok && ip != o.Status.PodIP {
+				continue
+			}
 			if node, ok := strings.CutPrefix(fields, "spec.nodeName="); ok && node != o.Spec.NodeName {
 				continue
 			}

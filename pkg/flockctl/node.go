@@ -21,14 +21,14 @@ var nodeCommand = command{
 	short: "Show the nodes, or one of them: configuration, conditions, sessions, anycast addresses",
 	long: `Without a name there is a line for each node, and below it what is wrong with which.
 With a name: the configuration that is in force and where it comes from, the
-conditions with their messages, the sessions with routers, the pods at anycast
-addresses. All but AGENT is what the node's agent wrote last: where the agent is
-not Ready, it may have changed since.`,
+conditions with their messages, the sessions with routers, the AddressPools in use,
+the pods at anycast addresses. All but AGENT is what the node's agent wrote last:
+where the agent is not Ready, it may have changed since.`,
 	examples: `flockctl node
 flockctl node node1
 flockctl node node1 -o yaml
 flockctl nodes -o json | jq -r '.items[] | select(.status.sessions[]?.up == false) | .metadata.name'`,
-	flags: []string{"output"}, max: 1,
+	flags: []string{"output", "watch"}, max: 1, wide: true,
 	run: runNode,
 }
 
@@ -49,14 +49,28 @@ func runNode(ctx context.Context, s *session, args []string) error {
 		s.printNode(s.out, node{name: nc.Name, config: nc, agent: agents[nc.Name], agentsUnknown: err != nil})
 		return nil
 	}
-	all, err := c.nodeConfigs(ctx)
-	if err != nil {
-		return err
-	}
 	if s.output != "" {
+		all, err := c.nodeConfigs(ctx)
+		if err != nil {
+			return err
+		}
 		list := v1alpha1.NodeConfigList{Items: all}
 		list.APIVersion, list.Kind = v1alpha1.GroupVersion.String(), "NodeConfigList"
 		return s.structured(list)
+	}
+	nodes, err := c.nodes(ctx)
+	if err != nil {
+		return err
+	}
+	printNodes(s.out, nodes, s.wide)
+	return nil
+}
+
+// nodes are all that have a NodeConfig, or are to run an agent, by name.
+func (c *cluster) nodes(ctx context.Context) ([]node, error) {
+	all, err := c.nodeConfigs(ctx)
+	if err != nil {
+		return nil, err
 	}
 	// Who may not read nodes and pods sees the rest.
 	agents, noAgents := c.agents(ctx, "")
@@ -71,8 +85,7 @@ func runNode(ctx context.Context, s *session, args []string) error {
 		}
 	}
 	slices.SortFunc(nodes, func(a, b node) int { return strings.Compare(a.name, b.name) })
-	printNodes(s.out, nodes)
-	return nil
+	return nodes, nil
 }
 
 // typed says what kind of object it is, which the API server leaves out of an answer
@@ -85,8 +98,8 @@ func typed(nc *v1alpha1.NodeConfig) *v1alpha1.NodeConfig {
 // node is what there is of one.
 type node struct {
 	name   string
-	config *v1alpha1.NodeConfig // nil: there is none
-	agent  *corev1.Pod          // nil: there is none, or it is not known
+	config *v1alpha1.NodeConfig // nil if there is none
+	agent  *corev1.Pod          // nil if there is none, or it is not known
 	// agentsUnknown: whoever asks may not see pods.
 	agentsUnknown bool
 }
@@ -149,8 +162,13 @@ func (n node) problems() []string {
 			add("%s: %s", c.Type, or(c.Message, c.Reason))
 		}
 	}
+	for _, p := range st.Pools {
+		if p.Retained > 0 {
+			add("AddressPool %s no longer covers %d of the addresses that it granted here; their routes keep its attributes until their pods are gone", p.Name, p.Retained)
+		}
+	}
 	if st.PodSource == "none" {
-		add("neither the kubelet nor the API server tells its agent of pods")
+		add("its agent gets no pods from the kubelet or the API server: see its log")
 	}
 	return out
 }
@@ -182,12 +200,15 @@ func podCIDRs(nc *v1alpha1.NodeConfig) string {
 	return or(join(slices.Concat(nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4), " "), none)
 }
 
-func printNodes(w io.Writer, nodes []node) {
+func printNodes(w io.Writer, nodes []node, wide bool) {
 	if len(nodes) == 0 {
 		fmt.Fprintf(w, "No node is flock's: give one a NodeConfig and the label %s= (docs/deploy.md).\n", agentLabel)
 		return
 	}
 	rows := [][]string{{"NODE", "AGENT", "ACCEPTED", "READY", "ROUTING", "SESSIONS", "AS", "POD CIDRS", "TEMPLATE"}}
+	if wide {
+		rows[0] = append(rows[0], "PODS FROM", "EXITS FROM", "POOLS", "ANYCAST", "IMAGE")
+	}
 	var wrong [][]string
 	for _, n := range nodes {
 		template := none
@@ -195,6 +216,9 @@ func printNodes(w io.Writer, nodes []node) {
 			template = or(n.config.Labels[v1alpha1.TemplateLabel], none)
 		}
 		rows = append(rows, []string{n.name, n.agentState(), n.condition("Accepted"), n.condition("Ready"), n.condition("RoutingConfigured"), n.sessions(), n.localAS(), podCIDRs(n.config), template})
+		if wide {
+			rows[len(rows)-1] = append(rows[len(rows)-1], n.more()...)
+		}
 		for _, p := range n.problems() {
 			wrong = append(wrong, []string{n.name, p})
 		}
@@ -204,6 +228,30 @@ func printNodes(w io.Writer, nodes []node) {
 		fmt.Fprintln(w)
 		table(w, "", wrong)
 	}
+}
+
+// more is what --output wide adds to the line of a node.
+func (n node) more() []string {
+	pods, exits, pools, anycast, image := none, none, none, none, none
+	if n.config != nil {
+		st := n.config.Status
+		pods, exits = or(st.PodSource, none), or(st.ExitSource, none)
+		announced := 0
+		for _, a := range st.Anycast {
+			if a.Announced {
+				announced++
+			}
+		}
+		pools, anycast = fmt.Sprint(len(st.Pools)), fmt.Sprintf("%d/%d", announced, len(st.Anycast))
+	}
+	if n.agent != nil {
+		for _, c := range n.agent.Spec.Containers {
+			if c.Name == "agent" {
+				image = c.Image
+			}
+		}
+	}
+	return []string{pods, exits, pools, anycast, image}
 }
 
 func (s *session) printNode(w io.Writer, n node) {
@@ -250,6 +298,14 @@ func (s *session) printNode(w io.Writer, n node) {
 	if len(st.Sessions) > 0 {
 		fmt.Fprintln(w, "\nSessions (the counts of routes may be a minute old)")
 		table(w, "  ", s.sessionRows(st.Sessions))
+	}
+	if len(st.Pools) > 0 {
+		fmt.Fprintln(w, "\nAddressPools in use (the first 8 pods of each)")
+		rows = [][]string{{"POOL", "ADDRESSES", "PODS"}}
+		for _, p := range st.Pools {
+			rows = append(rows, []string{p.Name, fmt.Sprint(p.Addresses), strings.Join(p.Pods, ", ")})
+		}
+		table(w, "  ", rows)
 	}
 	if len(st.Anycast) > 0 {
 		fmt.Fprintln(w, "\nAnycast")

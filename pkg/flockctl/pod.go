@@ -3,19 +3,23 @@ package flockctl
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
-	"flock.fritzlab.net/flock/pkg/annotation"
+	"flock.fritzlab.net/flock/pkg/address/annotation"
+	"flock.fritzlab.net/flock/pkg/address/embed"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/view"
 )
 
 var podCommand = command{
@@ -24,11 +28,16 @@ var podCommand = command{
 	long: `The pod's addresses and node; its annotations as flock understands them, together
 with the node's defaults; the claims that it holds to static addresses of pools;
 its anycast addresses, announced or not and why; and its Events of the last hour or
-so, as long as the API server keeps them, that have to do with the network.`,
+so, as long as the API server keeps them, that have to do with the network.
+
+With --agents, its node is asked too: what the kernel has for the pod, where it sends
+packets for each address, and what of it is not as it should be. That takes the right to
+pods/exec in flock's namespace. The exit status is 1 then if something is wrong.`,
 	examples: `flockctl pod shop/web-0
+flockctl pod shop/web-0 --agents
 flockctl pod web-0 -n shop
 flockctl pod shop/web-0 -o yaml`,
-	flags: []string{"output"}, min: 1, max: 1,
+	flags: []string{"output", "watch", "agents"}, min: 1, max: 1,
 	run: runPod,
 }
 
@@ -41,6 +50,9 @@ type podAnswer struct {
 	Ready     bool     `json:"ready"`
 	HostNet   bool     `json:"hostNetwork,omitempty"`
 	Addresses []string `json:"addresses,omitempty"`
+	// Identifier is what the interface identifier of the IPv6 address is made of;
+	// empty where it is random or chosen.
+	Identifier string `json:"identifier,omitempty"`
 	// Asks is what the annotations come to, with the node's defaults; nil where
 	// they are Refused.
 	Asks     *asks    `json:"asks,omitempty"`
@@ -49,6 +61,11 @@ type podAnswer struct {
 	Claims   []claim  `json:"claims,omitempty"`
 	Anycast  []path   `json:"anycast,omitempty"`
 	Events   []event  `json:"events,omitempty"`
+	// Kernel is what the kernel of its node has for it, if its agent was asked: one for each
+	// of its sandboxes.
+	Kernel []view.Pod `json:"kernel,omitempty"`
+	// KernelUnknown says why the agent has not said it; empty if it has, or was not asked.
+	KernelUnknown string `json:"kernelUnknown,omitempty"`
 }
 
 // asks is an annotation.Request, in the words of the annotations.
@@ -123,17 +140,95 @@ func runPod(ctx context.Context, s *session, args []string) error {
 		return err
 	}
 	answer := answerPod(f)
+	var wrong error
+	if s.agents && answer.Node != "" && !answer.HostNet {
+		wrong = s.askKernel(ctx, c, &answer)
+	}
 	if s.output != "" {
-		return s.structured(answer)
+		return errors.Join(s.structured(answer), wrong)
 	}
 	s.printPod(s.out, answer, f.node != nil)
+	return wrong
+}
+
+// askKernel asks the agent of the pod's node what the kernel has for the pod. The error
+// says that this is not known, or that something is wrong.
+func (s *session) askKernel(ctx context.Context, c *cluster, a *podAnswer) error {
+	agents, err := c.agents(ctx, a.Node)
+	if err == nil && agents[a.Node] == nil {
+		err = fmt.Errorf("node %s has no agent that can be asked", a.Node)
+	}
+	if err == nil {
+		ask := s.ask
+		if ask == nil {
+			ask = c.askAgent
+		}
+		var body []byte
+		if body, err = ask(ctx, agents[a.Node], "/pod?"+url.Values{"pod": {a.Namespace + "/" + a.Name}}.Encode()); err == nil {
+			if err = json.Unmarshal(body, &a.Kernel); err != nil {
+				err = fmt.Errorf("cannot read the answer of the agent of node %s: %w: %.200s", a.Node, err, body)
+			}
+		}
+	}
+	if err != nil {
+		a.KernelUnknown = err.Error()
+		return fmt.Errorf("what the kernel of node %s has is not known", a.Node)
+	}
+	problems := 0
+	for _, p := range a.Kernel {
+		problems += len(p.Problems)
+	}
+	switch {
+	case problems > 0:
+		return fmt.Errorf("%d problem(s) in the kernel of node %s", problems, a.Node)
+	case len(a.Kernel) == 0 && a.Phase == string(corev1.PodRunning):
+		return fmt.Errorf("the agent of node %s does not know the pod: another network plugin wired it, and it is flock's when it is deleted and comes again", a.Node)
+	}
 	return nil
+}
+
+func printKernel(w io.Writer, a podAnswer) {
+	fmt.Fprintf(w, "\nIn the kernel of %s\n", a.Node)
+	if a.KernelUnknown != "" {
+		table(w, "  ", [][]string{{"not known: " + strings.ReplaceAll(a.KernelUnknown, "\n", ": ")}})
+		return
+	}
+	if len(a.Kernel) == 0 {
+		table(w, "  ", [][]string{{"nothing: its agent does not know the pod"}})
+	}
+	for _, p := range a.Kernel {
+		rows := [][]string{{"link", fmt.Sprintf("%s, MTU %d, sandbox %.12s, %s", p.Link, p.MTU, p.Container, p.State)}}
+		for _, addr := range p.Addresses {
+			text := addr.Route
+			switch {
+			case addr.Announced:
+				text += ", announced"
+			case addr.Why != "":
+				text += ", not announced: " + addr.Why
+			}
+			if !addr.Reaches {
+				text += ", WRONG"
+			}
+			rows = append(rows, []string{addr.Address, text})
+		}
+		for _, port := range p.Ports {
+			rows = append(rows, []string{"port of the node", port})
+		}
+		rows = append(rows, []string{"dropped packets", fmt.Sprintf("%d by policies, %d with a source that is not the pod's", p.Denied, p.Spoofed)})
+		for _, text := range p.Policies {
+			rows = append(rows, []string{"policy", text})
+		}
+		for _, text := range p.Problems {
+			rows = append(rows, []string{"WRONG", text})
+		}
+		table(w, "  ", rows)
+	}
 }
 
 // facts are what the answer about a pod is made of.
 type facts struct {
 	pod    *corev1.Pod
-	node   *v1alpha1.NodeConfig // nil: there is none
+	node   *v1alpha1.NodeConfig // nil if there is none
 	claims []v1alpha1.AddressClaim
 	events []corev1.Event
 }
@@ -152,9 +247,10 @@ func answerPod(f facts) podAnswer {
 	if !a.HostNet {
 		// What the agent goes by where the NodeConfig does not say otherwise.
 		defaults := config.Defaults{IPv6: true}
+		var cidrs []netip.Prefix
 		if f.node != nil {
 			if node, err := config.ParseNode(f.node); err == nil {
-				defaults = node.Defaults
+				defaults, cidrs = node.Defaults, node.IPv6
 			}
 		}
 		request, warnings, err := annotation.Parse(pod.Annotations, defaults)
@@ -165,6 +261,7 @@ func answerPod(f facts) podAnswer {
 			a.Refused = err.Error()
 		} else {
 			a.Asks = asked(request)
+			a.Identifier = identifier(pod, request, cidrs)
 		}
 	}
 	for _, c := range f.claims {
@@ -184,6 +281,29 @@ func answerPod(f facts) podAnswer {
 	}
 	slices.SortStableFunc(a.Events, func(x, y event) int { return x.Last.Compare(y.Last) })
 	return a
+}
+
+// identifier is what the pod's address says of its workload, see package embed.
+func identifier(pod *corev1.Pod, r annotation.Request, cidrs []netip.Prefix) string {
+	if r.CIDR6.IsValid() {
+		cidrs = []netip.Prefix{r.CIDR6}
+	}
+	w := embed.Pod{Algo: r.IPAlgo, Workload: embed.Workload{Namespace: pod.Namespace, App: embed.AppOf(pod.Name, pod.Labels, pod.OwnerReferences)}}
+	if len(pod.Spec.Containers) > 0 {
+		w.Image = pod.Spec.Containers[0].Image
+	}
+	for _, ip := range pod.Status.PodIPs {
+		addr, err := netip.ParseAddr(ip.IP)
+		if err != nil || slices.Contains(r.Static, addr) {
+			continue
+		}
+		for _, cidr := range cidrs {
+			if readings, err := embed.Explain(addr, cidr, []embed.Pod{w}); err == nil && len(readings) > 0 {
+				return strings.TrimSuffix(readings[0].String(), ": ") // there is one pod, which needs no name
+			}
+		}
+	}
+	return ""
 }
 
 // uidOf is the UID that the kubelet knows a pod by: a static pod's is not that of the
@@ -245,12 +365,16 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 	if a.Node != "" && !nodeKnown {
 		node += ", which has no NodeConfig"
 	}
-	table(w, "", [][]string{
+	rows := [][]string{
 		{"Pod", a.Namespace + "/" + a.Name},
 		{"State", state},
 		{"Node", node},
 		{"Addresses", or(strings.Join(a.Addresses, " "), "none yet")},
-	})
+	}
+	if a.Identifier != "" {
+		rows = append(rows, []string{"Identifier", a.Identifier})
+	}
+	table(w, "", rows)
 	if a.HostNet {
 		fmt.Fprintln(w, "\nIt is in the host's network: flock has no part in it.")
 		return
@@ -282,8 +406,11 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 	} else if a.Node != "" && a.Asks != nil && len(a.Asks.Anycast) > 0 {
 		fmt.Fprintln(w, "\nAnycast\n  its node has it at none of these addresses: either what happened says why, or it is not wired yet")
 	}
+	if a.Kernel != nil || a.KernelUnknown != "" {
+		printKernel(w, a)
+	}
 	fmt.Fprintln(w, "\nWhat happened, the last at the end")
-	rows := [][]string{{"AGO", "TYPE", "REASON", "TIMES", "MESSAGE"}}
+	rows = [][]string{{"AGO", "TYPE", "REASON", "TIMES", "MESSAGE"}}
 	for _, e := range a.Events {
 		message := e.Message
 		if i := strings.Index(message, byPlugin); i > 0 {

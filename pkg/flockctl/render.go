@@ -35,7 +35,7 @@ included. Either it is valid, or what is wrong with it is said.
 
 Two things differ from /run/flock/bird/bird.conf on the node. Passwords are never
 shown: (secret) stands for each. And the subnets of the node's links are known to the
-node alone, which are refused from routers and, with the node's addresses, tell
+node alone; they are refused from routers and, with the node's addresses, decide
 where a session comes from: give them by --on-link (and --address, with a file
 alone) to have them in.`,
 	examples: `flockctl render node1
@@ -109,11 +109,11 @@ type objects struct {
 func (o objects) onlyNode(file string) (*v1alpha1.NodeConfig, error) {
 	switch len(o.nodes) {
 	case 0:
-		return nil, fmt.Errorf("%s holds no NodeConfig (apiVersion %s): name the node whose configuration you want, beside the file", file, v1alpha1.GroupVersion)
+		return nil, fmt.Errorf("%s holds no NodeConfig (apiVersion %s): give the name of a node beside the file", file, v1alpha1.GroupVersion)
 	case 1:
 		return &o.nodes[0], nil
 	}
-	return nil, fmt.Errorf("%s holds %d NodeConfigs: name the node whose configuration you want, beside the file", file, len(o.nodes))
+	return nil, fmt.Errorf("%s holds %d NodeConfigs: give the name of a node beside the file", file, len(o.nodes))
 }
 
 // render is pure.
@@ -196,11 +196,11 @@ func (s *session) objectsOf(ctx context.Context, name string, file objects) (obj
 	return o, nil
 }
 
-// passedOver tells, also the operator, of a pool that the agents make nothing of.
+// passedOver reports, also to the operator, that the agents ignore a pool.
 func (s *session) passedOver(ap v1alpha1.AddressPool) bool {
 	_, err := config.ParsePool(&ap)
 	if err != nil {
-		fmt.Fprintf(s.remarks, "passed over, as by the agents: %v\n", err)
+		fmt.Fprintf(s.remarks, "ignored, as by the agents: %v\n", err)
 	}
 	return err != nil
 }

@@ -194,8 +194,20 @@ func (s *server) fleetOf(t *testing.T, node string) *fleetOf {
 	return f
 }
 
-// becomes waits for a verdict.
-func (f *fleetOf) becomes(t *testing.T, action fleet.Action, reason fleet.Reason, message string) fleet.Verdict {
+// sees waits until the agent's copy of its NodeConfig is as the condition says.
+func (f *fleetOf) sees(t *testing.T, as func(*v1alpha1.NodeConfig) bool) *v1alpha1.NodeConfig {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if c, ok := f.config.Get(f.name); ok && as(c) {
+			return c
+		}
+	}
+	t.Fatal("the agent does not see the change of its NodeConfig")
+	return nil
+}
+
+// becomes waits for a decision.
+func (f *fleetOf) becomes(t *testing.T, action fleet.Action, reason fleet.Reason, message string) fleet.Decision {
 	t.Helper()
 	var last string
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -213,8 +225,8 @@ func (f *fleetOf) becomes(t *testing.T, action fleet.Action, reason fleet.Reason
 		}
 		last = fmt.Sprintf("%+v", v)
 	}
-	t.Fatalf("the verdict is %s, want %d %s %q", last, action, reason, message)
-	return fleet.Verdict{}
+	t.Fatalf("the decision is %s, want %d %s %q", last, action, reason, message)
+	return fleet.Decision{}
 }
 
 // templates: a NodeConfig is made from a template by an agent, with its rights and no
@@ -258,7 +270,7 @@ func templates(t *testing.T, s *server) {
 		t.Errorf("it is %s", got)
 	}
 	if got := strings.Fields(s.Kubectl("", "get", "nodeconfig", "node1", "--no-headers")); !slices.Contains(got, "rack1") {
-		t.Errorf("kubectl get nodeconfig does not tell the template: %q", got)
+		t.Errorf("kubectl get nodeconfig does not show the template: %q", got)
 	}
 	s.Kubectl(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfig","metadata":{"name":"node2"},"spec":{"podCIDRs":{"ipv4":["10.202.0.0/25","10.202.1.0/24"]}}}`, "create", "--filename=-")
 	if cidrs, err := f.client.PodCIDRs(t.Context()); err != nil || fmt.Sprint(cidrs) != "map[node1:[2001:db8:101::/64 10.201.0.0/24] node2:[10.202.0.0/25 10.202.1.0/24]]" {
@@ -286,7 +298,8 @@ func templates(t *testing.T, s *server) {
 		t.Errorf("it is %+v", made)
 	}
 
-	// Nobody edits what would be undone; whoever takes it over has it alone.
+	// An edit that the agent would revert is refused. After a takeover the agent does not
+	// write the object.
 	if out, err := s.TryKubectl("", "patch", "nodeconfig", "node1", "--type=merge", `--patch={"spec":{"mtu":1400}}`); err == nil || !strings.Contains(out, "kubectl label nodeconfig node1 flock.fritzlab.net/template-") {
 		t.Errorf("an edit beside the template: %v %s", err, out)
 	}
@@ -294,7 +307,8 @@ func templates(t *testing.T, s *server) {
 	s.Kubectl("", "label", "nodeconfig", "node1", "flock.fritzlab.net/template-")
 	s.Kubectl("", "patch", "nodeconfig", "node1", "--type=merge", `--patch={"spec":{"mtu":1400}}`)
 	f.becomes(t, fleet.Leave, fleet.ByHand, "")
-	now, _ := f.config.Get("node1")
+	// The agent has seen the edit too: a write over an older version would be a conflict.
+	now := f.sees(t, func(c *v1alpha1.NodeConfig) bool { return c.Spec.MTU == 1400 })
 	theirs.ResourceVersion = now.ResourceVersion
 	forbidden("an agent takes back what is a person's", f.client.UpdateNodeConfig(t.Context(), theirs), "written by hand")
 	now = now.DeepCopy()

@@ -20,10 +20,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"flock.fritzlab.net/flock/pkg/address/claim"
+	"flock.fritzlab.net/flock/pkg/address/claim/claimtest"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
-	"flock.fritzlab.net/flock/pkg/claim"
-	"flock.fritzlab.net/flock/pkg/claim/claimtest"
 	"flock.fritzlab.net/flock/pkg/kube/kubetest"
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
 // TestAPIServer is one story with one server; its clients are agents, with the rights
@@ -39,20 +40,24 @@ func TestAPIServer(t *testing.T) {
 	t.Run("claims for the own node only", func(t *testing.T) { ownClaimsOnly(t, s) })
 	t.Run("two agents race for an address", func(t *testing.T) { race(t, s) })
 	t.Run("two agents race for that of a pod that is gone", func(t *testing.T) { takeover(t, s) })
+	t.Run("no agent ends another node's claim", func(t *testing.T) { notOthers(t, s) })
 	t.Run("a live pod keeps its own", func(t *testing.T) { refuseNaming(t, s) })
 	t.Run("crash between claim and record", func(t *testing.T) { crash(t, s) })
 	t.Run("what is no NodeConfig", func(t *testing.T) { refusedConfigs(t, s) })
 	t.Run("what is no NodeConfigTemplate", func(t *testing.T) { badTemplates(t, s) })
+	t.Run("objects of older releases", func(t *testing.T) { olderObjects(t, s) })
 	t.Run("NodeConfigs from templates", func(t *testing.T) { templates(t, s) })
+	t.Run("namespaces on demand", func(t *testing.T) { namespacesOnDemand(t, s) })
+	t.Run("who may read the metrics", func(t *testing.T) { metricsReaders(t, s) })
 	t.Run("events", func(t *testing.T) { events(t, s) })
 	t.Run("outage", func(t *testing.T) { outage(t, s) })
 }
 
 type server struct{ *kubetest.Server }
 
-func (s *server) claims(t *testing.T, node string) *Claims {
+func (s *server) claims(t *testing.T, node string) *Client {
 	t.Helper()
-	c, err := NewClaims(s.Agent(node))
+	c, err := NewClient(s.Agent(node))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +99,7 @@ func (s *server) remove(t *testing.T, name string, grace int64) {
 	}
 }
 
-// holder is the pod whose claim there is on addr.
+// holder returns the pod that the claim on addr names.
 func (s *server) holder(t *testing.T, addr netip.Addr) string {
 	t.Helper()
 	c, err := s.claims(t, "node1").GetClaim(t.Context(), v1alpha1.AddressClaimName(addr))
@@ -115,9 +120,9 @@ func (s *server) becomes(t *testing.T, addr netip.Addr, holder string) {
 
 func address(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("2001:db8:200::%x", i)) }
 
-func of(pod, uid string, addrs ...netip.Addr) (claims []claim.Claim) {
+func of(name, uid string, addrs ...netip.Addr) (claims []claim.Claim) {
 	for _, a := range addrs {
-		claims = append(claims, claim.Claim{Addr: a, PodNamespace: "default", PodName: pod, PodUID: uid})
+		claims = append(claims, claim.Claim{Addr: a, Pod: pod.Ref{Namespace: "default", Name: name, UID: pod.UID(uid)}})
 	}
 	return claims
 }
@@ -137,7 +142,11 @@ spec: {address: "2001:db8:200::7"`, `name: 203.0.113.7}
 spec: {address: "203.0.113.8"`, "the name must be the address"},
 		{`"2001:db8:200::7"`, `"2001:db8:200::7/128"`, "not an IP address"},
 		{"nodeName: node1", "nodeName: ''", "spec.nodeName"},
-		{"podUID: u, ", "", "spec.podUID"},
+		{"podUID: u, ", "", "a claim is either that of a pod, with podNamespace, podName, podUID and nodeName, or that of services"},
+		{"nodeName: node1", "nodeName: node1, services: [{namespace: shop, name: web, uid: u}]", "a claim is either that of a pod"},
+		{", podNamespace: shop, podName: web-0, podUID: u, nodeName: node1", "", "a claim is either that of a pod"},
+		{"podNamespace: shop, podName: web-0, podUID: u, nodeName: node1", "services: []", "spec.services"},
+		{"podNamespace: shop, podName: web-0, podUID: u, nodeName: node1", "services: [{namespace: shop, name: web}]", "spec.services[0].uid"},
 	} {
 		bad := strings.Replace(good, c.from, c.to, 1)
 		if bad == good {
@@ -148,10 +157,17 @@ spec: {address: "203.0.113.8"`, "the name must be the address"},
 		}
 	}
 	s.Kubectl(good, "create", "--filename=-")
-	if out, err := s.TryKubectl("", "patch", "addressclaim", "2001-0db8-0200-0000-0000-0000-0000-0007", "--type=merge", `--patch={"spec":{"podUID":"v"}}`); err == nil || !strings.Contains(out, "a claim does not change") {
+	if out, err := s.TryKubectl("", "patch", "addressclaim", "2001-0db8-0200-0000-0000-0000-0000-0007", "--type=merge", `--patch={"spec":{"podUID":"v"}}`); err == nil || !strings.Contains(out, "a claim is immutable") {
 		t.Errorf("it was changed: %s", out)
 	}
+	// Nor can a pod's become a Service's; the Services of one may change.
+	if out, err := s.TryKubectl("", "patch", "addressclaim", "2001-0db8-0200-0000-0000-0000-0000-0007", "--type=merge", `--patch={"spec":{"podNamespace":null,"podName":null,"podUID":null,"nodeName":null,"services":[{"namespace":"shop","name":"web","uid":"u"}]}}`); err == nil || !strings.Contains(out, "a claim is immutable") {
+		t.Errorf("it was changed to a Service's: %s", out)
+	}
+	s.Kubectl(strings.NewReplacer("0007", "0008", "200::7", "200::8", "podNamespace: shop, podName: web-0, podUID: u, nodeName: node1", "services: [{namespace: shop, name: web, uid: u, ports: [80/TCP]}]").Replace(good), "create", "--filename=-")
+	s.Kubectl("", "patch", "addressclaim", "2001-0db8-0200-0000-0000-0000-0000-0008", "--type=merge", `--patch={"spec":{"services":[{"namespace":"shop","name":"tls","uid":"v"}]}}`)
 	t.Log("\n" + s.Kubectl("", "get", "addressclaims"))
+	s.Kubectl("", "delete", "ac", "2001-0db8-0200-0000-0000-0000-0000-0008")
 	s.Kubectl("", "delete", "ac", "--field-selector=spec.nodeName=node1")
 }
 
@@ -163,13 +179,13 @@ func ownClaimsOnly(t *testing.T, s *server) {
 		err = k.Acquire(t.Context(), "a", of("thief", "u", address(0x700+i)))
 		time.Sleep(50 * time.Millisecond)
 	}
-	if want := `the agent on node "node1" may claim addresses for its own node only, not for "node2"`; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, claim.ErrUnavailable) {
+	if want := `the agent on node "node1" may claim and release addresses for its own node only, not for "node2"`; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, claim.ErrUnavailable) {
 		t.Errorf("%v, want %s", err, want)
 	}
 }
 
 // contend has each agent ask for addr for its pod, all at the same time; one gets it,
-// and the others are told who.
+// and the errors of the others name it.
 func contend(t *testing.T, addr netip.Addr, agents []*claim.Keeper, pods, uids []string) (winner int, took []time.Duration) {
 	t.Helper()
 	errs := make([]error, len(agents))
@@ -180,8 +196,15 @@ func contend(t *testing.T, addr netip.Addr, agents []*claim.Keeper, pods, uids [
 		done.Go(func() {
 			<-start
 			began := time.Now()
-			errs[i] = k.Acquire(t.Context(), pods[i], of(pods[i], uids[i], addr))
-			took[i] = time.Since(began)
+			for {
+				errs[i] = k.Acquire(t.Context(), pods[i], of(pods[i], uids[i], addr))
+				took[i] = time.Since(began)
+				var held *claim.HeldError
+				if !errors.As(errs[i], &held) || !held.Gone || took[i] > time.Minute {
+					return
+				}
+				// The runtime tries again, too: flock-controller is about to release it.
+			}
 		})
 	}
 	close(start)
@@ -233,7 +256,62 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2].Round(10 * time.Microsecond)
 }
 
+// collect has flock-controller end the claims of all nodes, of which nothing is heard, until
+// the test ends.
+func (s *server) collect(t *testing.T) {
+	t.Helper()
+	client, err := NewClient(s.Controller())
+	if err != nil {
+		t.Fatal(err)
+	}
+	collector := claim.Collector{
+		API: client, Log: slog.New(slog.DiscardHandler),
+		Lives: func(*v1alpha1.AddressClaim) bool { return false },
+		Heard: func(string) bool { return false },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	claims := client.WholeClaims(func() {})
+	var running sync.WaitGroup
+	running.Go(func() { claims.Run(ctx) })
+	running.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := collector.Collect(ctx, claims.List()); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait() })
+}
+
+// notOthers: an agent does not release the claim of another node's pod, though it is gone.
+func notOthers(t *testing.T, s *server) {
+	node1, node2 := s.claims(t, "node1"), s.claims(t, "node2")
+	k, kill := s.agent(t, "node1")
+	if err := k.Acquire(t.Context(), "a", of("gone", s.run(t, "gone", "node1"), address(0x450))); err != nil {
+		t.Fatal(err)
+	}
+	kill()
+	s.remove(t, "gone", 0)
+	c, err := node2.GetClaim(t.Context(), v1alpha1.AddressClaimName(address(0x450)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := node2.DeleteClaim(t.Context(), c.Name, c.UID); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `the agent on node "node2" may claim and release addresses for its own node only, not for "node1"`) {
+		t.Errorf("node2 deletes a claim of node1: %v", err)
+	}
+	other, _ := s.agent(t, "node2")
+	var held *claim.HeldError
+	if err := other.Acquire(t.Context(), "b", of("other", s.run(t, "other", "node2"), address(0x450))); !errors.As(err, &held) || !held.Gone || held.Node != "node1" {
+		t.Errorf("node2 takes it: %v", err)
+	}
+	if err := node1.DeleteClaim(t.Context(), c.Name, c.UID); err != nil {
+		t.Errorf("node1 deletes its own: %v", err)
+	}
+}
+
 func takeover(t *testing.T, s *server) {
+	s.collect(t)
 	node2, _ := s.agent(t, "node2")
 	node3, _ := s.agent(t, "node3")
 	pods := []string{"heir2", "heir3"}
@@ -280,8 +358,8 @@ func refuseNaming(t *testing.T, s *server) {
 func crash(t *testing.T, s *server) {
 	crashed, kill := s.agent(t, "node1")
 	stays, goes := s.run(t, "stays", "node1"), s.run(t, "goes", "node1")
-	for pod, uid := range map[string]string{"stays": stays, "goes": goes} {
-		if err := crashed.Acquire(t.Context(), pod, of(pod, uid, map[string]netip.Addr{"stays": address(0x500), "goes": address(0x501)}[pod])); err != nil {
+	for name, uid := range map[string]string{"stays": stays, "goes": goes} {
+		if err := crashed.Acquire(t.Context(), name, of(name, uid, map[string]netip.Addr{"stays": address(0x500), "goes": address(0x501)}[name])); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -298,21 +376,22 @@ func crash(t *testing.T, s *server) {
 }
 
 func events(t *testing.T, s *server) {
-	r, err := NewRecorder(s.Agent("node1"), "node1", slog.New(slog.DiscardHandler))
+	api, err := NewClient(s.Agent("node1"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	r := NewRecorder(api, "node1", slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); r.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	pod := PodRef{"default", "told", s.run(t, "told", "node1")}
+	web := pod.Ref{Namespace: "default", Name: "refused", UID: pod.UID(s.run(t, "refused", "node1"))}
 	for range 3 {
-		r.Event(pod, Warning, "AddressRefused", "Attach", "2001:db8:200::7 is held by another pod"+strings.Repeat(".", 2*noteLimit))
+		r.Event(web, Warning, "AddressRefused", "Attach", "2001:db8:200::7 is held by another pod"+strings.Repeat(".", 2*noteLimit))
 	}
 	var list eventsv1.EventList
 	get := func() []eventsv1.Event {
-		raw := s.Kubectl("", "get", "events.v1.events.k8s.io", "--field-selector=regarding.name=told", "--output=json")
+		raw := s.Kubectl("", "get", "events.v1.events.k8s.io", "--field-selector=regarding.name=refused", "--output=json")
 		list = eventsv1.EventList{}
 		if err := json.Unmarshal([]byte(raw), &list); err != nil {
 			t.Fatal(err)
@@ -321,7 +400,7 @@ func events(t *testing.T, s *server) {
 	}
 	for deadline := time.Now().Add(10 * time.Second); len(get()) == 0 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 	}
-	if len(list.Items) != 1 || string(list.Items[0].Regarding.UID) != pod.UID || list.Items[0].ReportingController != reportingController || list.Items[0].ReportingInstance != "node1" {
+	if len(list.Items) != 1 || list.Items[0].Regarding.UID != web.UID || list.Items[0].ReportingController != reportingController || list.Items[0].ReportingInstance != "node1" {
 		t.Fatalf("events: %+v", list.Items)
 	}
 	if err := r.sink.patch(t.Context(), "default", list.Items[0].Name, eventsv1.EventSeries{Count: 3, LastObservedTime: metav1.NowMicro()}); err != nil {
@@ -330,8 +409,8 @@ func events(t *testing.T, s *server) {
 	if e := get()[0]; e.Series == nil || e.Series.Count != 3 {
 		t.Errorf("series %+v", e.Series)
 	}
-	if out := s.Kubectl("", "describe", "pod", "told"); !strings.Contains(out, "AddressRefused") || !strings.Contains(out, "flock.fritzlab.net/agent") {
-		t.Errorf("kubectl describe pod does not tell:\n%s", out)
+	if out := s.Kubectl("", "describe", "pod", "refused"); !strings.Contains(out, "AddressRefused") || !strings.Contains(out, "flock.fritzlab.net/agent") {
+		t.Errorf("kubectl describe pod does not show the Event:\n%s", out)
 	}
 }
 

@@ -10,8 +10,8 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Cache is what the API server has told last of one kind of cluster-scoped
-// object. It may be read by any goroutine; what it returns must not be changed.
+// Cache has the newest known objects of one kind. Any goroutine may
+// read it. The returned objects must not be changed.
 type Cache[T runtime.Object] struct {
 	changed  func()
 	store    cache.Store
@@ -21,9 +21,13 @@ type Cache[T runtime.Object] struct {
 // newCache calls changed, from goroutines of Run, after each change and once
 // when all objects are there: an absent object makes no other event.
 func newCache[T runtime.Object](r rest.Interface, resource string, kind T, which fields.Selector, trim cache.TransformFunc, changed func()) *Cache[T] {
+	return newCacheFrom(cache.NewListWatchFromClient(r, resource, "", which), kind, trim, changed)
+}
+
+func newCacheFrom[T runtime.Object](from cache.ListerWatcher, kind T, trim cache.TransformFunc, changed func()) *Cache[T] {
 	c := &Cache[T]{changed: changed}
 	c.store, c.informer = cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: cache.NewListWatchFromClient(r, resource, "", which),
+		ListerWatcher: from,
 		ObjectType:    kind,
 		Transform:     trim,
 		Handler: cache.ResourceEventHandlerFuncs{
@@ -47,11 +51,11 @@ func (c *Cache[T]) Run(ctx context.Context) {
 	synced.Wait()
 }
 
-// Synced tells whether the API server has told all there is once. Before, an
-// object that is not in the cache may well exist.
+// Synced reports whether the first list is complete. Before that, an object that is
+// not in the cache may exist.
 func (c *Cache[T]) Synced() bool { return c.informer.HasSynced() }
 
-// Get returns the object called name.
+// Get returns the object called name, or namespace/name if its kind has namespaces.
 func (c *Cache[T]) Get(name string) (T, bool) {
 	var none T
 	obj, ok, err := c.store.GetByKey(name)

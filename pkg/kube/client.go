@@ -1,5 +1,5 @@
-// Package kube is the agent's side of the API server: what it follows there and
-// what it writes. It decides nothing about what the objects say, and nothing
+// Package kube is flock's side of the API server: what agents and flock-controller follow
+// there and what they write. It decides nothing about what the objects say, and nothing
 // waits for it that need not: while the API server is away, what was seen last
 // stands.
 package kube
@@ -9,50 +9,68 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
-// Client reaches the API server.
+// Client reaches the API server. Its parts share one connection.
 type Client struct {
-	flock, core rest.Interface
+	flock, core, events, discovery rest.Interface
+	metadata                       metadata.Interface
 }
 
-// NewClient returns a client with the address and the credentials of c.
+// NewClient returns a client with the address and the credentials of c. It does not
+// contact the API server. Nor does it limit how much is asked: each caller does, and
+// the API server has limits of its own, while client-go's would hold up the ADD of a pod.
 func NewClient(c *rest.Config) (*Client, error) {
-	flock, err := restClient(c, "/apis", v1alpha1.GroupVersion, v1alpha1.AddToScheme)
+	c = rest.CopyConfig(c)
+	c.QPS = -1
+	connection, err := rest.HTTPClientFor(c)
 	if err != nil {
 		return nil, err
 	}
-	core, err := restClient(c, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
-	if err != nil {
-		return nil, err
+	var errs []error
+	part := func(path string, gv schema.GroupVersion, add func(*runtime.Scheme) error, contentType string) rest.Interface {
+		scheme := runtime.NewScheme()
+		c := rest.CopyConfig(c)
+		c.APIPath, c.GroupVersion = path, &gv
+		c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+		c.ContentType, c.AcceptContentTypes = contentType, contentType+","+runtime.ContentTypeJSON
+		client, err := rest.RESTClientForConfigAndClient(c, connection)
+		errs = append(errs, add(scheme), err)
+		return client
 	}
-	return &Client{flock, core}, nil
+	client := &Client{
+		flock:  part("/apis", v1alpha1.GroupVersion, v1alpha1.AddToScheme, runtime.ContentTypeJSON), // a CRD has no protobuf
+		core:   part("/api", corev1.SchemeGroupVersion, corev1.AddToScheme, runtime.ContentTypeProtobuf),
+		events: part("/apis", eventsv1.SchemeGroupVersion, eventsv1.AddToScheme, runtime.ContentTypeProtobuf),
+
+		discovery: part("/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme, runtime.ContentTypeProtobuf),
+	}
+	client.metadata, err = metadata.NewForConfigAndClient(c, connection)
+	return client, errors.Join(append(errs, err)...)
 }
 
-func restClient(c *rest.Config, path string, gv schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	if err := add(scheme); err != nil {
-		return nil, err
-	}
-	c = rest.CopyConfig(c)
-	c.GroupVersion = &gv
-	c.APIPath = path
-	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	return rest.RESTClientFor(c)
-}
+// Core is for API group core.
+func (c *Client) Core() rest.Interface { return c.core }
+
+// Flock is for flock's own API group.
+func (c *Client) Flock() rest.Interface { return c.flock }
 
 const nodeConfigs = "nodeconfigs"
 
@@ -66,28 +84,17 @@ func (c *Client) AddressPools(changed func()) *Cache[*v1alpha1.AddressPool] {
 	return newCache[*v1alpha1.AddressPool](c.flock, "addresspools", &v1alpha1.AddressPool{}, fields.Everything(), nil, changed)
 }
 
-// Namespaces follows all namespaces, of which only name and labels are kept.
-func (c *Client) Namespaces() *Cache[*corev1.Namespace] {
-	onlyLabels := func(obj any) (any, error) {
-		if ns, ok := obj.(*corev1.Namespace); ok {
-			ns.ObjectMeta = metav1.ObjectMeta{Name: ns.Name, ResourceVersion: ns.ResourceVersion, Labels: ns.Labels}
-			ns.Spec, ns.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
-		}
-		return obj, nil
-	}
-	return newCache[*corev1.Namespace](c.core, "namespaces", &corev1.Namespace{}, fields.Everything(), onlyLabels, func() {})
-}
-
 // ErrNoSecret says that there is no such Secret, or that it has no such key.
 var ErrNoSecret = errors.New("there is no such Secret, or it has no such key")
 
-// SecretKey reads one key of a Secret. ErrNoSecret is in the chain of the error if
+// SecretKey reads one key of a Secret, as the API server's cache has it: every node asks
+// again and again, and etcd need not be asked each time. ErrNoSecret is in the chain of the error if
 // the API server has answered that there is none.
 func (c *Client) SecretKey(ctx context.Context, namespace, name, key string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	secret := &corev1.Secret{}
-	err := c.core.Get().Namespace(namespace).Resource("secrets").Name(name).Do(ctx).Into(secret)
+	err := c.core.Get().Namespace(namespace).Resource("secrets").Name(name).Param("resourceVersion", "0").Do(ctx).Into(secret)
 	if apierrors.IsNotFound(err) {
 		return nil, ErrNoSecret
 	}
@@ -104,17 +111,20 @@ func (c *Client) SecretKey(ctx context.Context, namespace, name, key string) ([]
 // PatchStatus makes status that of the NodeConfig called name (JSON merge patch,
 // RFC 7396, in which null takes a field away).
 func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.NodeConfigStatus) error {
-	patch, err := json.Marshal(map[string]any{"status": map[string]any{
-		"conditions":         status.Conditions,
-		"observedGeneration": status.ObservedGeneration,
-		"podSource":          status.PodSource,
-		"exitSource":         status.ExitSource,
-		"retiredCIDRs":       status.RetiredCIDRs,
-		"sessions":           status.Sessions,
-		"anycast":            status.Anycast,
-	}})
+	patch, err := json.Marshal(map[string]any{"status": allFields(status)})
 	if err != nil {
 		return err
 	}
 	return c.flock.Patch(types.MergePatchType).Resource(nodeConfigs).Name(name).SubResource("status").Body(patch).Do(ctx).Error()
+}
+
+// allFields are the fields of a struct by their names in JSON, empty ones too, which
+// "omitempty" would leave as they are at the API server.
+func allFields(object any) map[string]any {
+	fields := map[string]any{}
+	for field, value := range reflect.ValueOf(object).Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		fields[name] = value.Interface()
+	}
+	return fields
 }

@@ -1,27 +1,38 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	policyv1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
+
+	"flock.fritzlab.net/flock/internal/backoff"
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
-// reportingController is who reports, in every Event of flock's.
-const reportingController = "flock.fritzlab.net/agent"
+// Who reports, in every Event of flock's.
+const (
+	reportingController = "flock.fritzlab.net/agent"
+	centralController   = "flock.fritzlab.net/controller"
+)
 
 const (
 	// eventQueue is how many Events wait at most; more are dropped.
@@ -43,13 +54,7 @@ const (
 	eventPatience = 5 * time.Second
 )
 
-// PodRef is the pod that an Event is of.
-type PodRef struct {
-	Namespace, Name string
-	UID             string // the runtime's: for a static pod not that of its mirror
-}
-
-// EventType says how bad it is.
+// EventType is the severity of an Event.
 type EventType string
 
 // The types of the Kubernetes API.
@@ -58,16 +63,44 @@ const (
 	Warning EventType = "Warning"
 )
 
-// Recorder reports to people what happens to pods, as Events that `kubectl describe
-// pod` shows. It never keeps anyone waiting, and loses Events rather than memory; what
-// must not be lost does not belong here.
+// Recorder reports to people what happens to pods and to the node, as Events that
+// `kubectl describe` shows. It never keeps anyone waiting, and loses Events rather than
+// memory; what must not be lost does not belong here.
+//
+// client-go's recorder (tools/events) has neither bound: it starts a goroutine for each
+// Event, keeps all of the last six minutes, writes each that differs in its note, and
+// does not count what it drops.
 type Recorder struct {
-	node    string
-	sink    eventSink
-	log     *slog.Logger
-	queue   chan happening
-	dropped atomic.Uint64
-	logged  uint64 // of dropped; Run's own
+	reporter string
+	node     string // or the instance of flock-controller
+	sink     eventSink
+	log      *slog.Logger
+	queue    chan eventKey
+	dropped  atomic.Uint64
+	logged   uint64 // of dropped; Run's own
+
+	mu     sync.Mutex // guards recent
+	recent []Recent   // the newest last
+}
+
+// Recent is an Event that was reported lately, also if it could not be written.
+type Recent struct {
+	At                    time.Time
+	Type                  EventType
+	Kind, Namespace, Name string // of the object
+	Reason, Action, Note  string
+}
+
+// recentEvents is how many are remembered for [Recorder.Recent].
+const recentEvents = 50
+
+// Recent are the last Events, the newest first. The same again is another one.
+func (r *Recorder) Recent() []Recent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Clone(r.recent)
+	slices.Reverse(all)
+	return all
 }
 
 // eventSink is the API server.
@@ -76,37 +109,78 @@ type eventSink interface {
 	patch(ctx context.Context, namespace, name string, series eventsv1.EventSeries) error
 }
 
-// happening is what makes an Event the same as another.
-type happening struct {
-	PodRef
+// eventKey identifies an Event: the same again is counted.
+type eventKey struct {
+	pod.Ref              // of the object
+	object               ObjectKind
 	kind                 EventType
 	reason, action, note string
 }
 
-// NewRecorder returns a Recorder for a node's agent, with the address and the
-// credentials of c.
-func NewRecorder(c *rest.Config, node string, log *slog.Logger) (*Recorder, error) {
-	r, err := restClient(c, "/apis", eventsv1.SchemeGroupVersion, eventsv1.AddToScheme)
-	if err != nil {
-		return nil, err
-	}
-	return newRecorder(restSink{r}, node, log), nil
+// NewRecorder returns a Recorder for the agent of a node.
+func NewRecorder(c *Client, node string, log *slog.Logger) *Recorder {
+	return newRecorder(restSink{c.events}, node, log)
+}
+
+// NewControllerRecorder returns a Recorder for the instance of flock-controller of that name.
+func NewControllerRecorder(c *Client, name string, log *slog.Logger) *Recorder {
+	r := newRecorder(restSink{c.events}, name, log)
+	r.reporter = centralController
+	return r
 }
 
 func newRecorder(sink eventSink, node string, log *slog.Logger) *Recorder {
-	return &Recorder{node: node, sink: sink, log: log, queue: make(chan happening, eventQueue)}
+	return &Recorder{reporter: reportingController, node: node, sink: sink, log: log, queue: make(chan eventKey, eventQueue)}
 }
 
 // Event reports that something happened to pod. The reason is a word in upper camel
 // case for machines, the action one for what flock was doing; the note is for people.
 // The same again within minutes is counted, not repeated. It returns at once; if too
 // much waits, the Event is dropped.
-func (r *Recorder) Event(pod PodRef, kind EventType, reason, action, note string) {
+func (r *Recorder) Event(pod pod.Ref, kind EventType, reason, action, note string) {
+	r.note(eventKey{pod, podObject, kind, reason, action, shorten(note)})
+}
+
+func (r *Recorder) note(h eventKey) {
+	r.mu.Lock()
+	r.recent = append(r.recent, Recent{time.Now(), h.kind, h.object.kind, h.Namespace, h.Name, h.reason, h.action, h.note})
+	r.recent = slices.Delete(r.recent, 0, max(0, len(r.recent)-recentEvents))
+	r.mu.Unlock()
 	select {
-	case r.queue <- happening{pod, kind, reason, action, shorten(note)}:
+	case r.queue <- h:
 	default:
 		r.dropped.Add(1)
 	}
+}
+
+// NodeEvent is Event for the Node that the agent runs on.
+func (r *Recorder) NodeEvent(kind EventType, reason, action, note string) {
+	// The kubelet's Events of a Node have its name as UID, and kubectl looks for that.
+	r.note(eventKey{pod.Ref{Name: r.node, UID: pod.UID(r.node)}, nodeObject, kind, reason, action, shorten(note)})
+}
+
+// ObjectKind is a kind of object that Events may be of.
+type ObjectKind struct{ apiVersion, kind string }
+
+var (
+	podObject  = ObjectKind{"v1", "Pod"}
+	nodeObject = ObjectKind{"v1", "Node"}
+	// Service, NetworkPolicy and ClusterNetworkPolicy are for [Recorder.ObjectEvent].
+	Service              = ObjectKind{"v1", "Service"}
+	NetworkPolicy        = ObjectKind{networkingv1.SchemeGroupVersion.String(), "NetworkPolicy"}
+	ClusterNetworkPolicy = ObjectKind{policyv1beta1.GroupVersion.String(), "ClusterNetworkPolicy"}
+)
+
+// ObjectEvent is Event for an object of another kind.
+func (r *Recorder) ObjectEvent(of ObjectKind, namespace, name string, uid types.UID, kind EventType, reason, action, note string) {
+	r.note(eventKey{pod.Ref{Namespace: namespace, Name: name, UID: uid}, of, kind, reason, action, shorten(note)})
+}
+
+// regarding is the object that the Event is of, and the namespace that the Event
+// goes to.
+func (h eventKey) regarding() (corev1.ObjectReference, string) {
+	return corev1.ObjectReference{APIVersion: h.object.apiVersion, Kind: h.object.kind, Namespace: h.Namespace, Name: h.Name, UID: h.UID},
+		cmp.Or(h.Namespace, metav1.NamespaceDefault)
 }
 
 // Dropped is how many Events were dropped so far.
@@ -128,7 +202,7 @@ func shorten(note string) string {
 
 // Run writes Events until ctx ends. What waits then is lost.
 func (r *Recorder) Run(ctx context.Context) {
-	m := memory{events: map[happening]*written{}, budgets: map[budgetKey]*budget{}}
+	m := memory{events: map[eventKey]*written{}, budgets: map[budgetKey]*budget{}}
 	tick := time.NewTicker(seriesPeriod / 4)
 	defer tick.Stop()
 	for {
@@ -136,11 +210,11 @@ func (r *Recorder) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case h := <-r.queue:
-			r.note(ctx, &m, h)
+			r.write(ctx, &m, h)
 		case <-tick.C:
-			r.countUp(ctx, &m)
+			r.flushCounts(ctx, &m)
 			if n := r.dropped.Load(); n > r.logged {
-				r.log.Warn("events of pods were dropped, as the API server takes them too slowly", "dropped", n-r.logged)
+				r.log.Warn("dropping Events because the API server takes them too slowly", "dropped", n-r.logged)
 				r.logged = n
 			}
 		}
@@ -149,7 +223,7 @@ func (r *Recorder) Run(ctx context.Context) {
 
 // memory is what Run knows of the Events that it has written.
 type memory struct {
-	events  map[happening]*written
+	events  map[eventKey]*written
 	budgets map[budgetKey]*budget
 }
 
@@ -161,7 +235,7 @@ type written struct {
 }
 
 type budgetKey struct {
-	PodRef
+	pod.Ref
 	reason string
 }
 
@@ -171,7 +245,7 @@ type budget struct {
 	since time.Time
 }
 
-func (r *Recorder) note(ctx context.Context, m *memory, h happening) {
+func (r *Recorder) write(ctx context.Context, m *memory, h eventKey) {
 	now := time.Now()
 	if w := m.events[h]; w != nil && now.Sub(w.last) < seriesEnd {
 		w.times++
@@ -180,7 +254,7 @@ func (r *Recorder) note(ctx context.Context, m *memory, h happening) {
 		return
 	}
 	if !m.afford(h, now) {
-		r.log.Debug("one more event of a pod with this reason is left out", "pod", h.Namespace+"/"+h.Name, "reason", h.reason, "note", h.note)
+		r.log.Debug("not writing an Event: too many of this reason", "object", strings.TrimPrefix(h.String(), "/"), "reason", h.reason, "note", h.note)
 		return
 	}
 	w := &written{name: eventName(h.Name, now), times: 1, reported: 1, last: now, wrote: now}
@@ -194,8 +268,8 @@ func (r *Recorder) note(ctx context.Context, m *memory, h happening) {
 	})
 }
 
-// countUp writes the counts that are due and forgets what has ended.
-func (r *Recorder) countUp(ctx context.Context, m *memory) {
+// flushCounts writes the counts that are due and forgets Events that have not recurred.
+func (r *Recorder) flushCounts(ctx context.Context, m *memory) {
 	now := time.Now()
 	for h, w := range m.events {
 		r.report(ctx, m, h, w)
@@ -211,13 +285,14 @@ func (r *Recorder) countUp(ctx context.Context, m *memory) {
 }
 
 // report writes how often h has happened, if that is due.
-func (r *Recorder) report(ctx context.Context, m *memory, h happening, w *written) {
+func (r *Recorder) report(ctx context.Context, m *memory, h eventKey, w *written) {
 	now := time.Now()
 	if w.times == w.reported || now.Sub(w.wrote) < seriesPeriod {
 		return
 	}
 	series := eventsv1.EventSeries{Count: w.times, LastObservedTime: metav1.NewMicroTime(w.last)}
-	err := r.persist(ctx, h, func(ctx context.Context) error { return r.sink.patch(ctx, h.Namespace, w.name, series) })
+	_, namespace := h.regarding()
+	err := r.persist(ctx, h, func(ctx context.Context) error { return r.sink.patch(ctx, namespace, w.name, series) })
 	w.reported, w.wrote = w.times, now
 	if apierrors.IsNotFound(err) { // the API server keeps Events for an hour
 		delete(m.events, h)
@@ -226,9 +301,9 @@ func (r *Recorder) report(ctx context.Context, m *memory, h happening, w *writte
 
 // persist tries until the API server has answered. Events may wait for that; those
 // that find no room are dropped.
-func (r *Recorder) persist(ctx context.Context, h happening, write func(context.Context) error) error {
-	const firstRetry, lastRetry = time.Second, 30 * time.Second
-	for delay := firstRetry; ; delay = min(2*delay, lastRetry) {
+func (r *Recorder) persist(ctx context.Context, h eventKey, write func(context.Context) error) error {
+	retry := backoff.Backoff{First: time.Second, Last: 30 * time.Second}
+	for {
 		err := func() error {
 			ctx, cancel := context.WithTimeout(ctx, eventPatience)
 			defer cancel()
@@ -238,17 +313,15 @@ func (r *Recorder) persist(ctx context.Context, h happening, write func(context.
 			return err
 		}
 		if answered(err) {
-			r.log.Debug("an event of a pod is not written", "pod", h.Namespace+"/"+h.Name, "reason", h.reason, "error", err)
+			r.log.Debug("cannot write an Event", "object", strings.TrimPrefix(h.String(), "/"), "reason", h.reason, "error", err)
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(delay):
-		}
+		_ = retry.Wait(ctx)
 	}
 }
 
-// answered tells whether the API server has decided.
+// answered reports whether err is an answer of the API server, so that a retry would not
+// help.
 func answered(err error) bool {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
@@ -258,9 +331,9 @@ func answered(err error) bool {
 	return code < http.StatusInternalServerError && code != http.StatusTooManyRequests
 }
 
-func (m *memory) remember(h happening, w *written) {
+func (m *memory) remember(h eventKey, w *written) {
 	if len(m.events) >= eventMemory {
-		var oldest happening
+		var oldest eventKey
 		var since time.Time
 		for other, w := range m.events {
 			if since.IsZero() || w.last.Before(since) {
@@ -272,8 +345,8 @@ func (m *memory) remember(h happening, w *written) {
 	m.events[h] = w
 }
 
-func (m *memory) afford(h happening, now time.Time) bool {
-	id := budgetKey{h.PodRef, h.reason}
+func (m *memory) afford(h eventKey, now time.Time) bool {
+	id := budgetKey{h.Ref, h.reason}
 	b := m.budgets[id]
 	if b == nil {
 		b = &budget{since: now}
@@ -300,15 +373,16 @@ func eventName(pod string, at time.Time) string {
 	return strings.TrimRight(pod[:min(len(pod), limit-len(suffix))], ".-") + suffix
 }
 
-func (r *Recorder) event(h happening, w *written) *eventsv1.Event {
+func (r *Recorder) event(h eventKey, w *written) *eventsv1.Event {
+	regarding, namespace := h.regarding()
 	return &eventsv1.Event{
-		ObjectMeta:          metav1.ObjectMeta{Namespace: h.Namespace, Name: w.name},
+		ObjectMeta:          metav1.ObjectMeta{Namespace: namespace, Name: w.name},
 		EventTime:           metav1.NewMicroTime(w.last),
-		ReportingController: reportingController,
+		ReportingController: r.reporter,
 		ReportingInstance:   r.node[:min(len(r.node), 128)],
 		Action:              h.action,
 		Reason:              h.reason,
-		Regarding:           corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: h.Namespace, Name: h.Name, UID: types.UID(h.UID)},
+		Regarding:           regarding,
 		Note:                h.note,
 		Type:                string(h.kind),
 	}

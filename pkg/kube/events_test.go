@@ -14,6 +14,8 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
 // sinkLog is an API server that writes down what it is asked.
@@ -45,8 +47,8 @@ func (s *sinkLog) patch(_ context.Context, _, name string, series eventsv1.Event
 	return s.fail
 }
 
-// told are the writes since it was asked last.
-func (s *sinkLog) told() string {
+// take returns the writes since the last call.
+func (s *sinkLog) take() string {
 	synctest.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -74,7 +76,23 @@ func recording(t *testing.T, f func(*Recorder, *sinkLog)) {
 	})
 }
 
-var web = PodRef{"shop", "web", "u1"}
+// An Event of the Node is where kubectl describe node looks for it.
+func TestNodeEvent(t *testing.T) {
+	recording(t, func(r *Recorder, sink *sinkLog) {
+		r.NodeEvent(Warning, "KernelRepaired", "Repair", "a route was missing")
+		sink.take()
+		for _, e := range sink.events {
+			if e.Namespace != "default" || e.Regarding.Kind != "Node" || e.Regarding.Namespace != "" || e.Regarding.Name != "node1" || e.Regarding.UID != "node1" {
+				t.Errorf("event in %s regarding %+v", e.Namespace, e.Regarding)
+			}
+		}
+		if len(sink.events) != 1 {
+			t.Errorf("%d events", len(sink.events))
+		}
+	})
+}
+
+var web = pod.Ref{Namespace: "shop", Name: "web", UID: "u1"}
 
 func refuse(r *Recorder, note string) { r.Event(web, Warning, "AddressRefused", "Attach", note) }
 
@@ -85,51 +103,52 @@ func TestRepetitionIsCounted(t *testing.T) {
 			refuse(r, "held")
 			time.Sleep(10 * time.Second)
 		}
-		told := strings.Split(sink.told(), "\n")
-		if told[0] != "create Warning shop/web: held" || len(told) > 61 {
-			t.Errorf("%d writes, the first %q: want one Event and at most a count a minute", len(told), told[0])
+		writes := strings.Split(sink.take(), "\n")
+		if writes[0] != "create Warning shop/web: held" || len(writes) > 61 {
+			t.Errorf("%d writes, the first %q: want one Event and at most a count a minute", len(writes), writes[0])
 		}
 		time.Sleep(2 * time.Minute)
-		sink.told()
-		if last := told[len(told)-1]; !strings.HasPrefix(last, "count shop/web: 3") {
+		sink.take()
+		if last := writes[len(writes)-1]; !strings.HasPrefix(last, "count shop/web: 3") {
 			t.Errorf("the last count is %q", last)
 		}
 
 		time.Sleep(seriesEnd)
 		refuse(r, "held")
-		if got := sink.told(); got != "create Warning shop/web: held" {
+		if got := sink.take(); got != "create Warning shop/web: held" {
 			t.Errorf("after a while of silence: %q, want a new Event", got)
 		}
 		refuse(r, "held")
 		time.Sleep(2 * seriesPeriod)
-		if got := sink.told(); got != "count shop/web: 2" {
+		if got := sink.take(); got != "count shop/web: 2" {
 			t.Errorf("twice and no more: %q, want the count", got)
 		}
 	})
 }
 
-// What differs is told at once, up to a number.
+// Different Events are written at once, up to a number.
 func TestDifferentEventsOfAPod(t *testing.T) {
 	recording(t, func(r *Recorder, sink *sinkLog) {
 		for i := range 100 {
 			refuse(r, fmt.Sprint("try ", i))
 		}
 		r.Event(web, Normal, "Announced", "Announce", "2001:db8::53")
-		r.Event(PodRef{"shop", "web", "u2"}, Warning, "AddressRefused", "Attach", "try 0")
+		r.Event(pod.Ref{Namespace: "shop", Name: "web", UID: "u2"}, Warning, "AddressRefused", "Attach", "try 0")
 		want := "create Warning shop/web: try 0\ncreate Warning shop/web: try 1\ncreate Warning shop/web: try 2\ncreate Warning shop/web: try 3\ncreate Normal shop/web: 2001:db8::53\ncreate Warning shop/web: try 0"
-		if got := sink.told(); got != want {
+		if got := sink.take(); got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 		time.Sleep(seriesPeriod)
 		refuse(r, "try 100")
 		refuse(r, "try 101")
-		if got := sink.told(); got != "create Warning shop/web: try 100" {
+		if got := sink.take(); got != "create Warning shop/web: try 100" {
 			t.Errorf("a minute later %q, want one more", got)
 		}
 	})
 }
 
-// Nobody waits for an API server that is away, and it gets what was not dropped.
+// The recorder does not block while the API server is down. Afterwards it writes the
+// Events that it did not drop.
 func TestEventsOverAnOutage(t *testing.T) {
 	for name, fail := range map[string]error{
 		"no connection": errors.New("connection refused"),
@@ -142,7 +161,7 @@ func TestEventsOverAnOutage(t *testing.T) {
 				synctest.Wait()
 				start := time.Now()
 				for i := range 2 * eventQueue {
-					r.Event(PodRef{"shop", fmt.Sprint("p", i), "u"}, Warning, "AddressRefused", "Attach", "held")
+					r.Event(pod.Ref{Namespace: "shop", Name: fmt.Sprint("p", i), UID: "u"}, Warning, "AddressRefused", "Attach", "held")
 				}
 				if took := time.Since(start); took > 0 {
 					t.Errorf("reporting took %s", took)
@@ -151,12 +170,12 @@ func TestEventsOverAnOutage(t *testing.T) {
 					t.Errorf("%d dropped, want %d", n, eventQueue)
 				}
 				time.Sleep(time.Hour)
-				if n := strings.Count(sink.told(), "\n"); n > 150 {
+				if n := strings.Count(sink.take(), "\n"); n > 150 {
 					t.Errorf("%d tries in an hour's outage", n)
 				}
 				sink.set(nil)
 				time.Sleep(time.Minute)
-				if n := strings.Count(sink.told()+"\n", "create"); n != 1+eventQueue {
+				if n := strings.Count(sink.take()+"\n", "create"); n != 1+eventQueue {
 					t.Errorf("%d Events after the outage, want %d", n, 1+eventQueue)
 				}
 			})
@@ -164,36 +183,36 @@ func TestEventsOverAnOutage(t *testing.T) {
 	}
 }
 
-// An Event that the API server will not have is not tried again; one that it has
-// forgotten is written anew.
+// An Event that the API server refuses is not retried. One that it has deleted is
+// created again.
 func TestEventsThatAreRefusedOrForgotten(t *testing.T) {
 	recording(t, func(r *Recorder, sink *sinkLog) {
 		sink.set(apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "", errors.New("namespace is being terminated")))
 		refuse(r, "held")
 		time.Sleep(time.Minute)
-		if got := sink.told(); got != "create Warning shop/web: held" {
+		if got := sink.take(); got != "create Warning shop/web: held" {
 			t.Errorf("refused: %q, want one try", got)
 		}
 		sink.set(nil)
 		refuse(r, "held") // its count finds no Event
-		sink.told()
+		sink.take()
 		refuse(r, "held")
-		if got := sink.told(); got != "create Warning shop/web: held" {
+		if got := sink.take(); got != "create Warning shop/web: held" {
 			t.Errorf("forgotten: %q, want a new Event", got)
 		}
 	})
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	m := memory{events: map[happening]*written{}}
+	m := memory{events: map[eventKey]*written{}}
 	at := time.Now()
 	for i := range 2 * eventMemory {
-		m.remember(happening{PodRef: PodRef{UID: fmt.Sprint(i)}}, &written{last: at.Add(time.Duration(i))})
+		m.remember(eventKey{Ref: pod.Ref{UID: pod.UID(fmt.Sprint(i))}}, &written{last: at.Add(time.Duration(i))})
 	}
 	if len(m.events) != eventMemory {
 		t.Errorf("%d remembered", len(m.events))
 	}
-	if m.events[happening{PodRef: PodRef{UID: fmt.Sprint(2*eventMemory - 1)}}] == nil || m.events[happening{PodRef: PodRef{UID: "0"}}] != nil {
+	if m.events[eventKey{Ref: pod.Ref{UID: pod.UID(fmt.Sprint(2*eventMemory - 1))}}] == nil || m.events[eventKey{Ref: pod.Ref{UID: "0"}}] != nil {
 		t.Error("the oldest are not those that were forgotten")
 	}
 }

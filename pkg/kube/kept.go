@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
-	"flock.fritzlab.net/flock/pkg/atomicfile"
+	"flock.fritzlab.net/flock/internal/atomicfile"
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // Save keeps obj at path for Load, atomically: a node that has served pods can do
@@ -22,7 +22,7 @@ func Save(path string, obj any) error {
 
 // Load returns what Save kept at path; nil without an error if there is nothing.
 func Load[T any](path string) (*T, error) {
-	b, err := os.ReadFile(path)
+	b, err := sys.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -18,12 +19,13 @@ const (
 )
 
 // Node follows the Node object of one node, of which only what a template takes from
-// it is kept (name, UID, labels, pod CIDRs and addresses), taints and conditions.
+// it is kept (name, UID, labels, pod CIDRs and addresses), taints and conditions, and
+// whether it is cordoned or being deleted.
 func (c *Client) Node(name string, changed func()) *Cache[*corev1.Node] {
 	only := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
-			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels}
-			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs, Taints: n.Spec.Taints}
+			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels, DeletionTimestamp: n.DeletionTimestamp}
+			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs, Taints: n.Spec.Taints, Unschedulable: n.Spec.Unschedulable}
 			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: n.Status.Conditions}
 		}
 		return obj, nil
@@ -58,4 +60,20 @@ func (c *Client) RemoveNodeTaints(ctx context.Context, node, key string, at []in
 		return err
 	}
 	return c.core.Patch(types.JSONPatchType).Resource(nodes).Name(node).Body(body).Do(ctx).Error()
+}
+
+// GetNode reads a Node.
+func (c *Client) GetNode(ctx context.Context, name string) (*corev1.Node, error) {
+	node := &corev1.Node{}
+	return node, c.core.Get().Resource(nodes).Name(name).Do(ctx).Into(node)
+}
+
+// GetDaemonSet reads a DaemonSet.
+func (c *Client) GetDaemonSet(ctx context.Context, namespace, name string) (*appsv1.DaemonSet, error) {
+	body, err := c.core.Get().AbsPath("/apis/apps/v1/namespaces", namespace, "daemonsets", name).SetHeader("Accept", "application/json").Do(ctx).Raw()
+	if err != nil {
+		return nil, err
+	}
+	ds := &appsv1.DaemonSet{}
+	return ds, json.Unmarshal(body, ds)
 }

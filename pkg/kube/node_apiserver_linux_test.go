@@ -53,6 +53,16 @@ func ownNode(t *testing.T, s *server) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// What tells a roll-out from the node's departure.
+	if ds, err := agent.GetDaemonSet(t.Context(), "flock-system", "flock"); err != nil || ds.Spec.Template.Spec.NodeSelector == nil {
+		t.Errorf("flock's DaemonSet: %v, %v", ds, err)
+	}
+	if _, err := agent.GetDaemonSet(t.Context(), "kube-system", "other"); !apierrors.IsForbidden(err) {
+		t.Errorf("a DaemonSet of another namespace: %v, want it forbidden", err)
+	}
+	if n, err := agent.GetNode(t.Context(), "node1"); err != nil || n.Name != "node1" {
+		t.Errorf("%v, %v", n, err)
+	}
 	changed := make(chan struct{}, 1)
 	cache := agent.Node("node1", func() {
 		select {

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // A Conn does one exchange with the kernel at a time. It may be used from several
@@ -36,25 +38,38 @@ const bufferSize = 64 << 10
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // Open opens a non-blocking socket of a protocol (NETLINK_…) in the calling
-// thread's network namespace and connects it to the kernel, so that nobody else
-// can write to it. Refusals on it explain themselves and do not carry the request
-// back; options are more that it shall have.
+// thread's network namespace and connects it to the kernel, so that no other
+// process can write to it. Error messages have the kernel's explanation and do not
+// repeat the request. options are additional socket options.
 func Open(protocol int, options ...int) (fd int, err error) {
-	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	fd, err = sys.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("netlink socket of protocol %d: %w", protocol, err)
 	}
 	for _, option := range append([]int{unix.NETLINK_EXT_ACK, unix.NETLINK_CAP_ACK}, options...) {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1); err != nil {
+		if err := sys.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1); err != nil {
 			unix.Close(fd)
 			return -1, fmt.Errorf("netlink socket option %d (kernel 4.20 or newer is needed): %w", option, err)
 		}
 	}
-	if err := unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := sys.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("netlink connect: %w", err)
 	}
+	if name, err := unix.Getsockname(fd); err == nil {
+		own.Store(name.(*unix.SockaddrNetlink).Pid, true)
+	}
 	return fd, nil
+}
+
+// own are the port IDs of this process' sockets. Few are opened for good, and those of a pod's
+// namespace are other numbers or those of a socket that was closed.
+var own sync.Map
+
+// IsOwn says whether a port ID is of a socket that this process has opened.
+func IsOwn(port uint32) bool {
+	_, is := own.Load(port)
+	return is
 }
 
 // NewConn makes a Conn of a socket of [Open], which is its own then.
@@ -68,6 +83,13 @@ func (c *Conn) Close() {
 		unix.Close(c.fd)
 		c.fd = -1
 	}
+}
+
+// SetSendBuffer lets requests have up to so many bytes, beyond net.core.wmem_max.
+func (c *Conn) SetSendBuffer(bytes int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return sys.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, bytes)
 }
 
 // Ask does a request of one message, calls f for each message of its answer and
@@ -105,14 +127,14 @@ func (c *Conn) Exchange(r Request, answer func(i int, m Message) (last bool, err
 		c.seq++
 		native.PutUint32(b[8:], c.seq)
 	}
-	if _, err := uninterrupted(unix.Write, c.fd, r); err != nil {
+	if _, err := uninterrupted(sys.Write, c.fd, r); err != nil {
 		return err
 	}
 	in := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(in)
 	var lost error
 	for end := false; !end; {
-		n, err := uninterrupted(unix.Read, c.fd, in[:])
+		n, err := uninterrupted(sys.Read, c.fd, in[:])
 		switch {
 		case err == unix.ENOBUFS: // some of it did not fit; the rest is to be read
 			lost = err

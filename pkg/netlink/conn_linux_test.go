@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"flock.fritzlab.net/flock/pkg/nettest"
+	"flock.fritzlab.net/flock/internal/nettest"
 )
 
 func dial(t *testing.T) *Conn {

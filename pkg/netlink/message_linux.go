@@ -11,7 +11,10 @@ import (
 type Message struct {
 	Type, Flags uint16
 	Body        []byte
-	seq         uint32
+	// Port is the port ID of the socket on which the change was asked for that a
+	// notification reports; 0 if the kernel made it, or does not say.
+	Port uint32
+	seq  uint32
 }
 
 // ErrShort says that a message is cut off.
@@ -24,7 +27,7 @@ func Messages(b []byte, f func(Message) error) error {
 		if n < unix.SizeofNlMsghdr || n > len(b) {
 			return ErrShort
 		}
-		m := Message{Type: native.Uint16(b[4:]), Flags: native.Uint16(b[6:]), Body: b[unix.SizeofNlMsghdr:n], seq: native.Uint32(b[8:])}
+		m := Message{Type: native.Uint16(b[4:]), Flags: native.Uint16(b[6:]), Body: b[unix.SizeofNlMsghdr:n], seq: native.Uint32(b[8:]), Port: native.Uint32(b[12:])}
 		if err := f(m); err != nil {
 			return err
 		}
@@ -74,7 +77,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Errno }
 
 // Refusal reads an acknowledgement (NLMSG_ERROR) or the end of a dump
-// (NLMSG_DONE); nil, nil if it tells of success.
+// (NLMSG_DONE). It returns nil, nil on success.
 func (m Message) Refusal() (*Error, error) {
 	if len(m.Body) < 4 {
 		if m.Type == unix.NLMSG_DONE {

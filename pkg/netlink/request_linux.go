@@ -84,6 +84,12 @@ func (r *Request) BE32(typ uint16, v uint32) {
 	*r = binary.BigEndian.AppendUint32(*r, v)
 }
 
+// BE64 writes an attribute in network byte order.
+func (r *Request) BE64(typ uint16, v uint64) {
+	r.attribute(typ, 8)
+	*r = binary.BigEndian.AppendUint64(*r, v)
+}
+
 // Nest puts what fill writes into an attribute of its own.
 func (r *Request) Nest(typ uint16, fill func()) {
 	start := len(*r)

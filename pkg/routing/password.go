@@ -27,7 +27,7 @@ func ParsePassword(value []byte) (Password, error) {
 	case len(value) > maxPassword:
 		return Password{}, fmt.Errorf("the password has %d bytes: want at most %d, what Linux takes (RFC 2385)", len(value), maxPassword)
 	case value[len(value)-1] == '\n':
-		return Password{}, errors.New("the password ends in a line break: make the Secret anew, with printf or echo -n")
+		return Password{}, errors.New("the password ends in a line break: create the Secret again, with printf or echo -n")
 	}
 	for i, b := range value {
 		if b < 0x20 || b > 0x7e || b == '"' {

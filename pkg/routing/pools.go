@@ -9,13 +9,14 @@ import (
 	"flock.fritzlab.net/flock/pkg/config"
 )
 
-// PoolRoutes are the host routes within a prefix, to addresses that AddressPools
-// grant, and what goes with them in addition to a peer's export. Their single
-// values go before the peer's.
+// PoolRoutes are the routes within a prefix, to addresses that AddressPools grant,
+// and what goes with them in addition to a peer's export. Their single values go
+// before the peer's. Routes of pods are host routes; those of Services are host
+// routes, or a pool's whole CIDR if it is aggregated.
 type PoolRoutes struct {
 	Within netip.Prefix
-	// Static and Anycast differ only where pools have the very same prefix.
-	Static, Anycast config.Export
+	// Static, Anycast and Service differ only where pools have the very same prefix.
+	Static, Anycast, Service config.Export
 }
 
 // PoolsOf is what pools ask for their addresses, the longest prefix first: the
@@ -27,7 +28,7 @@ type PoolRoutes struct {
 // attributes, and a pool without any appears only if it was carved out of one
 // that has some.
 func PoolsOf(pools []config.Pool) []PoolRoutes {
-	type uses struct{ first, static, anycast *config.Export }
+	type uses struct{ first, static, anycast, service *config.Export }
 	at := map[netip.Prefix]uses{}
 	pools = slices.Clone(pools)
 	slices.SortFunc(pools, func(a, b config.Pool) int { return cmp.Compare(a.Name, b.Name) })
@@ -44,12 +45,15 @@ func PoolsOf(pools []config.Pool) []PoolRoutes {
 			if pools[i].Anycast && u.anycast == nil {
 				u.anycast = export
 			}
+			if pools[i].Service && u.service == nil {
+				u.service = export
+			}
 			at[c] = u
 		}
 	}
 	routes := func(within netip.Prefix) PoolRoutes {
 		u := at[within]
-		return PoolRoutes{within, *cmp.Or(u.static, u.first), *cmp.Or(u.anycast, u.first)}
+		return PoolRoutes{within, *cmp.Or(u.static, u.first), *cmp.Or(u.anycast, u.first), *cmp.Or(u.service, u.first)}
 	}
 	var out []PoolRoutes
 	for within := range at {
@@ -60,7 +64,7 @@ func PoolsOf(pools []config.Pool) []PoolRoutes {
 				break
 			}
 		}
-		if !r.sameAs(wider) {
+		if !r.SameAs(wider) {
 			out = append(out, r)
 		}
 	}
@@ -70,7 +74,8 @@ func PoolsOf(pools []config.Pool) []PoolRoutes {
 	return out
 }
 
-// sameAs tells whether the same goes with the routes of both.
-func (r PoolRoutes) sameAs(s PoolRoutes) bool {
-	return reflect.DeepEqual(r.Static, s.Static) && reflect.DeepEqual(r.Anycast, s.Anycast)
+// SameAs reports whether the same goes with the routes of both.
+func (r PoolRoutes) SameAs(s PoolRoutes) bool {
+	s.Within = r.Within
+	return reflect.DeepEqual(r, s)
 }

@@ -19,48 +19,42 @@ import (
 	"flock.fritzlab.net/flock/pkg/config"
 )
 
-const (
-	// Protocol is the route protocol number (rtm_protocol, rtnetlink(7)) of
-	// every route that the agent installs.
-	Protocol = 85
-	// LocalMetric is the metric of flock's routes that stay on the node: the
-	// host routes of pods, which a summary covers. Every other metric means
-	// that the route is to be announced.
-	LocalMetric = 1024
-	// StaticMetric is the metric of the routes to static addresses that no summary
-	// covers.
-	StaticMetric = 768
-)
-
 // Intent is what a node asks of its routing daemon. The zero value announces
 // nothing and imports nothing.
 type Intent struct {
-	// Own are the node's pod CIDRs: no router may tell it where they are.
+	// Own are the node's pod CIDRs. Routes to them are refused from routers.
 	Own []netip.Prefix
 	// OnLink are the subnets of the node's links, see OnLink. They are refused
 	// from routers too: a route into the node's own subnet, more specific than
 	// the link's, would send its traffic through the router.
 	OnLink []netip.Prefix
-	// Addresses are what routers know the node by: its InternalIPs. A session
+	// Addresses are the node's InternalIPs, by which routers know it. A session
 	// comes from one of them where the router is on the same subnet and the
-	// configuration does not say otherwise. Without it the daemon takes any of
-	// the link's addresses, and after a restart perhaps another: one from a router
+	// configuration names no other. Without one the daemon takes any address of
+	// the link, and after a restart perhaps another: one from a router
 	// advertisement, or a virtual one.
 	Addresses []netip.Addr
+	// Held are the addresses that the node's interfaces have, see Held. An
+	// InternalIP that is not among them, after the node was renumbered, is no
+	// session's source. If it is empty, all are assumed to exist.
+	Held []netip.Addr
 	// Pools are what goes with the host routes of granted addresses, the longest
 	// prefix first, see PoolsOf.
 	Pools []PoolRoutes
+	// Departing: the node is about to leave the network. Its anycast addresses are not
+	// announced, and routers are asked to prefer other paths to the rest (RFC 8326).
+	Departing bool
 	// BGP is nil where the node does not speak it.
 	BGP *config.BGP
 	// OSPF is nil where the node does not speak it.
 	OSPF *config.OSPF
-	// Passwords by the reference that the configuration makes. A session whose
-	// password is missing stays down.
+	// Passwords has the passwords by their references in the configuration. A session
+	// without its password stays down.
 	Passwords map[config.SecretRef]Password
 }
 
-// IntentOf is the routing part of a node's configuration. OnLink, Addresses, Pools
-// and Passwords are for the caller to add.
+// IntentOf is the routing part of a node's configuration. The caller adds OnLink,
+// Addresses, Held, Pools and Passwords.
 func IntentOf(n config.Node) Intent {
 	return Intent{Own: n.Summaries(), BGP: n.BGP, OSPF: n.OSPF}
 }
@@ -72,6 +66,9 @@ func (in Intent) Source(p config.BGPPeer) netip.Addr {
 		return p.Source
 	}
 	for _, a := range in.Addresses {
+		if !in.Has(a) {
+			continue
+		}
 		for _, link := range in.OnLink {
 			if link.Contains(a) && link.Contains(p.Addr) {
 				return a
@@ -79,6 +76,11 @@ func (in Intent) Source(p config.BGPPeer) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// Has reports whether the node has the address, or may have it.
+func (in Intent) Has(a netip.Addr) bool {
+	return len(in.Held) == 0 || slices.Contains(in.Held, a)
 }
 
 // Secrets are the references to passwords that in makes, without doubles.
@@ -124,4 +126,15 @@ func OnLink(addrs []net.Addr) []netip.Prefix {
 	}
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
+}
+
+// Held are the addresses of all interfaces, which net.InterfaceAddrs returns.
+func Held(addrs []net.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
 }

@@ -1,18 +1,6 @@
 package routing
 
-import (
-	"context"
-	"time"
-)
-
-// Backend is a routing daemon: an Intent goes in, its configuration and its live
-// state come out.
-type Backend interface {
-	// Render is the daemon's whole configuration for in. It is pure.
-	Render(in Intent) []byte
-	// Sessions is what the running daemon says of its neighbors, ordered.
-	Sessions(ctx context.Context) ([]Session, error)
-}
+import "time"
 
 // Session is what is between the node and one router.
 type Session struct {
@@ -34,7 +22,8 @@ type Session struct {
 	Since time.Time
 	// Restarting: the router's daemon is away and its routes are kept (RFC 4724).
 	Restarting bool
-	// LastError is why the session went down last, in the daemon's words.
+	// LastError is why the session is down, or went down last: what flock finds wrong
+	// on the node, with the remedy, or else the daemon's words.
 	LastError string
 	// Families that the session carries, IPv6 first.
 	Families []SessionFamily

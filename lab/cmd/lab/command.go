@@ -13,9 +13,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/components"
+	"flock.fritzlab.net/flock/lab/conformance"
+	"flock.fritzlab.net/flock/lab/demo"
 	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
 	"flock.fritzlab.net/flock/lab/prove"
@@ -41,6 +44,7 @@ All of it lives in namespaces that the lab makes and removes: nothing is added t
 the machine's own network, and nothing listens where others could reach it.`,
 		Example: `  lab up                               bring it up, or repair what died
   lab kubectl get pods -A -o wide
+  lab flockctl status
   lab exec tor -- birdc show protocols
   lab exec tor -- ip -6 route
   lab exec outside -- ping 2001:db8:0:1::11
@@ -58,8 +62,17 @@ the machine's own network, and nothing listens where others could reach it.`,
 	root.CompletionOptions.DisableDefaultCmd = true
 	name := root.PersistentFlags().String("name", "lab", "`name` of the lab; labs of different names live side by side")
 	dir := func() (state.Dir, error) { return state.For(*name) }
-	root.AddCommand(packagesCommand(), buildCommand(), upCommand(dir), proveCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name))
+	root.AddCommand(packagesCommand(), buildCommand(), upCommand(dir), proveCommand(dir), demoCommand(dir), conformanceCommand(dir), downCommand(dir), statusCommand(dir), execCommand(dir), kubectlCommand(name), flockctlCommand(name))
 	return root
+}
+
+// load is the lab that was brought up last under the name.
+func load(dir func() (state.Dir, error)) (*cluster.Lab, error) {
+	d, err := dir()
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Load(d)
 }
 
 func packagesCommand() *cobra.Command {
@@ -88,7 +101,7 @@ reference CNI plugins into a cache that all labs share. lab up does it too.`,
 			if err := components.Install(cmd.Context(), components.ForLab, os.Stdout); err != nil {
 				return err
 			}
-			cache, err := components.Build(cmd.Context(), filepath.Join(checkout, "lab"), os.Stdout)
+			cache, err := components.Build(cmd.Context(), checkout, os.Stdout)
 			if err == nil {
 				fmt.Println(cache)
 			}
@@ -99,7 +112,7 @@ reference CNI plugins into a cache that all labs share. lab up does it too.`,
 
 func upCommand(dir func() (state.Dir, error)) *cobra.Command {
 	var want cluster.Settings
-	var cni, routing string
+	var cni, families, routing string
 	var patience time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -114,6 +127,9 @@ what is right is left alone.`,
 				return err
 			}
 			if want.CNI, err = cluster.ParseCNI(cni); err != nil {
+				return err
+			}
+			if want.Families, err = plan.ParseFamilies(families); err != nil {
 				return err
 			}
 			if want.Routing, err = fabric.ParseRouting(routing); err != nil {
@@ -135,6 +151,7 @@ what is right is left alone.`,
 	cmd.Flags().IntVar(&want.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
 	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, or ptp, the reference plugin with static routes")
+	cmd.Flags().StringVar(&families, "families", string(plan.Dual), "address families of the cluster: dual (IPv6 first), ipv6, or ipv4")
 	cmd.Flags().StringVar(&routing, "routing", string(fabric.BGP), "what flock and the router speak: bgp, or ospf")
 	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
 	return cmd
@@ -152,11 +169,7 @@ Service works; the router has the nodes' summaries and no route per pod. Ends wi
 status 1 if one of that does not hold.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := dir()
-			if err != nil {
-				return err
-			}
-			l, err := cluster.Load(d)
+			l, err := load(dir)
 			if err != nil {
 				return err
 			}
@@ -166,6 +179,83 @@ status 1 if one of that does not hold.`,
 		},
 	}
 	cmd.Flags().DurationVar(&patience, "timeout", 2*time.Minute, "how long to wait for pods and router")
+	return cmd
+}
+
+func demoCommand(dir func() (state.Dir, error)) *cobra.Command {
+	var want demo.Settings
+	cmd := &cobra.Command{
+		Use:   "demo " + strings.Join(demo.Names, "|"),
+		Short: "Show what flock does with requests from outside while pods come and go",
+		Long: `Deploys pods into namespace show, has the outside host ask them every 20 ms over new
+connections, and shows nodes, sessions, pods and answers while something happens:
+
+  anycast   an address on three nodes: a pod becomes not Ready, another is deleted
+
+It ends with a line of figures, and leaves the lab as it was.`,
+		Example: `  lab demo anycast
+  lab demo anycast --record out/anycast       # out/anycast.cast (asciinema) and out/anycast.svg
+  lab demo anycast --listen 127.0.0.1:8088    # the same view for a browser`,
+		Args: cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs), ValidArgs: demo.Names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := load(dir)
+			if err != nil {
+				return err
+			}
+			want.Name, want.Terminal = args[0], term.IsTerminal(int(os.Stdout.Fd()))
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), 5*time.Minute, errors.New("gave up after 5 minutes"))
+			defer cancel()
+			return demo.Run(ctx, l, want, os.Stdout)
+		},
+	}
+	cmd.Flags().StringVar(&want.Record, "record", "", "write what was shown to `NAME`.cast, for asciinema, and NAME.svg")
+	cmd.Flags().StringVar(&want.Listen, "listen", "", "`address` on the loopback of a page with the same view")
+	return cmd
+}
+
+func conformanceCommand(dir func() (state.Dir, error)) *cobra.Command {
+	var want conformance.Settings
+	const kubernetes, policyAPI = "kubernetes", "network-policy-api"
+	suite := kubernetes
+	cmd := &cobra.Command{
+		Use:   "conformance",
+		Short: "Run Kubernetes' own end-to-end tests in the lab",
+		Long: `Runs Kubernetes' own end-to-end tests, unmodified, in the lab, and prints which
+failed and how many passed. What they need is built into the cache the first
+time. Ends with status 1 if a test fails.
+
+--suite network-policy-api runs the conformance tests of ClusterNetworkPolicy,
+experimental ones included, and leaves its CRD in the lab. As the kernel may lack
+SCTP, the servers and clients of SCTP in their pods are a substitute.`,
+		Example: `  lab conformance --focus NetworkPolicy --skip SCTP
+  lab conformance --suite network-policy-api --focus AdminTier`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := load(dir)
+			if err != nil {
+				return err
+			}
+			if want.Out, err = filepath.Abs(want.Out); err != nil {
+				return err
+			}
+			switch suite {
+			case kubernetes:
+				return conformance.Run(cmd.Context(), l, want, os.Stdout)
+			case policyAPI:
+				if !cmd.Flags().Changed("focus") {
+					want.Focus = "."
+				}
+				return conformance.RunPolicyAPI(cmd.Context(), l, want, os.Stdout)
+			}
+			return fmt.Errorf("--suite %s: want %s or %s", suite, kubernetes, policyAPI)
+		},
+	}
+	cmd.Flags().StringVar(&suite, "suite", kubernetes, "whose `tests`: "+kubernetes+" or "+policyAPI)
+	cmd.Flags().StringVar(&want.Focus, "focus", `\[sig-network\].*\[Conformance\]`, "run the tests with names that match this `regex`; all of network-policy-api's by default")
+	cmd.Flags().StringVar(&want.Skip, "skip", "", "except those that match this `regex`")
+	cmd.Flags().IntVar(&want.Procs, "procs", 3, "how many tests run at the same time")
+	cmd.Flags().DurationVar(&want.Timeout, "timeout", 2*time.Hour, "how long the tests may take altogether")
+	cmd.Flags().StringVar(&want.Out, "out", "out/conformance", "`directory` for log and results, which is replaced")
 	return cmd
 }
 
@@ -198,11 +288,7 @@ func statusCommand(dir func() (state.Dir, error)) *cobra.Command {
 		Short: "Show the lab's processes with their logs, nodes and router",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			d, err := dir()
-			if err != nil {
-				return err
-			}
-			l, err := cluster.Load(d)
+			l, err := load(dir)
 			if err != nil {
 				return err
 			}
@@ -225,11 +311,7 @@ func execCommand(dir func() (state.Dir, error)) *cobra.Command {
 			return nil
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
-			d, err := dir()
-			if err != nil {
-				return err
-			}
-			l, err := cluster.Load(d)
+			l, err := load(dir)
 			if err != nil {
 				return err
 			}
@@ -257,23 +339,58 @@ func kubectlCommand(name *string) *cobra.Command {
   lab --name test kubectl get pods`,
 		DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
-			// --name before "kubectl" lands here too, as the first.
-			if len(args) > 0 && strings.HasPrefix(args[0], "--name=") {
-				*name, args = strings.TrimPrefix(args[0], "--name="), args[1:]
-			} else if len(args) > 1 && args[0] == "--name" {
-				*name, args = args[1], args[2:]
-			}
-			d, err := state.For(*name)
-			if err != nil {
-				return err
-			}
-			l, err := cluster.Load(d)
+			args = takeName(name, args)
+			l, err := load(func() (state.Dir, error) { return state.For(*name) })
 			if err != nil {
 				return err
 			}
 			return run(l.KubectlCommand(args...))
 		},
 	}
+}
+
+func flockctlCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "flockctl [ARG…]",
+		Short: "Run the checkout's flockctl as the cluster's administrator",
+		Example: `  lab flockctl status
+  lab --name test flockctl anycast`,
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			args = takeName(name, args)
+			l, err := load(func() (state.Dir, error) { return state.For(*name) })
+			if err != nil {
+				return err
+			}
+			checkout, err := findCheckout()
+			if err != nil {
+				return err
+			}
+			program := l.Dir.Path("flockctl")
+			build := exec.Command("go", "build", "-trimpath", "-o", program, "./cmd/flockctl")
+			build.Dir = checkout
+			build.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := build.CombinedOutput(); err != nil {
+				return fmt.Errorf("build flockctl: %w: %s", err, out)
+			}
+			c, err := l.Command(plan.ControlPlane, append([]string{program}, args...)...)
+			if err != nil {
+				return err
+			}
+			return run(c)
+		},
+	}
+}
+
+// takeName takes --name, which lands among the arguments of a command that parses no
+// flags if it comes before the command.
+func takeName(name *string, args []string) []string {
+	if len(args) > 0 && strings.HasPrefix(args[0], "--name=") {
+		*name, args = strings.TrimPrefix(args[0], "--name="), args[1:]
+	} else if len(args) > 1 && args[0] == "--name" {
+		*name, args = args[1], args[2:]
+	}
+	return args
 }
 
 // exitStatus is that of a command that was run for the user, and has said itself

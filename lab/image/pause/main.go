@@ -13,7 +13,7 @@ import (
 func main() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGCHLD)
-	// What died before the signal was asked for is told by no signal.
+	// There is no signal for a process that died before Notify.
 	for reap(); ; reap() {
 		if s := <-signals; s != syscall.SIGCHLD {
 			return

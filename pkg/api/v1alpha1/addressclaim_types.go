@@ -7,18 +7,22 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// AddressClaim says which pod holds an address that more than one node could give:
-// a static address from an AddressPool. Its name is made of the address, so the API
-// server, which keeps one object of a name, keeps two pods from having it. flock's
-// agents make and delete claims. One that was deleted by hand while its pod runs is
-// made again within minutes, unless another pod has asked for the address before.
+// AddressClaim says who has an address of an AddressPool that more than one node could
+// give: a pod, by a static address, or Services. Its name is derived from the address. Since
+// the API server has one object of a name, two pods, or a pod and a Service, cannot have the
+// address. flock's agents create and delete the claims of pods, and flock-controller those of
+// Services. A claim that was deleted by hand while its pod runs is created again within
+// minutes, unless another pod has claimed the address in the meantime; that of a Service at
+// once.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=ac
 // +kubebuilder:selectablefield:JSONPath=.spec.nodeName
+// +kubebuilder:selectablefield:JSONPath=.spec.podNamespace
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.spec.address`
 // +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.podNamespace`
 // +kubebuilder:printcolumn:name="Pod",type=string,JSONPath=`.spec.podName`
+// +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.services[0].name`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="!isIP(self.spec.address) || (ip(self.spec.address).family() == 4 ? self.metadata.name == self.spec.address : self.metadata.name.matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address))",message="the name must be the address: an IPv4 address as it is, an IPv6 address with all its digits and dashes for colons, as in 2001-0db8-0200-0000-0000-0000-0000-0007"
@@ -26,8 +30,9 @@ type AddressClaim struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Spec never changes: an address changes hands by a new claim.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a claim does not change: an address is given to another pod by deleting the claim and making a new one"
+	// Spec of a pod's claim is immutable: another pod gets the address by a new claim. Of
+	// one of Services, services changes.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf || has(self.services) && has(oldSelf.services) && self.address == oldSelf.address",message="a claim is immutable: delete it and create a new one to give the address to another pod"
 	Spec AddressClaimSpec `json:"spec"`
 }
 
@@ -40,33 +45,78 @@ type AddressClaimList struct {
 	Items           []AddressClaim `json:"items"`
 }
 
-// AddressClaimSpec is who holds what.
+// AddressClaimSpec is an address and who has it: either a pod or Services.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.services) ? !has(self.podNamespace) && !has(self.podName) && !has(self.podUID) && !has(self.nodeName) : has(self.podNamespace) && has(self.podName) && has(self.podUID) && has(self.nodeName)",message="a claim is either that of a pod, with podNamespace, podName, podUID and nodeName, or that of services"
 type AddressClaimSpec struct {
-	// Address that is held, of either family.
+	// Address of either family.
 	// +kubebuilder:validation:MaxLength=39
-	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="not an IP address: want one as in 2001:db8::7 or 203.0.113.7"
+	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="not an IP address: want an address as in 2001:db8::7 or 203.0.113.7"
 	Address string `json:"address"`
 
-	// PodNamespace is the namespace of the pod that holds it.
+	// PodNamespace is the namespace of the pod that has the address.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
-	PodNamespace string `json:"podNamespace"`
+	// +optional
+	PodNamespace string `json:"podNamespace,omitempty"`
 
-	// PodName is the name of the pod that holds it.
+	// PodName is the name of the pod that has the address.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	PodName string `json:"podName"`
+	// +optional
+	PodName string `json:"podName,omitempty"`
 
-	// PodUID tells the pod from another one of the same name. For a static pod it
-	// is the kubelet's, not that of the mirror pod.
+	// PodUID is the pod's UID. For a static pod it is the kubelet's UID, not that of
+	// the mirror pod.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=128
-	PodUID string `json:"podUID"`
+	// +optional
+	PodUID string `json:"podUID,omitempty"`
 
-	// NodeName is the node that the pod runs on, whose agent made the claim.
+	// NodeName is the node on which the pod runs. Its agent has created the claim.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
-	NodeName string `json:"nodeName"`
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+
+	// Services that have the address, each for its ports.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=128
+	// +listType=map
+	// +listMapKey=uid
+	// +optional
+	Services []ServiceClaim `json:"services,omitempty"`
+}
+
+// ServiceClaim is a Service that has an address, and the ports for which it has it.
+type ServiceClaim struct {
+	// Namespace of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+
+	// Name of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// UID of the Service.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=128
+	UID string `json:"uid"`
+
+	// Ports as 80/TCP. No two Services have the same one.
+	// +kubebuilder:validation:MaxItems=1024
+	// +kubebuilder:validation:items:MaxLength=16
+	// +listType=atomic
+	// +optional
+	Ports []string `json:"ports,omitempty"`
+
+	// ResourceVersion is that of the Service for which the address was claimed. A status
+	// with the address is written over this version of the Service only.
+	// +kubebuilder:validation:MaxLength=128
+	// +optional
+	ResourceVersion string `json:"resourceVersion,omitempty"`
 }
 
 // AddressClaimName is the name of the claim to addr.

@@ -2,7 +2,7 @@
 //
 // What can be checked without looking at a second object is checked by the API
 // server: the OpenAPI schema and the CEL rules in the markers below become the
-// CRDs under deploy/crds (make generate). pkg/config turns an accepted object into types
+// CRDs under deploy/chart/base/crds (make generate). pkg/config turns an accepted object into types
 // that cannot hold a bad value; nothing else reads these strings.
 //
 // +kubebuilder:object:generate=true

@@ -25,6 +25,14 @@ type NodeConfig struct {
 	Status NodeConfigStatus `json:"status,omitempty"`
 }
 
+// DrainAnnotation on a NodeConfig, with any value, has the node withdraw its anycast
+// addresses and ask routers to prefer other paths (RFC 8326). flockctl drain sets it.
+const DrainAnnotation = "flock.fritzlab.net/drain"
+
+// ReasonNodeUnknown is the reason of conditions that flock-controller has turned to Unknown,
+// because nothing is known of the node any more.
+const ReasonNodeUnknown = "NodeUnknown"
+
 // NodeConfigList is a list of NodeConfigs.
 //
 // +kubebuilder:object:root=true
@@ -42,25 +50,25 @@ type NodeConfigList struct {
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).masked() == cidr(self)",message="has bits set behind the prefix length: want the network's own address, as in 2001:db8:1::/64 or 10.1.0.0/24"
 type CIDR string
 
-// NodeConfigSpec is what the operator wants of the node.
+// NodeConfigSpec is the desired configuration of the node.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.defaults) || !has(self.defaults.ipv6) || !self.defaults.ipv6 || size(self.podCIDRs.ipv6) > 0",message="defaults.ipv6: without a CIDR in podCIDRs.ipv6 no pod without annotations could start: name one there, or leave this out"
 // +kubebuilder:validation:XValidation:rule="!has(self.defaults) || !has(self.defaults.ipv4) || !self.defaults.ipv4 || size(self.podCIDRs.ipv4) > 0",message="defaults.ipv4: without a CIDR in podCIDRs.ipv4 no pod without annotations could start: name one there, or leave this out"
 // +kubebuilder:validation:XValidation:rule="!has(self.defaults) || (has(self.defaults.ipv6) ? self.defaults.ipv6 : size(self.podCIDRs.ipv6) > 0) || (has(self.defaults.ipv4) ? self.defaults.ipv4 : size(self.podCIDRs.ipv6) == 0)",message="leave at least one family on, or no pod without annotations can start"
 // +kubebuilder:validation:XValidation:rule="!has(self.bgp) || !has(self.bgp.peers) || self.bgp.peers.all(p, !has(p.address) || !isIP(p.address) || (!has(self.podCIDRs.ipv6) || self.podCIDRs.ipv6.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))) && (!has(self.podCIDRs.ipv4) || self.podCIDRs.ipv4.all(c, !isCIDR(c) || !cidr(c).containsIP(p.address))))",message="a pod CIDR contains the address of a BGP peer: pods need prefixes in which no router is"
 type NodeConfigSpec struct {
-	// PodCIDRs are the prefixes that the node's pods get their addresses from.
-	// Each is announced as one summary.
+	// PodCIDRs are the prefixes from which the node's pods get their addresses.
+	// The node announces each as one route.
 	PodCIDRs PodCIDRs `json:"podCIDRs"`
 
 	NodeSettings `json:",inline"`
 
-	// BGP announces the node's prefixes to its routers. Absent: no routing
-	// daemon is configured; something else must route the prefixes here.
+	// BGP announces the node's prefixes to its routers. Without bgp and ospf the
+	// node announces nothing: something else must route its prefixes to it.
 	// +optional
 	BGP *BGP `json:"bgp,omitempty"`
 
-	// OSPF announces the node's prefixes too, beside BGP or in its place.
+	// OSPF announces the node's prefixes by OSPF, in addition to BGP or in its place.
 	// +optional
 	OSPF *OSPF `json:"ospf,omitempty"`
 }
@@ -68,12 +76,12 @@ type NodeConfigSpec struct {
 // NodeSettings are the part of a NodeConfig that can be the same on many nodes; a
 // NodeConfigTemplate has them too.
 type NodeSettings struct {
-	// Defaults hold for pods that do not say otherwise by annotation.
+	// Defaults apply to pods without the annotation in question.
 	// +optional
 	Defaults Defaults `json:"defaults,omitempty"`
 
-	// MTU of the pods' links, in bytes. 0 or absent: the smallest MTU of the
-	// interfaces that carry the node's default routes.
+	// MTU of the pods' interfaces, in bytes. Default: 0, the smallest MTU of the
+	// interfaces with the node's default routes.
 	// +kubebuilder:validation:XValidation:rule="self == 0 || (self >= 1280 && self <= 65535)",message="must be 0 (take the uplink's) or between 1280, the least that IPv6 works with (RFC 8200 section 5), and 65535"
 	// +optional
 	MTU int32 `json:"mtu,omitempty"`
@@ -81,20 +89,56 @@ type NodeSettings struct {
 	// Startup says when the node takes its first pods after a boot.
 	// +optional
 	Startup Startup `json:"startup,omitzero"`
+
+	// Services is which addresses of Services the node announces.
+	// +optional
+	Services Services `json:"services,omitzero"`
+
+	// MaxAddressesPerPod is how many addresses a pod may have in all: allocated,
+	// static and anycast. It bounds what one pod can make a node do. Default 8.
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=1024
+	// +optional
+	MaxAddressesPerPod int32 `json:"maxAddressesPerPod,omitempty"`
 }
 
-// Startup is what a node waits for after a boot, before it takes pods.
+// Services is which addresses of Services a node announces.
+type Services struct {
+	// Announce lists the kinds of addresses that the node announces: LoadBalancer (in
+	// status.loadBalancer, of the class flock.fritzlab.net/bgp), ExternalIP (in
+	// spec.externalIPs, if an AddressPool allows it), and ClusterIP (in spec.clusterIPs).
+	// Empty ([]): none. Default: LoadBalancer and ExternalIP.
+	// +kubebuilder:validation:MaxItems=3
+	// +listType=set
+	// +optional
+	Announce []ServiceAddress `json:"announce,omitzero"`
+}
+
+// ServiceAddress is a kind of addresses of Services.
+//
+// +kubebuilder:validation:Enum=LoadBalancer;ExternalIP;ClusterIP
+type ServiceAddress string
+
+// The kinds.
+const (
+	ServiceLoadBalancer ServiceAddress = "LoadBalancer"
+	ServiceExternalIP   ServiceAddress = "ExternalIP"
+	ServiceClusterIP    ServiceAddress = "ClusterIP"
+)
+
+// Startup is what a node waits for after a boot before it takes pods.
 type Startup struct {
-	// Sessions tells which routers must know the way to the node's pods: none of
-	// them; any, that is one for each address family of the pods; or all. Those are
-	// meant that bgp and ospf name and that are not disabled. A session that is lost
-	// later changes nothing. Default any.
+	// Sessions is the number of routers that must have the routes to the node's pods
+	// before the node takes pods after a boot: none; any, which is one for each
+	// address family of the pods; or all. Counted are the peers and interfaces under
+	// bgp and ospf that are not disabled. A session that goes down later changes
+	// nothing. Default any.
 	// +kubebuilder:validation:Enum=none;any;all
 	// +optional
 	Sessions StartupSessions `json:"sessions,omitempty"`
 }
 
-// StartupSessions is a number of routers, in a word.
+// StartupSessions is none, any or all routers.
 type StartupSessions string
 
 // The numbers.
@@ -134,101 +178,181 @@ type PodCIDRs struct {
 	PodCIDRSettings `json:",inline"`
 }
 
-// PodCIDRSettings say how addresses of the pod CIDRs are given.
+// PodCIDRSettings control how pods get addresses from the pod CIDRs.
 type PodCIDRSettings struct {
-	// Exclude lists ranges, or single addresses as /128 or /32, that no pod
-	// is given: addresses that something else on the network holds.
+	// Exclude lists ranges from which no pod gets an address, because something
+	// else on the network has them. A single address is a /128 or /32.
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	// +optional
 	Exclude []CIDR `json:"exclude,omitempty"`
 
-	// QuarantineSeconds is how long an address rests after its pod has gone, so
-	// that what is still on its way to the old pod does not reach a new one. An
-	// IPv6 address that is made of the workload may come back at once. Default 60.
+	// Static says whose pods may request addresses of the pod CIDRs by name: with the
+	// annotation addresses, or with a cidr4 or cidr6 of fewer than 16 addresses.
+	// Default: nobody's. Addresses that the pod CIDRs do not contain are granted by
+	// AddressPools.
+	// +optional
+	Static *StaticGrant `json:"static,omitempty"`
+
+	// QuarantineSeconds is how long an address stays unused after its pod has ended,
+	// so that packets to the old pod do not reach a new one. The pods of the same
+	// workload may have it again at once, if they ask for it by name or if ipAlgo
+	// derives it from the workload. Default 60.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=86400
 	// +optional
 	QuarantineSeconds *int32 `json:"quarantineSeconds,omitempty"`
 }
 
-// Defaults are the answers to what a pod's annotations leave open.
+// StaticGrant grants addresses of a node's pod CIDRs to pods that request them by name.
+type StaticGrant struct {
+	// NamespaceSelector selects the namespaces of these pods by the namespaces' labels.
+	// Empty ({}): all. Whoever may label namespaces decides who gets addresses. The
+	// label kubernetes.io/metadata.name is the namespace's name and cannot be changed.
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="an operator must be In or NotIn, with values, or Exists or DoesNotExist, without"
+	NamespaceSelector metav1.LabelSelector `json:"namespaceSelector"`
+
+	// MaxAddressesPerNamespace is how many addresses of the node the pods of one
+	// namespace may hold by name at a time. Default: no limit.
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	MaxAddressesPerNamespace int32 `json:"maxAddressesPerNamespace,omitempty"`
+}
+
+// Defaults are the values that a pod's annotations override.
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.ipv6) || self.ipv6 || !has(self.ipv4) || self.ipv4",message="leave at least one family on, or no pod without annotations can start"
 type Defaults struct {
-	// IPv6 tells whether pods get an IPv6 address. Default: true if podCIDRs.ipv6
-	// names any.
+	// IPv6: pods get an IPv6 address. Default: true if podCIDRs.ipv6 is not empty.
 	// +optional
 	IPv6 *bool `json:"ipv6,omitempty"`
-	// IPv4 tells whether pods get an IPv4 address. Default: true if podCIDRs.ipv4
-	// alone names any.
+	// IPv4: pods get an IPv4 address. Default: true if podCIDRs.ipv4 is not empty and
+	// podCIDRs.ipv6 is.
 	// +optional
 	IPv4 *bool `json:"ipv4,omitempty"`
-	// IPAlgo is how the interface identifier of a pod's IPv6 address is made:
-	// an ordered list of namespace, app and image. Empty: random.
+	// IPAlgo lists, in order, the fields of the workload from which the interface
+	// identifier of a pod's IPv6 address is derived: namespace, app, image. Empty: the
+	// identifier is random.
 	// +kubebuilder:validation:MaxItems=3
 	// +listType=set
 	// +optional
 	IPAlgo []IPAlgo `json:"ipAlgo,omitempty"`
 }
 
-// IPAlgo names a field of the pod whose hash goes into its interface identifier.
+// IPAlgo is a field of the workload. Its hash becomes part of the interface
+// identifier.
 //
 // +kubebuilder:validation:Enum=namespace;app;image
 type IPAlgo string
 
-// NodeConfigStatus is what the agent of the node saw last.
+// NodeConfigStatus is what the agent of the node has reported.
 type NodeConfigStatus struct {
-	// Conditions: Accepted (the spec is in force, or which field is wrong), Ready
-	// (pods are served, or why not) and RoutingConfigured (the routing daemon has
-	// what the spec asks of it) and SessionsUp (with every router, or with which not);
-	// where the NodeConfig is made from a template, Templated (it is what the template
-	// says, or what is missing); and PodCIDRsUnique (no other NodeConfig had pod CIDRs
-	// of this one when they changed last, or which has).
+	// Conditions of the node. Accepted: the spec is valid and in force. Ready: pods
+	// are served. RoutingConfigured: BIRD runs what the spec asks for. SessionsUp:
+	// every session with a router is up. Announcing: the node announces its anycast
+	// addresses. KernelInSync: flock's state in the kernel is what it should be, and
+	// nothing is in its way. PoliciesEnforced: the kernel has what network policies say
+	// about the node's pods. Templated: the NodeConfig is what its template makes of
+	// it. PodCIDRsUnique: no other NodeConfig had overlapping pod CIDRs when they
+	// changed last. Supported: kernel, runtime, Kubernetes and BIRD have what flock needs;
+	// the message names what is missing that it can do without. MetricsServed: only while it
+	// is False. Where one is not True, its message says why.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
-	// ObservedGeneration is the metadata.generation that the agent acted on last.
+	// ObservedGeneration is the metadata.generation that the agent has applied last.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// PodSource is where the node's pods are learned from: kubelet, apiserver or,
-	// while neither answers, none.
+	// PodSource is where the agent gets the node's pods from: kubelet, apiserver, or
+	// none while neither answers.
 	// +optional
 	PodSource string `json:"podSource,omitempty"`
-	// ExitSource is how the end of a container is learned of: containerd (its
-	// events), cri (the portable way) or none, at the kubelet's pace.
+	// ExitSource is where the agent gets the exits of containers from: containerd (its
+	// events), cri (the events of the runtime's CRI), or none: then the kubelet's status
+	// is what shows them, up to a second later.
 	// +optional
 	ExitSource string `json:"exitSource,omitempty"`
-	// RetiredCIDRs are not in spec.podCIDRs any more but stay routed, because
-	// pods that run still have addresses of them.
+	// RetiredCIDRs have been removed from spec.podCIDRs but stay routed while
+	// running pods have addresses of them.
 	// +listType=atomic
 	// +optional
 	RetiredCIDRs []string `json:"retiredCIDRs,omitempty"`
-	// Sessions with the routers, as the routing daemon said last. Counts of
-	// routes are those of the last write, which waits for more than them to change.
+	// Sessions with the routers, as BIRD reports them. The counts of routes may be a
+	// minute old.
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=64
 	// +optional
 	Sessions []SessionStatus `json:"sessions,omitempty"`
-	// Anycast lists the pods of the node at their anycast addresses, announced or
-	// not; at most 256, those not announced first.
+	// Anycast lists the anycast addresses of the node's pods, announced or not: at most
+	// 256, those that are not announced first.
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=256
 	// +optional
 	Anycast []AnycastStatus `json:"anycast,omitempty"`
+	// Services lists the addresses of Services, announced by the node or not: at most 256,
+	// those that are not announced first.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=256
+	// +optional
+	Services []ServiceStatus `json:"services,omitempty"`
+	// Pools are the AddressPools from which pods of the node have addresses: at most 64,
+	// first those that would not grant some of these any more.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	// +optional
+	Pools []PoolStatus `json:"pools,omitempty"`
 }
 
-// SessionStatus is what is between the node and one router.
+// ServiceStatus is an address of a Service on one node.
+type ServiceStatus struct {
+	// Service is namespace/name.
+	Service string `json:"service"`
+	Address string `json:"address"`
+	// Announced: the node announces the address.
+	Announced bool `json:"announced"`
+	// Prefix is what is announced in place of the address, if its pool is aggregated.
+	// +optional
+	Prefix string `json:"prefix,omitempty"`
+	// Reason in one word; Message has the details.
+	Reason string `json:"reason"`
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Since is when the reason last changed.
+	Since metav1.Time `json:"since"`
+}
+
+// PoolStatus is the use of an AddressPool on one node.
+type PoolStatus struct {
+	// Name of the AddressPool.
+	Name string `json:"name"`
+	// Addresses counts the addresses of pods that the pool has granted: one that is
+	// shared by two pods is two.
+	Addresses int32 `json:"addresses"`
+	// Pods are namespace/name of the first 8 pods that have them, in order.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	// +optional
+	Pods []string `json:"pods,omitempty"`
+	// Retained counts those of the addresses that the pool does not cover any more: it
+	// was deleted, narrowed, or is invalid. They stay announced with the routing that the
+	// pool has, or had last, until their pods are gone.
+	// +optional
+	Retained int32 `json:"retained,omitempty"`
+}
+
+// SessionStatus is a session of the node with one router.
 type SessionStatus struct {
 	// Protocol is bgp or ospf.
 	Protocol string `json:"protocol"`
-	// Peer is the peer's name in the spec; for OSPF the interface and the router.
+	// Peer is the peer's name in the spec; for OSPF the interface and the router's ID.
 	Peer string `json:"peer"`
+	// Router is the router's address.
 	// +optional
 	Router string `json:"router,omitempty"`
-	// Up: routes flow. State is the routing daemon's word for it.
-	Up    bool   `json:"up"`
+	// Up: the session is established, or the adjacency full.
+	Up bool `json:"up"`
+	// State as BIRD calls it: Established, Active, Idle, Full …
 	State string `json:"state"`
 	// Since is when the session went up or down.
 	// +optional
@@ -238,7 +362,8 @@ type SessionStatus struct {
 	Sent     int32 `json:"sent"`
 	Accepted int32 `json:"accepted"`
 	Rejected int32 `json:"rejected"`
-	// LastError is why the session went down last, in the daemon's words.
+	// LastError is why the session is down, or went down last: what the agent finds wrong
+	// on the node, with the remedy, or else BIRD's words.
 	// +optional
 	LastError string `json:"lastError,omitempty"`
 }
@@ -248,12 +373,12 @@ type AnycastStatus struct {
 	Address string `json:"address"`
 	// Pod is namespace/name.
 	Pod string `json:"pod"`
-	// Announced tells whether the node announces the address on the pod's account.
+	// Announced: the node announces the address for this pod.
 	Announced bool `json:"announced"`
-	// Reason is why, or why not, in one word; Message says more.
+	// Reason in one word; Message has the details.
 	Reason string `json:"reason"`
 	// +optional
 	Message string `json:"message,omitempty"`
-	// Since is when the reason began to hold.
+	// Since is when the reason last changed.
 	Since metav1.Time `json:"since"`
 }

@@ -2,11 +2,11 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// NodeConfigTemplate makes the NodeConfigs of the nodes that it selects: each
-// node's agent writes its own from the best template, with the pod CIDRs that the
-// cluster's allocator gave the node. A node whose NodeConfig somebody has written
-// by hand is not concerned. What must differ from node to node has no place in a
-// template: pod CIDRs and router IDs.
+// NodeConfigTemplate is the template of the NodeConfigs of the nodes that it selects.
+// The agent of each node writes the node's NodeConfig from the template with the highest
+// priority, and with the pod CIDRs that the cluster's allocator has assigned to the
+// node. It does not touch a NodeConfig that was written by hand. Pod CIDRs and router
+// IDs differ from node to node, so a template does not have them.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=nct
@@ -22,8 +22,8 @@ type NodeConfigTemplate struct {
 	Spec NodeConfigTemplateSpec `json:"spec"`
 }
 
-// The marks of a NodeConfig that was made from a template. Without the label a
-// NodeConfig is somebody's own, and no agent touches it.
+// The marks of a NodeConfig that was made from a template. A NodeConfig without the
+// label was written by hand, and no agent changes it.
 const (
 	// TemplateLabel holds the template's name.
 	TemplateLabel = "flock.fritzlab.net/template"
@@ -40,14 +40,14 @@ type NodeConfigTemplateList struct {
 	Items           []NodeConfigTemplate `json:"items"`
 }
 
-// NodeConfigTemplateSpec says which nodes are configured, and how.
+// NodeConfigTemplateSpec is which nodes are configured, and how.
 type NodeConfigTemplateSpec struct {
 	// NodeSelector selects nodes by the labels of the Node objects. Empty ({}): all.
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="an operator must be In or NotIn, with values, or Exists or DoesNotExist, without"
 	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
 
-	// Priority among the templates that select a node: the highest is taken, alone
-	// and whole. Among equal ones the first name in alphabetical order. Default 0.
+	// Priority among the templates that select a node: only the one with the highest
+	// priority is used; of equal ones, the first name in alphabetical order. Default 0.
 	// +optional
 	Priority int32 `json:"priority,omitempty"`
 
@@ -55,10 +55,10 @@ type NodeConfigTemplateSpec struct {
 	Template NodeTemplate `json:"template"`
 }
 
-// NodeTemplate is the spec of a NodeConfig without what is the node's alone.
+// NodeTemplate is the spec of a NodeConfig without what differs from node to node.
 type NodeTemplate struct {
-	// PodCIDRs say how addresses are given. The prefixes themselves are those of
-	// Node.spec.podCIDRs, the cluster's own allocator's.
+	// PodCIDRs control how pods get addresses. The prefixes themselves come from
+	// Node.spec.podCIDRs, which the cluster's allocator sets.
 	// +optional
 	PodCIDRs PodCIDRSettings `json:"podCIDRs,omitempty"`
 
@@ -68,23 +68,23 @@ type NodeTemplate struct {
 	// +optional
 	BGP *BGPTemplate `json:"bgp,omitempty"`
 
-	// OSPF announces the node's prefixes too, as in a NodeConfig. The router ID is
-	// made as that of BGP.
+	// OSPF announces the node's prefixes by OSPF, as in a NodeConfig. The router ID is
+	// the same as for BGP.
 	// +optional
 	OSPF *OSPFRouting `json:"ospf,omitempty"`
 }
 
-// BGPTemplate configures nodes as BGP speakers. The router ID of each is its IPv4
-// InternalIP, or where it has none a hash of its name (RFC 6286).
+// BGPTemplate configures nodes as BGP speakers. A node's router ID is its IPv4
+// InternalIP, or a hash of its name if it has none (RFC 6286).
 //
 // +kubebuilder:validation:XValidation:rule="has(self.localAS) != has(self.localASLabel)",message="set either localAS, one for all nodes that are selected, or localASLabel, the label of each Node that holds its AS"
 type BGPTemplate struct {
-	// LocalAS of all nodes that are selected: schemes with an AS for each rack.
+	// LocalAS of all selected nodes, for an AS per rack.
 	// +optional
 	LocalAS ASNumber `json:"localAS,omitempty"`
 
-	// LocalASLabel is the key of the label that holds a node's AS on its Node, in
-	// plain decimal (RFC 5396 asplain): schemes with an AS for each node.
+	// LocalASLabel is the key of the Node's label that holds the node's AS as a decimal
+	// number (asplain, RFC 5396), for an AS per node.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=317
 	// +kubebuilder:validation:Pattern=`^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`

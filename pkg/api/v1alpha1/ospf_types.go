@@ -1,7 +1,7 @@
 package v1alpha1
 
-// OSPF configures the node as an OSPF router that announces what is the node's
-// own and forwards nothing for others: OSPFv3 for IPv6 (RFC 5340), OSPFv2 for
+// OSPF configures the node as an OSPF router that announces its own prefixes and
+// forwards nothing for others: OSPFv3 for IPv6 (RFC 5340), OSPFv2 for
 // IPv4 (RFC 2328) or OSPFv3 for both (RFC 5838).
 type OSPF struct {
 	// RouterID in dotted decimal, unique among the routers of the domain. It
@@ -13,9 +13,9 @@ type OSPF struct {
 	OSPFRouting `json:",inline"`
 }
 
-// OSPFRouting is what of OSPF can be the same on many nodes.
+// OSPFRouting is the part of the OSPF configuration that many nodes can share.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.ipv4Version) || self.ipv4Version != 'v3' || !has(self.interfaces) || self.interfaces.all(i, !has(i.authentication) || !has(i.authentication.ipv4Algorithm) || i.authentication.ipv4Algorithm != 'md5')",message="OSPFv3 knows no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"
+// +kubebuilder:validation:XValidation:rule="!has(self.ipv4Version) || self.ipv4Version != 'v3' || !has(self.interfaces) || self.interfaces.all(i, !has(i.authentication) || !has(i.authentication.ipv4Algorithm) || i.authentication.ipv4Algorithm != 'md5')",message="OSPFv3 has no md5 (RFC 7166): leave out authentication.ipv4Algorithm, or set ipv4Version to v2"
 type OSPFRouting struct {
 	// Area of all interfaces, in dotted decimal. It must not be a stub area or an
 	// NSSA: the node's routes are external ones. Default 0.0.0.0, the backbone.
@@ -55,12 +55,12 @@ type OSPFRouting struct {
 	// +optional
 	MetricType int32 `json:"metricType,omitempty"`
 
-	// SourceAddresses are what the node itself sends from on routes learned by
-	// OSPF. Absent: an address of the outgoing interface.
+	// SourceAddresses are the node's source addresses on routes learned by OSPF.
+	// Absent: an address of the outgoing interface.
 	// +optional
 	SourceAddresses *SourceAddresses `json:"sourceAddresses,omitempty"`
 
-	// Import is what the node takes from OSPF. Absent: nothing.
+	// Import is which routes the node accepts from OSPF. Absent: none.
 	// +optional
 	Import *Import `json:"import,omitempty"`
 }
@@ -104,7 +104,7 @@ type OSPFInterface struct {
 	// +kubebuilder:validation:XValidation:rule="self >= 2 && self <= 65535",message="must be between 2 and 65535"
 	// +optional
 	DeadSeconds *int32 `json:"deadSeconds,omitempty"`
-	// BFD finds a dead neighbor within a fraction of a second (RFC 5881).
+	// BFD detects a dead neighbor within a fraction of a second (RFC 5881).
 	// +optional
 	BFD *BFD `json:"bfd,omitempty"`
 	// Authentication of the packets (RFC 5709, RFC 7166). Absent: none.

@@ -18,6 +18,9 @@ type call struct {
 // waits for the answer.
 func (c call) ask(request []byte, netNS int) (wire.Response, *failure) {
 	deadline := now() + int64(c.timeout)*1000
+	if resumed.deadline != 0 {
+		deadline = resumed.deadline
+	}
 	if len(c.socket) > maxSocketPath {
 		return wire.Response{}, &failure{code: codeInvalidConfig, msg: "network configuration: agentSocket=" + c.socket + ": a socket's path has at most " + itoa(maxSocketPath) + " bytes"}
 	}
@@ -37,12 +40,18 @@ func (c call) ask(request []byte, netNS int) (wire.Response, *failure) {
 	if err := c.send(fd, request, control, deadline); err != nil {
 		return wire.Response{}, c.away("send", err)
 	}
-	var n int
-	if err := c.retry(fd, syscall.SO_RCVTIMEO, deadline, func() (err error) {
-		n, err = syscall.Read(fd, response[:])
-		return err
-	}); err != nil {
-		return wire.Response{}, c.away("receive", err)
+	return c.await(fd, 0, deadline)
+}
+
+// await waits for the answer on fd, unless response has n bytes of it.
+func (c call) await(fd, n int, deadline int64) (wire.Response, *failure) {
+	if n == 0 {
+		if err := c.retry(fd, syscall.SO_RCVTIMEO, deadline, func() (err error) {
+			n, err = syscall.Read(fd, response[:])
+			return err
+		}); err != nil {
+			return wire.Response{}, c.away("receive", err)
+		}
 	}
 	if n == 0 {
 		return wire.Response{}, c.away("receive", syscall.ECONNRESET)
@@ -139,7 +148,7 @@ func (c call) awayCode() int {
 	return codeTryAgainLater
 }
 
-// now returns the time in milliseconds of a clock that nobody sets.
+// now returns the time in milliseconds of the monotonic clock.
 func now() int64 {
 	const clockMonotonic = 1
 	var t syscall.Timespec

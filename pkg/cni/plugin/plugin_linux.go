@@ -32,6 +32,16 @@ var (
 	response [wire.MaxMessage + 1]byte
 )
 
+// resumed is how far quick came, before it left the rest to Run.
+var resumed struct {
+	stdin      int // bytes read
+	stdinEnded bool
+	deadline   int64 // of the wait for the agent, which has begun; or 0
+	asked      bool  // the agent has the request
+	socket     int   // on which it answers
+	answer     int   // bytes of its answer
+}
+
 // Run reads the environment and standard input, does what CNI_COMMAND says, and
 // prints the answer. It returns the process's exit code.
 func (p Plugin) Run() int {
@@ -41,7 +51,8 @@ func (p Plugin) Run() int {
 	}
 	config, f := readConfig()
 	said := scan(config)
-	if f != nil {
+	del := command == "DEL" // the agent makes of it what it can
+	if f != nil && !del {
 		return fail(f, said)
 	}
 	if command == "VERSION" {
@@ -60,6 +71,10 @@ func (p Plugin) Run() int {
 		}
 	}
 	message := wire.AppendRequest(request[:0], r)
+	if len(message) > wire.MaxMessage && del {
+		r.Stdin = nil
+		message = wire.AppendRequest(request[:0], r)
+	}
 	if len(message) > wire.MaxMessage {
 		return fail(tooLong(len(message)), said)
 	}
@@ -71,7 +86,12 @@ func (p Plugin) Run() int {
 	if said.agentSocket != "" {
 		c.socket = said.agentSocket
 	}
-	answer, f := c.ask(message, netNS)
+	var answer wire.Response
+	if resumed.asked {
+		answer, f = c.await(resumed.socket, resumed.answer, resumed.deadline)
+	} else {
+		answer, f = c.ask(message, netNS)
+	}
 	if f != nil {
 		return fail(f, said)
 	}
@@ -103,7 +123,11 @@ func value(kv, name string) (string, bool) {
 
 // readConfig reads standard input to its end.
 func readConfig() ([]byte, *failure) {
-	for n := 0; n < len(stdin); {
+	n := resumed.stdin
+	if resumed.stdinEnded {
+		return stdin[:n], nil
+	}
+	for n < len(stdin) {
 		got, err := syscall.Read(0, stdin[n:])
 		switch {
 		case err == syscall.EINTR:
@@ -130,7 +154,7 @@ func fail(f *failure, said spoken) int {
 	return print(appendFailure(nil, *f, said.cniVersion), 1)
 }
 
-// print writes b to standard output and returns exit, or 1 if nobody read it.
+// print writes b to standard output and returns exit, or 1 if that fails.
 func print(b []byte, exit int) int {
 	if !write(1, b) {
 		return 1

@@ -8,7 +8,7 @@
 // agent's; this package only frames.
 //
 // Both begin with "FLK" and the protocol's version, and that holds for all
-// versions to come: an older plugin and a newer agent can always tell that they
+// versions to come: an older plugin and a newer agent always detect that they
 // do not match. The package is linked into the plugin, so it imports nothing.
 package wire
 
@@ -67,13 +67,21 @@ func (VersionError) Error() string {
 	return "the other side speaks another version of flock's CNI protocol"
 }
 
+// Size is that of r as a message, in bytes.
+func (r Request) Size() int { return requestHeader + r.envLen() + len(r.Stdin) }
+
+func (r Request) envLen() int {
+	n := 0
+	for _, kv := range r.Env {
+		n += len(kv) + 1
+	}
+	return n
+}
+
 // AppendRequest appends r to b. The environment must hold no NUL byte, which
 // the kernel guarantees for a real one.
 func AppendRequest(b []byte, r Request) []byte {
-	envLen := 0
-	for _, kv := range r.Env {
-		envLen += len(kv) + 1
-	}
+	envLen := r.envLen()
 	b = append(b, magic...)
 	b = append(b, Version)
 	b = appendUint32(b, r.NetNSErrno)
@@ -128,6 +136,15 @@ func ParseResponse(b []byte) (Response, error) {
 		return Response{}, ErrTruncated
 	}
 	return Response{Exit: b[4], Output: b[responseHeader:]}, nil
+}
+
+// CutResponse reads a response of this version of the protocol. Of any other message
+// it returns false, and ParseResponse says what it is. Output aliases b.
+func CutResponse(b []byte) (Response, bool) {
+	if len(b) < responseHeader || len(b) > MaxMessage || string(b[:len(magic)]) != magic || b[len(magic)] != Version {
+		return Response{}, false
+	}
+	return Response{Exit: b[4], Output: b[responseHeader:]}, true
 }
 
 func checkPreamble(b []byte) error {

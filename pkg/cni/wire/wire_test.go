@@ -31,8 +31,8 @@ func TestResponseRoundTrip(t *testing.T) {
 	}
 }
 
-// The first bytes are what lets releases that do not match tell each other so:
-// they are written out here, so that a change of them is a decision.
+// By the first bytes, different releases detect that they do not match. They are
+// written out here, so that a change of them is a decision.
 func TestBytesOnTheWire(t *testing.T) {
 	request := AppendRequest(nil, Request{NetNSErrno: 0x0102, Env: []string{"A=b"}, Stdin: []byte("{}")})
 	if want := []byte("FLK\x01\x02\x01\x00\x00\x04\x00\x00\x00A=b\x00{}"); !bytes.Equal(request, want) {

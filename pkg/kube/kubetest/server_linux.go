@@ -7,24 +7,26 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	krt "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
-	"flock.fritzlab.net/flock/pkg/nettest"
+	"flock.fritzlab.net/flock/internal/netns"
+	"flock.fritzlab.net/flock/internal/nettest"
 )
 
 const (
@@ -60,7 +62,30 @@ func Start(t *testing.T, deploy string) *Server {
 		}
 		return err
 	})
+	s.awaitPolicies(agent)
 	return s
+}
+
+// awaitPolicies waits until the server enforces the admission policies: it follows them a
+// moment behind. The one of Nodes is the last in deploy.
+func (s *Server) awaitPolicies(agent rest.Interface) {
+	s.t.Helper()
+	const name = "policies"
+	admin := s.Core(s.Admin())
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if err := admin.Post().Resource("nodes").Body(node).Do(s.t.Context()).Error(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.await("the policy of Nodes", func(ctx context.Context) error {
+		patch := agent.Patch(types.MergePatchType).Resource("nodes").Name(name).SubResource("status").Param("dryRun", "All")
+		if err := patch.Body([]byte(`{"status":{"images":[]}}`)).Do(ctx).Error(); !apierrors.IsForbidden(err) {
+			return fmt.Errorf("the agent of another node may change Node %s: %v", name, err)
+		}
+		return nil
+	})
+	if err := admin.Delete().Resource("nodes").Name(name).Do(s.t.Context()).Error(); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // Up starts the server again after Down.
@@ -74,7 +99,7 @@ func (s *Server) Up() {
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+s.path("accounts.key"), "--service-account-signing-key-file="+s.path("accounts.key"),
 		"--disable-admission-plugins=ServiceAccount", // which a controller would make
-		"--service-cluster-ip-range=2001:db8:0:5::/112",
+		"--service-cluster-ip-range=2001:db8:0:5::/112,10.96.0.0/16",
 	)
 	client := s.Core(s.Admin())
 	s.await("the API server to be ready", func(ctx context.Context) error {
@@ -107,6 +132,44 @@ func (s *Server) Agent(node string) *rest.Config {
 		Extra:    map[string][]string{"authentication.kubernetes.io/node-name": {node}},
 	}
 	return c
+}
+
+// Controller is what flock-controller is to the server.
+func (s *Server) Controller() *rest.Config {
+	c := s.Admin()
+	c.Impersonate = rest.ImpersonationConfig{
+		UserName: controllerAccount,
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:flock-system", "system:authenticated"},
+	}
+	return c
+}
+
+const controllerAccount = "system:serviceaccount:flock-system:flock-controller"
+
+// ControllerKubeconfig is the path of a file with which a process of Process is Controller.
+func (s *Server) ControllerKubeconfig() string {
+	s.write("controller.kubeconfig", `{"apiVersion":"v1","kind":"Config","current-context":"c",
+"contexts":[{"name":"c","context":{"cluster":"c","user":"c"}}],
+"clusters":[{"name":"c","cluster":{"server":"`+url+`","insecure-skip-tls-verify":true}}],
+"users":[{"name":"c","user":{"token":"`+adminToken+`","as":"`+controllerAccount+`","as-groups":["system:serviceaccounts","system:authenticated"]}}]}`)
+	return s.path("controller.kubeconfig")
+}
+
+// Process runs a program in the server's network namespace until it ends or the test does.
+// Its output goes to log.
+func (s *Server) Process(log *os.File, program string, args ...string) (process *os.Process, ended <-chan struct{}) {
+	s.t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	var err error
+	s.ns.Run(func() { err = cmd.Start() })
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = cmd.Wait() }()
+	s.t.Cleanup(func() { _ = cmd.Process.Signal(syscall.SIGKILL); <-done })
+	return cmd.Process, done
 }
 
 // Core is a client of API group core.
@@ -171,16 +234,10 @@ func (s *Server) start(name string, args ...string) (stop func()) {
 
 // dial connects from the server's namespace: the machine has no way there.
 func (s *Server) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // the thread ends with this goroutine, in the namespace
-		if err = unix.Setns(int(s.ns.File().Fd()), unix.CLONE_NEWNET); err != nil {
-			return
-		}
-		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
-	}()
-	<-done
+	err = netns.Do(s.ns.File(), func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
 	return conn, err
 }
 

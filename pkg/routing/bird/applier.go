@@ -11,13 +11,14 @@ import (
 	"sync"
 	"time"
 
+	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
 const (
-	// undoAfter is when BIRD goes back to what it had, if nobody could reach it
-	// after it loaded a configuration.
+	// undoAfter is when BIRD reverts to its previous configuration if the agent has
+	// not confirmed the new one.
 	undoAfter = 30 * time.Second
 	// loadWithin bounds the wait for BIRD to have loaded what it accepted.
 	loadWithin = 10 * time.Second
@@ -30,9 +31,14 @@ const (
 	settle = 50 * time.Millisecond
 	// BIRD logs changes of sessions, but not of counters or of OSPF's neighbors.
 	// It is asked for those at intervals, more often while a session is down or
-	// where BIRD does not tell (version 3).
+	// where BIRD does not log to its clients (version 3).
 	askWhileDown = 2 * time.Second
 	askWhileUp   = 15 * time.Second
+	// BIRD does not log when it has recovered from a restart.
+	askWhileRecovering = 200 * time.Millisecond
+	// enableEvery is the pause between attempts to start sessions that could not
+	// listen.
+	enableEvery = 5 * time.Second
 )
 
 // RefusedError: BIRD did not accept a configuration. The one before it stays in
@@ -43,21 +49,24 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("bird refuses the node's new configuration, the one before stays in force: %s (kept as %s)", e.Message, e.File)
+	return fmt.Sprintf("BIRD rejects the new configuration and keeps the one before: %s (see %s)", e.Message, e.File)
 }
 
 // State is what an Applier has come to.
 type State struct {
 	// Loaded: BIRD runs the configuration that was set last.
 	Loaded bool
-	// Err tells why not: a *RefusedError, birdc.ErrAbsent, os.ErrDeadlineExceeded …
+	// Err is why not: a *RefusedError, birdc.ErrAbsent, os.ErrDeadlineExceeded …
 	Err error
-	// Applies counts how often BIRD was told to load a configuration.
+	// Applies counts the configurations that BIRD was asked to load.
 	Applies int
 	// BIRD as last seen; zero before.
 	BIRD birdc.Status
 	// Sessions with the routers, as BIRD said last; none while BIRD is away.
 	Sessions []routing.Session
+	// Recovering says for what BIRD holds back announcements and withdrawals after
+	// its start as a restart; "" once it does not.
+	Recovering string
 }
 
 // ApplierConfig is what an Applier needs.
@@ -80,11 +89,15 @@ type ApplierConfig struct {
 // restart of the agent nor one of BIRD leads to a reconfiguration.
 type Applier struct {
 	ApplierConfig
-	inbox chan []byte
+	inbox   chan []byte
+	enabled time.Time // when sessions were enabled last; Run's own
 
-	mu    sync.Mutex // guards what follows
-	state State
-	blind bool // BIRD does not tell what moves
+	mu     sync.Mutex // guards what follows
+	state  State
+	intent routing.Intent
+	// departing is the configuration with which the node leaves; nil: none is wanted.
+	departing []byte
+	blind     bool // BIRD does not report what changes
 }
 
 // NewApplier returns an Applier that does nothing until Run.
@@ -92,9 +105,17 @@ func NewApplier(c ApplierConfig) *Applier {
 	return &Applier{ApplierConfig: c, inbox: make(chan []byte, 1)}
 }
 
-// Set replaces the wanted configuration, the output of Render. It does not wait.
-// One goroutine calls it.
-func (a *Applier) Set(conf []byte) {
+// Set replaces the wanted configuration. It does not wait. One goroutine calls it.
+func (a *Applier) Set(in routing.Intent) {
+	leaving := in
+	leaving.Departing = true
+	a.mu.Lock()
+	a.intent, a.departing = in, Render(leaving)
+	a.mu.Unlock()
+	a.set(Render(in))
+}
+
+func (a *Applier) set(conf []byte) {
 	select {
 	case <-a.inbox: // superseded before Run took it
 	default:
@@ -116,7 +137,7 @@ func (a *Applier) State() State {
 func (a *Applier) Run(ctx context.Context) {
 	var (
 		want  []byte
-		delay = firstRetry
+		delay = backoff.Backoff{First: firstRetry, Last: lastRetry}
 		retry = time.NewTimer(0)
 		ask   = time.NewTimer(0)
 		last  time.Time                // of the last look at BIRD
@@ -133,7 +154,7 @@ func (a *Applier) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case want = <-a.inbox:
-			delay = firstRetry
+			delay.Reset()
 		case <-look:
 			if wait := time.Until(last.Add(firstRetry)); wait > 0 {
 				retry.Reset(wait) // whatever BIRD does, it is not looked at all the time
@@ -167,12 +188,11 @@ func (a *Applier) Run(ctx context.Context) {
 		if err != nil {
 			watch = func() {}
 			ask.Reset(0) // a BIRD that refuses a configuration runs another
-			retry.Reset(delay)
-			delay = min(2*delay, lastRetry)
+			retry.Reset(delay.Next())
 			continue
 		}
 		retry.Stop()
-		delay = firstRetry
+		delay.Reset()
 		watch = a.watch(ctx, conn, look, moved)
 		ask.Reset(0)
 	}
@@ -180,23 +200,64 @@ func (a *Applier) Run(ctx context.Context) {
 
 // ask brings the sessions up to date and says when to ask next.
 func (a *Applier) ask(ctx context.Context) time.Duration {
-	sessions, err := Backend{a.Socket}.Sessions(ctx)
+	a.mu.Lock()
+	in := a.intent
+	a.mu.Unlock()
+	sessions, recovering, err := a.readSessions(ctx, in)
 	if ctx.Err() != nil {
 		return askWhileUp
 	}
 	a.mu.Lock()
 	keepSince(sessions, a.state.Sessions)
-	same := reflect.DeepEqual(sessions, a.state.Sessions)
-	a.state.Sessions = sessions
+	same := reflect.DeepEqual(sessions, a.state.Sessions) && recovering == a.state.Recovering
+	a.state.Sessions, a.state.Recovering = sessions, recovering
 	s, blind := a.state, a.blind
 	a.mu.Unlock()
 	if !same && a.OnChange != nil {
 		a.OnChange(s)
 	}
+	if recovering != "" {
+		return askWhileRecovering
+	}
 	if err != nil || blind || slices.ContainsFunc(sessions, unsettled) {
 		return askWhileDown
 	}
 	return askWhileUp
+}
+
+// readSessions asks BIRD for the sessions with the peers of in and what it recovers
+// from. It starts sessions that could not listen before.
+func (a *Applier) readSessions(ctx context.Context, in routing.Intent) (found []routing.Session, recovering string, err error) {
+	conn, err := birdc.Dial(ctx, a.Socket)
+	if err != nil {
+		return nil, "", err
+	}
+	defer conn.Close()
+	protocols, err := conn.ShowProtocols(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	var neighbors []birdc.OSPFNeighbor
+	if slices.ContainsFunc(protocols, isOSPF) {
+		if neighbors, err = conn.ShowOSPFNeighbors(ctx); err != nil {
+			return nil, "", err
+		}
+	}
+	// BIRD does not try again by itself, nor when it loads a configuration in which
+	// the session is the same.
+	if deaf := withoutListener(protocols, in); len(deaf) > 0 && time.Since(a.enabled) >= enableEvery {
+		a.enabled = time.Now()
+		for _, name := range deaf {
+			if err := conn.Enable(ctx, name); err != nil {
+				return nil, "", err
+			}
+		}
+	}
+	found = sessions(protocols, neighbors)
+	for i := range found {
+		explain(in, &found[i])
+	}
+	return found, recovery(protocols), nil
 }
 
 // unsettled is a session that is down, or over which nothing has been announced yet:
@@ -211,7 +272,7 @@ func unsettled(s routing.Session) bool {
 func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look, moved chan<- struct{}) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
-	tell := func(c chan<- struct{}) {
+	wake := func(c chan<- struct{}) {
 		select {
 		case c <- struct{}{}:
 		default:
@@ -225,13 +286,13 @@ func (a *Applier) watch(ctx context.Context, conn *birdc.Conn, look, moved chan<
 		defer close(done)
 		err := conn.Watch(ctx, func(line string) {
 			if strings.HasPrefix(line, "Reconfigured") {
-				tell(look)
+				wake(look)
 			}
-			tell(moved)
+			wake(moved)
 		})
 		if ctx.Err() == nil {
-			a.Log.Warn("bird went away", "err", err)
-			tell(look)
+			a.Log.Warn("lost the connection to BIRD", "error", err)
+			wake(look)
 		}
 	}()
 	return func() { cancel(); <-done }
@@ -244,7 +305,7 @@ func (a *Applier) publish(err error) {
 	s := a.state
 	a.mu.Unlock()
 	if !known {
-		a.Log.Warn("bird does not run the node's configuration", "err", err)
+		a.Log.Warn("BIRD does not run the configuration of this node", "error", err)
 	}
 	if a.OnChange != nil {
 		a.OnChange(s)
@@ -267,6 +328,9 @@ func (a *Applier) ensure(ctx context.Context, want []byte) (*birdc.Conn, error) 
 	if err := a.converge(ctx, conn, want); err != nil {
 		conn.Close()
 		return nil, err
+	}
+	if err := a.installDeparting(); err != nil {
+		a.Log.Warn("cannot write the configuration of a departing node", "error", err)
 	}
 	return conn, nil
 }
@@ -297,7 +361,7 @@ func (a *Applier) converge(ctx context.Context, conn *birdc.Conn, want []byte) e
 	if err := conn.Confirm(ctx); err != nil {
 		return err
 	}
-	a.Log.Info("bird has loaded a new configuration", "digest", digestIn(want), "settled", done)
+	a.Log.Info("BIRD has loaded a new configuration", "digest", digestIn(want), "complete", done)
 	return nil
 }
 
@@ -311,8 +375,8 @@ func (a *Applier) meet(ctx context.Context, conn *birdc.Conn) error {
 	before := a.state.BIRD
 	a.state.BIRD = s
 	a.mu.Unlock()
-	if before.Version != s.Version || !before.Boot.Equal(s.Boot) {
-		a.Log.Info("bird is running", "version", s.Version, "since", s.Boot)
+	if before.Version != s.Version || before.Boot.Sub(s.Boot).Abs() >= jitter {
+		a.Log.Info("connected to BIRD", "version", s.Version, "since", s.Boot)
 	}
 	return nil
 }
@@ -323,7 +387,7 @@ func (a *Applier) count() {
 	a.state.Applies++
 }
 
-// runs tells whether BIRD has loaded want. A configuration without a digest is
+// runs reports whether BIRD has loaded want. A configuration without a digest is
 // somebody else's.
 func runs(ctx context.Context, conn *birdc.Conn, want []byte) (bool, error) {
 	loaded, err := conn.Eval(ctx, digestSymbol)
@@ -344,7 +408,7 @@ func confirmLeft(ctx context.Context, conn *birdc.Conn) error {
 
 // awaitLoaded waits while BIRD is busy with an earlier reconfiguration.
 func awaitLoaded(ctx context.Context, conn *birdc.Conn, want []byte) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, loadWithin, fmt.Errorf("bird has accepted its configuration but not loaded it for %s", loadWithin))
+	ctx, cancel := context.WithTimeoutCause(ctx, loadWithin, fmt.Errorf("BIRD has accepted the configuration but not loaded it within %s", loadWithin))
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

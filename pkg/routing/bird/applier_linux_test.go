@@ -87,11 +87,11 @@ func TestApplier(t *testing.T) {
 	one, two := Render(intent(t, 0)), Render(intent(t, 1))
 
 	// BIRD is absent: the file is there for it all the same.
-	n.Set(one)
+	n.set(one)
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	wantFile(t, n.conf(), one)
 	if fi, err := os.Stat(n.conf()); err != nil || fi.Mode().Perm() != 0o600 {
-		t.Errorf("bird.conf: %v, %v: want nobody else to read it", fi.Mode(), err)
+		t.Errorf("bird.conf: %v, %v: want only its owner to read it", fi.Mode(), err)
 	}
 
 	// BIRD comes up with that file: nothing to apply.
@@ -102,12 +102,12 @@ func TestApplier(t *testing.T) {
 	}
 
 	// A new configuration, then the same again.
-	n.Set(two)
+	n.set(two)
 	s = n.await("the second configuration", func(s State) bool { return s.Loaded && s.Applies == 1 })
 	wantFile(t, n.conf(), two)
 	wantLoaded(t, n, two)
 	seen := n.states.Load()
-	n.Set(bytes.Clone(two))
+	n.set(bytes.Clone(two))
 	n.await("it looked at", func(State) bool { return n.states.Load() > seen })
 	n.stop()
 	if s := n.State(); s.Applies != 1 {
@@ -119,7 +119,7 @@ func TestApplier(t *testing.T) {
 
 	// The agent restarts: nothing to apply either.
 	n.start()
-	n.Set(two)
+	n.set(two)
 	if s := n.await("bird to be found again", loaded); s.Applies != 0 {
 		t.Errorf("applied %d times after the agent's restart, want never", s.Applies)
 	}
@@ -152,7 +152,7 @@ func TestApplier(t *testing.T) {
 	if err := os.Remove(n.conf()); err != nil {
 		t.Fatal(err)
 	}
-	n.Set(two)
+	n.set(two)
 	routingtest.Eventually(t, 5*time.Second, func() error { _, err := os.Stat(n.conf()); return err })
 	wantFile(t, n.conf(), two)
 	if s := n.await("no change", loaded); s.Applies != 1 {
@@ -175,7 +175,7 @@ func TestApplierFirstOSPF(t *testing.T) {
 
 	n.start()
 	want := ospfNode(t, "    interfaces: [{name: eth0, helloSeconds: 1, deadSeconds: 4}]")
-	n.Set(want)
+	n.set(want)
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	if _, err := os.Stat(n.conf()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("bird.conf is there (%v): BIRD would start from it", err)
@@ -198,13 +198,13 @@ func TestApplierRefused(t *testing.T) {
 		t.Run(fmt.Sprintf("running=%t", running), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
-			n.Set(good)
+			n.set(good)
 			n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 			if running {
 				routingtest.StartBIRD(n.NS, n.conf())
 				n.await("bird to be found", loaded)
 			}
-			n.Set(bad)
+			n.set(bad)
 			var refused *RefusedError
 			n.await("a refusal", func(s State) bool { return errors.As(s.Err, &refused) })
 			if !strings.Contains(refused.Error(), "syntax error") || !strings.Contains(refused.Error(), "bird.conf.new:") {
@@ -215,7 +215,7 @@ func TestApplierRefused(t *testing.T) {
 			if running {
 				wantLoaded(t, n, good)
 			}
-			n.Set(good)
+			n.set(good)
 			if running {
 				if s := n.await("the good one", loaded); s.Applies != 0 {
 					t.Errorf("applied %d times, want never: BIRD had it all the time", s.Applies)
@@ -227,19 +227,19 @@ func TestApplierRefused(t *testing.T) {
 	}
 }
 
-// TestApplierHung: a BIRD that does not answer is told apart from an absent one,
+// TestApplierHung: a BIRD that does not answer is not taken for an absent one,
 // and what was wanted meanwhile is applied when it answers again.
 func TestApplierHung(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.Set(Render(intent(t, 0)))
+	n.set(Render(intent(t, 0)))
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	daemon := routingtest.StartBIRD(n.NS, n.conf())
 	n.await("bird to be found", loaded)
 
 	daemon.Signal(syscall.SIGSTOP)
 	two := Render(intent(t, 1))
-	n.Set(two)
+	n.set(two)
 	n.await("bird to be found hanging", func(s State) bool { return errors.Is(s.Err, os.ErrDeadlineExceeded) })
 	daemon.Signal(syscall.SIGCONT)
 	n.await("the second configuration", func(s State) bool { return s.Loaded && s.Applies == 1 })
@@ -252,7 +252,7 @@ func TestApplierDiedBeforeConfirm(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	one, two := Render(intent(t, 0)), Render(intent(t, 1))
-	n.Set(one)
+	n.set(one)
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	routingtest.StartBIRD(n.NS, n.conf())
 	n.await("bird to be found", loaded)
@@ -265,7 +265,7 @@ func TestApplierDiedBeforeConfirm(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.start()
-	n.Set(two)
+	n.set(two)
 	if s := n.await("bird to be found again", loaded); s.Applies != 0 {
 		t.Errorf("applied %d times, want never", s.Applies)
 	}

@@ -8,7 +8,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
-// Timers that are nobody's choice. BIRD's own are an internet router's: it would
+// Timers that no field sets. BIRD's own are an internet router's: it would
 // wait 5 s before it connects and 60 to 300 s after an error.
 const (
 	startupHoldTime = 30 * time.Second
@@ -25,7 +25,7 @@ func renderBGP(c *conf, in routing.Intent) {
 	pools := renderPools(c, in.Pools)
 	for _, p := range in.BGP.Peers {
 		p.Source = in.Source(p)
-		renderPeer(c, in.BGP, p, in.Passwords, pools)
+		renderPeer(c, in, p, pools)
 	}
 }
 
@@ -72,12 +72,14 @@ const advertisement = `	interface %s {
 	};
 `
 
-func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.SecretRef]routing.Password, pools map[family]bool) {
-	c.add("\nprotocol bgp %s {\n\tlocal as %s;\n", peerSymbol(p.Name), number(p.LocalAS))
+func renderPeer(c *conf, in routing.Intent, p config.BGPPeer, pools map[family]bool) {
+	c.add("\nprotocol bgp %s {\n\tlocal", peerSymbol(p.Name))
+	c.addIf(in.BGP.ListenPort != config.DefaultBGPPort, " port %s", number(in.BGP.ListenPort))
+	c.add(" as %s;\n", number(p.LocalAS))
 	renderNeighbor(c, p)
 	c.addIf(p.Disabled, "\tdisabled;\n")
 	if p.Password != nil {
-		if pw, ok := passwords[*p.Password]; ok {
+		if pw, ok := in.Passwords[*p.Password]; ok {
 			c.add("\tpassword %s;\n", secret(pw))
 		} else {
 			c.addIf(!p.Disabled, "\tdisabled; # its password is not known yet\n")
@@ -88,6 +90,7 @@ func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.S
 	c.add(timers, seconds(p.Hold), seconds(p.Keepalive), seconds(startupHoldTime),
 		seconds(connectDelay), seconds(p.ConnectRetry),
 		seconds(errorWaitMin), seconds(errorWaitMax), seconds(errorForget))
+	c.addIf(p.AllowASIn > 0, "\tallow local as %s;\n", number(p.AllowASIn))
 	renderRestart(c, p.Restart)
 	if p.BFD != nil {
 		c.add("\tbfd {")
@@ -97,7 +100,7 @@ func renderPeer(c *conf, b *config.BGP, p config.BGPPeer, passwords map[config.S
 	c.add("\tdebug { states };\n")
 	for _, f := range families {
 		if carries(p, f) {
-			renderChannel(c, b, p, f, pools[f])
+			renderChannel(c, in, p, f, pools[f])
 		}
 	}
 	c.add("}\n")
@@ -153,10 +156,10 @@ func renderRestart(c *conf, r config.GracefulRestart) {
 	}
 }
 
-func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family, pools bool) {
+func renderChannel(c *conf, in routing.Intent, p config.BGPPeer, f family, pools bool) {
 	c.add("\tipv%s {\n", f)
 	renderImport(c, p.Import, f, sparing)
-	renderExport(c, p, f, pools, b.GracefulShutdown || p.GracefulShutdown)
+	renderExport(c, p, f, pools, in.BGP.GracefulShutdown || p.GracefulShutdown, in.Departing)
 	c.add("\t\tnext hop self;\n")
 	// RFC 8950: the pods' IPv4 needs none on the fabric. With a router that
 	// cannot, BIRD falls back to the interface's IPv4 address.
@@ -180,7 +183,7 @@ func renderChannel(c *conf, b *config.BGP, p config.BGPPeer, f family, pools boo
 // sparing does as a router asks that is about to go (RFC 8326 section 4.2).
 const sparing = "\t\t\tif (65535,0) ~ bgp_community then bgp_local_pref = 0;\n"
 
-// carries tells whether a session carries the routes of a family.
+// carries reports whether a session carries the routes of a family.
 func carries(p config.BGPPeer, f family) bool {
 	return f == ipv6 && p.IPv6 || f == ipv4 && p.IPv4
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // TestMultihop: a router behind another has the node's routes. Of its own the node
-// takes those whose next hop is on a link, and no unreachable route for others.
+// takes those with a next hop on a link, and installs no unreachable route for others.
 func TestMultihop(t *testing.T) {
 	t.Parallel()
 	node, tor := pair(t)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
@@ -17,7 +18,7 @@ func CheckFile(program string) func(ctx context.Context, path string) error {
 	return func(ctx context.Context, path string) error {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, program, "-p", "-c", path).CombinedOutput()
+		out, err := sys.CombinedOutput(exec.CommandContext(ctx, program, "-p", "-c", path))
 		if exit := new(exec.ExitError); errors.As(err, &exit) && exit.Exited() {
 			const parseError = 8002
 			return &birdc.ReplyError{Command: program + " -p", Code: parseError, Text: strings.TrimPrefix(strings.TrimSpace(string(out)), "bird: ")}

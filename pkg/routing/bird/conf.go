@@ -89,7 +89,15 @@ func (l list) term() string {
 	return strings.Join(parts, ", ")
 }
 
-// has tells whether p is of the family.
+// bits is the length of an address.
+func (f family) bits() int {
+	if f == ipv4 {
+		return 32
+	}
+	return 128
+}
+
+// has reports whether p is of the family.
 func (f family) has(p netip.Prefix) bool { return p.Addr().Is4() == (f == ipv4) }
 
 // word is a part of a symbol: whatever is not a lower-case letter or a digit

@@ -158,7 +158,7 @@ func fuzzedPool(comm, largeComm, cidr string, next func() int) *v1alpha1.Address
 	ap := &v1alpha1.AddressPool{}
 	ap.Name = fmt.Sprint(next())
 	ap.Spec.CIDRs = [][]v1alpha1.CIDR{{v1alpha1.CIDR(cidr)}, {"2001:db8:a::/48", "203.0.113.0/28"}, {"2001:db8:a:b::/64"}, {"203.0.113.7/32"}}[next()%4]
-	ap.Spec.Uses = [][]v1alpha1.PoolUse{{"static"}, {"anycast"}, {"static", "anycast"}}[next()%3]
+	ap.Spec.Uses = [][]v1alpha1.PoolUse{{"static"}, {"anycast"}, {"static", "anycast"}, {"service"}, {"static", "anycast", "service"}}[next()%5]
 	r := &ap.Spec.Routing
 	r.Prepend = int32(next() % 4)
 	if next()%2 == 1 {
@@ -191,7 +191,7 @@ func fuzzedConfig(name, address, iface, source, comm, largeComm, cidr string, ne
 		RemoteAS: []v1alpha1.ASNumber{64512, 64601, 4294967294, 0}[next()%4],
 		Port:     int32(next()), Multihop: int32(next()), TTLSecurity: yes(),
 		GracefulShutdown: yes(), Passive: yes(), Disabled: yes(),
-		AddPaths: []v1alpha1.AddPaths{"", "off", "receive", "send", "both"}[next()%5],
+		AllowASIn: int32(next() % 12), AddPaths: []v1alpha1.AddPaths{"", "off", "receive", "send", "both"}[next()%5],
 		Families: [][]v1alpha1.Family{nil, {"ipv6"}, {"ipv4"}, {"ipv4", "ipv6"}}[next()%4],
 	}
 	if p.RemoteAS == 0 {
@@ -275,8 +275,8 @@ func fuzzedOSPF(iface, cidr string, next func() int, some func(int) *int32) *v1a
 	return o
 }
 
-// TestRandomOptions lets BIRD judge combinations of options that nobody thought
-// of. What the parser takes, BIRD must take.
+// TestRandomOptions has BIRD check random combinations of options. BIRD must accept
+// what the parser accepts.
 func TestRandomOptions(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))

@@ -137,7 +137,7 @@ func TestImportPoisoning(t *testing.T) {
 }
 
 // TestTwoRouters: equal routes are used together, the node sends from the
-// address that it is told, an address that the node announces stays its own, and
+// address that is configured, an address that the node announces stays its own, and
 // a router that asks to be spared is.
 func TestTwoRouters(t *testing.T) {
 	t.Parallel()
@@ -201,5 +201,48 @@ func TestTwoRouters(t *testing.T) {
 	routingtest.Eventually(t, 10*time.Second, defaults(1))
 	if log := b.Log(); strings.Count(log, "State changed to up") != 2 || strings.Contains(log, "Restarting") {
 		t.Errorf("multipath has restarted a protocol:\n%s", log)
+	}
+}
+
+// TestAllowASIn: the node takes routes whose path has its own AS as often as allowed, and
+// no others. So the nodes of a cluster with one AS can learn each other's prefixes.
+func TestAllowASIn(t *testing.T) {
+	t.Parallel()
+	node, tor := pair(t)
+	// Own is how often the node's AS stands in the path of the route.
+	own := []string{"2001:db8:200:0::/64", "2001:db8:200:1::/64", "2001:db8:200:2::/64", "2001:db8:200:3::/64"}
+	conf := `
+log stderr all;
+router id 192.0.2.1;
+protocol device {}
+protocol static {
+	ipv6;
+	route 2001:db8:200:0::/64 blackhole;
+	route 2001:db8:200:1::/64 blackhole { bgp_path.prepend(64601); };
+	route 2001:db8:200:2::/64 blackhole { bgp_path.prepend(64601); bgp_path.prepend(64601); };
+	route 2001:db8:200:3::/64 blackhole { bgp_path.prepend(64601); bgp_path.prepend(64602); bgp_path.prepend(64601); bgp_path.prepend(64601); };
+}
+protocol bgp node {
+	local as 64512; neighbor 2001:db8:0:1::11 as 64601;
+	connect delay time 1; connect retry time 1; error wait time 1, 1;
+	ipv6 { import all; export where source = RTS_STATIC; };
+	ipv4 { import all; export none; extended next hop; };
+}
+`
+	routingtest.StartBIRDWith(tor, conf)
+	peer := func(more string) []byte {
+		return nodeWith(t, `
+    peers: [{name: tor, address: "2001:db8:0:1::1", remoteAS: 64512, import: {policy: all}`+more+`}]`)
+	}
+	b := startNode(t, node, peer(""))
+	for _, allowed := range []int{0, 1, 2, 3} {
+		if allowed > 0 {
+			reconfigure(t, node, b, peer(fmt.Sprintf(", allowASIn: %d", allowed)))
+		}
+		want := map[string]string{}
+		for _, p := range own[:allowed+1] {
+			want[netip.MustParsePrefix(p).Masked().String()] = "2001:db8:0:1::1"
+		}
+		wantRoutes(t, node, want)
 	}
 }

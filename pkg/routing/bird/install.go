@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"flock.fritzlab.net/flock/pkg/atomicfile"
+	"flock.fritzlab.net/flock/internal/atomicfile"
+	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
+	"flock.fritzlab.net/flock/pkg/routing/departure/stop"
 )
 
 // The files in an Applier's directory.
@@ -18,28 +20,25 @@ const (
 	rejectedName = "bird.conf.rejected"
 )
 
-// ranBefore tells whether there is a file that BIRD has run with since the node's
+// ranBefore reports whether there is a file that BIRD has run with since the node's
 // start. With OSPF, a BIRD that has not is configured when it is there: it takes a
 // start from a file for a restart, in which it announces nothing for the whole grace
 // period unless a router knows of its life before (RFC 3623 section 2.2).
 func (a *Applier) ranBefore() bool {
-	_, err := os.Stat(a.path(confName))
+	_, err := sys.Stat(a.path(confName))
 	return !errors.Is(err, os.ErrNotExist)
 }
 
 // install makes want the content of bird.conf, if check accepts it and it is not
 // there yet. It returns what was there.
 func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
-	if before, err = os.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
+	if before, err = sys.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
 		return before, nil
 	}
-	if err := os.MkdirAll(a.Dir, 0o700); err != nil {
+	if err := sys.MkdirAll(a.Dir, 0o700); err != nil {
 		return before, err
 	}
-	// Only root reads it, for it may hold passwords: WriteFile would keep the mode of
-	// one that exists.
-	os.Remove(a.path(newName))
-	if err := os.WriteFile(a.path(newName), want, 0o600); err != nil {
+	if err := atomicfile.Write(a.path(newName), want); err != nil {
 		return before, err
 	}
 	if check != nil {
@@ -50,8 +49,21 @@ func (a *Applier) install(ctx context.Context, want []byte, check func(context.C
 			return before, err
 		}
 	}
-	os.Remove(a.path(rejectedName)) // speaks of what is no longer wanted
-	return before, os.Rename(a.path(newName), a.path(confName))
+	sys.Remove(a.path(rejectedName)) // speaks of what is no longer wanted
+	return before, sys.Rename(a.path(newName), a.path(confName))
+}
+
+// installDeparting writes the configuration with which the node leaves, for
+// flock-bird-stop.
+func (a *Applier) installDeparting() error {
+	a.mu.Lock()
+	want := a.departing
+	a.mu.Unlock()
+	path := a.path(stop.ConfigFile)
+	if is, err := sys.ReadFile(path); want == nil || err == nil && bytes.Equal(is, want) {
+		return nil
+	}
+	return atomicfile.Write(path, want)
 }
 
 // restore puts back what install has replaced.
@@ -63,7 +75,7 @@ func (a *Applier) restore(before []byte) error {
 }
 
 func (a *Applier) reject(file, message string) error {
-	if err := os.Rename(file, a.path(rejectedName)); err != nil {
+	if err := sys.Rename(file, a.path(rejectedName)); err != nil {
 		return err
 	}
 	return &RefusedError{File: a.path(rejectedName), Message: message}

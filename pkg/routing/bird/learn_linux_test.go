@@ -12,7 +12,7 @@ import (
 // TestLearnedAndRefused has addresses lose the route that is announced and keep
 // the one beside it that is refused, which is all that a withdrawal of anycast is,
 // with a BIRD that tidies its table whenever it can. What it says of each must be
-// so, also when it is told to look at everything again.
+// so, also when it looks at everything again.
 func TestLearnedAndRefused(t *testing.T) {
 	t.Parallel()
 	node, _ := pair(t)

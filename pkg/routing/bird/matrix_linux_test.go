@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/routing/birdc"
 	"flock.fritzlab.net/flock/pkg/routing/routingtest"
 )
 
@@ -304,12 +305,28 @@ func checkRestart(t *testing.T, p play) {
 			t.Errorf("the router has dropped %s", prefix)
 		}
 	}
-	startNode(t, p.node, p.conf, "-R")
+	start := time.Now()
+	b := startNode(t, p.node, p.conf, "-R")
+	routingtest.Eventually(t, 30*time.Second, func() error {
+		if s := b.Protocol(protocolOf(b)); s.BGP == nil || s.BGP.State != stateUp || slices.ContainsFunc(s.Channels, func(c birdc.Channel) bool { return c.RecoveryPending || c.RecoveryWaiting }) {
+			return fmt.Errorf("BIRD is recovering: %+v", s)
+		}
+		return nil
+	})
+	t.Logf("BIRD has recovered %s after its start", time.Since(start).Round(10*time.Millisecond))
 	routingtest.Established(t, p.router)
 	routes(func(routingtest.Path) error { return nil })(t, p)
 }
 
-// checkRestartWithBFD kills BIRD, whose BFD ends with it. FRR keeps the routes as
+// protocolOf is the one session of a node: that of an unnumbered peer has a number.
+func protocolOf(b *routingtest.BIRD) string {
+	if len(b.Show("show protocols unnumbered_tor_1")) > 1 {
+		return "unnumbered_tor_1"
+	}
+	return "peer_tor"
+}
+
+// checkRestartWithBFD kills BIRD, and its BFD ends with it. FRR keeps the routes as
 // without BFD; BIRD as the router takes the node for dead, restart or not.
 func checkRestartWithBFD(t *testing.T, p play) {
 	bfd := func(want bool) {
@@ -341,7 +358,7 @@ func checkRestartWithBFD(t *testing.T, p play) {
 func checkLimitRestart(t *testing.T, p play) {
 	routingtest.Eventually(t, 30*time.Second, func() error {
 		if s := p.router.Notification(); s == "" {
-			return errors.New("the router was told nothing")
+			return errors.New("the router got no notification")
 		} else {
 			t.Log(s)
 		}

@@ -9,16 +9,21 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
+// departingCost is the highest that does not make a route unreachable (LSInfinity is
+// 0xffffff, RFC 2328 appendix B).
+const departingCost = number(1<<24 - 2)
+
 // renderOSPF writes one instance of OSPF for each family.
-func renderOSPF(c *conf, o *config.OSPF, passwords map[config.SecretRef]routing.Password) {
+func renderOSPF(c *conf, in routing.Intent) {
 	for _, f := range families {
-		if speaks(o, f) {
-			renderInstance(c, o, f, passwords)
+		if speaks(in.OSPF, f) {
+			renderInstance(c, in, f)
 		}
 	}
 }
 
-func renderInstance(c *conf, o *config.OSPF, f family, passwords map[config.SecretRef]routing.Password) {
+func renderInstance(c *conf, in routing.Intent, f family) {
+	o, cost := in.OSPF, number(in.OSPF.Cost)
 	version := number(3)
 	if f == ipv4 && !o.IPv4OverV3 {
 		version = 2
@@ -28,10 +33,14 @@ func renderInstance(c *conf, o *config.OSPF, f family, passwords map[config.Secr
 	c.add("\tipv%s {\n", f)
 	renderImport(c, o.Import, f, "")
 	c.add(exportable)
+	if in.Departing {
+		renderWithoutAnycast(c, f)
+		cost = departingCost
+	}
 	if o.External1 {
-		c.add("\t\t\tospf_metric1 = %s;\n", number(o.Cost))
+		c.add("\t\t\tospf_metric1 = %s;\n", cost)
 	} else {
-		c.add("\t\t\tospf_metric2 = %s;\n", number(o.Cost))
+		c.add("\t\t\tospf_metric2 = %s;\n", cost)
 	}
 	c.add("\t\t\taccept;\n\t\t};\n\t};\n\tarea %s {\n", addr(area(o)))
 	for _, i := range o.Interfaces {
@@ -40,7 +49,7 @@ func renderInstance(c *conf, o *config.OSPF, f family, passwords map[config.Secr
 			renderInterface(c, i, func() {})
 			continue
 		}
-		pw, ok := passwords[i.Authentication.Password]
+		pw, ok := in.Passwords[i.Authentication.Password]
 		if !ok {
 			c.add("\t\t# %s: its password is not known yet\n", interfaceName(i.Name))
 			continue
@@ -97,10 +106,10 @@ func hash(a v1alpha1.OSPFAlgorithm) symbol {
 	return symbol{"hmac sha256"}
 }
 
-// speaksOSPF tells whether a rendered configuration has an instance of OSPF.
+// speaksOSPF reports whether a rendered configuration has an instance of OSPF.
 func speaksOSPF(conf []byte) bool { return bytes.Contains(conf, []byte("\nprotocol ospf ")) }
 
-// speaks tells whether OSPF is spoken for a family.
+// speaks reports whether OSPF is spoken for a family.
 func speaks(o *config.OSPF, f family) bool {
 	return f == ipv6 && o.IPv6 || f == ipv4 && o.IPv4
 }

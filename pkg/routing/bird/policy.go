@@ -5,6 +5,7 @@ import (
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
@@ -89,10 +90,21 @@ func limitAction(a v1alpha1.MaxPrefixesAction) symbol {
 // (RFC 8212: nothing without a policy).
 const exportable = "\t\texport filter {\n\t\t\tif source != RTS_INHERIT || net.len = 0 then reject;\n"
 
+// withoutAnycast rejects the routes to anycast addresses, which are host routes, and those to
+// Services' addresses.
+const withoutAnycast = "\t\t\tif net.len = %s && krt_metric = %s || krt_metric = %s then reject;\n"
+
+func renderWithoutAnycast(c *conf, f family) {
+	c.add(withoutAnycast, number(f.bits()), number(kernel.MetricAnnounced), number(kernel.MetricService))
+}
+
 // renderExport writes the export side of a BGP channel. With pools, the routes of
 // their addresses get what those say.
-func renderExport(c *conf, p config.BGPPeer, f family, pools, shutdown bool) {
+func renderExport(c *conf, p config.BGPPeer, f family, pools, shutdown, departing bool) {
 	c.add(exportable)
+	if departing {
+		renderWithoutAnycast(c, f)
+	}
 	e := p.Export
 	renderAttributes(c, "\t\t\t", e, "")
 	switch {
@@ -105,7 +117,7 @@ func renderExport(c *conf, p config.BGPPeer, f family, pools, shutdown bool) {
 	default:
 		renderPrepend(c, "\t\t\t", e.Prepend, number(p.LocalAS))
 	}
-	if shutdown {
+	if shutdown || departing {
 		c.add("\t\t\tbgp_community.add(%s);\n", community(config.GracefulShutdown))
 		c.addIf(p.Internal(), "\t\t\tbgp_local_pref = 0;\n")
 	}

@@ -4,6 +4,7 @@ import (
 	"reflect"
 
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
@@ -45,23 +46,33 @@ const poolsComment = `
 // the same, and returns the rest.
 func renderPool(c *conf, pools []routing.PoolRoutes) (rest []routing.PoolRoutes) {
 	first := pools[0]
-	var within list
-	for rest = pools; len(rest) > 0 && reflect.DeepEqual(rest[0].Static, first.Static) && reflect.DeepEqual(rest[0].Anycast, first.Anycast); rest = rest[1:] {
-		bits := rest[0].Within.Addr().BitLen()
-		within = append(within, match{Prefix: rest[0].Within, Min: bits, Max: bits}) // host routes alone
+	hosts, all := list{}, list{} // host routes, and all within
+	for rest = pools; len(rest) > 0 && rest[0].SameAs(first); rest = rest[1:] {
+		within, bits := rest[0].Within, rest[0].Within.Addr().BitLen()
+		hosts = append(hosts, match{Prefix: within, Min: bits, Max: bits})
+		all = append(all, match{Prefix: within, Min: within.Bits(), Max: bits})
 	}
 	clause := func(condition string, e config.Export, terms ...term) {
-		c.add("\tif "+condition+"net ~ [ %s ] then {\n", append(terms, within)...)
+		c.add("\tif "+condition+"net ~ [ %s ] then {\n", terms...)
 		renderAttributes(c, "\t\t", e, "if same_as then ")
 		c.addIf(e.Prepend > 0, "\t\tif same_as then return false;\n") // the router would see a loop
 		renderPrepend(c, "\t\t", e.Prepend, symbol{"own_as"})
 		c.add("\t\treturn %s;\n\t}\n", boolean(e.Prepend > 0))
 	}
-	if reflect.DeepEqual(first.Static, first.Anycast) {
-		clause("", first.Static)
-	} else {
-		clause("krt_metric = %s && ", first.Static, number(routing.StaticMetric))
-		clause("krt_metric != %s && ", first.Anycast, number(routing.StaticMetric))
+	bits := number(first.Within.Addr().BitLen())
+	pods := reflect.DeepEqual(first.Static, first.Anycast)
+	switch {
+	case pods && reflect.DeepEqual(first.Static, first.Service):
+		// A summary of the node may be in a pool too, and is none of its addresses.
+		clause("(net.len = %s || krt_metric = %s) && ", first.Static, bits, number(kernel.MetricService), all)
+		return rest
+	case pods:
+		clause("krt_metric = %s && ", first.Service, number(kernel.MetricService), all)
+		clause("", first.Static, hosts)
+	default:
+		clause("krt_metric = %s && ", first.Service, number(kernel.MetricService), all)
+		clause("krt_metric = %s && ", first.Static, number(kernel.MetricStatic), hosts)
+		clause("krt_metric != %s && ", first.Anycast, number(kernel.MetricStatic), hosts)
 	}
 	return rest
 }

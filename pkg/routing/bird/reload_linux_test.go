@@ -67,6 +67,7 @@ func TestReload(t *testing.T) {
 		{peer: `, gracefulRestart: {mode: aware}`, resets: true},
 		{peer: `, gracefulRestart: {longLivedStaleSeconds: 60}`, resets: true},
 		{peer: `, addPaths: both`, resets: true},
+		{peer: `, allowASIn: 1, import: {policy: all}`, resets: true},
 		{peer: `, families: [ipv6]`, resets: true},
 		{peer: `, families: [ipv6], disabled: true`, resets: true},
 		{peer: ``}, // comes up again

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
@@ -18,9 +19,12 @@ const (
 	kernelMetric = 300
 	// scanTime bounds how long a lost netlink message goes unnoticed.
 	scanTime = 10 * time.Second
-	// recoveryWait bounds how long BIRD, started again, announces nothing new
-	// because one of its peers has not come back.
-	recoveryWait = 15 * time.Second
+	// recoveryWait bounds how long BIRD, started again, announces and withdraws
+	// nothing because one of its peers has not come back. A peer that comes later
+	// drops the node's routes for a moment. BIRD, FRR and GoBGP were seen back after
+	// 1, 3 and 6 s; where the router opens the session, GoBGP after 10 s.
+	recoveryWait        = 7 * time.Second
+	recoveryWaitPassive = 15 * time.Second
 	// ownPreference puts flock's routes above what any peer says (BGP 100,
 	// OSPF 150), so that an anycast address which also another node announces
 	// stays local and stays announced.
@@ -36,8 +40,8 @@ var dummyRouterID = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 // the daemon what it has loaded.
 func Render(in routing.Intent) []byte {
 	c := new(conf)
-	c.add(header, addr(routerID(in)), seconds(recoveryWait), seconds(scanTime))
-	c.add(learn, number(routing.Protocol), number(routing.LocalMetric), number(ownPreference))
+	c.add(header, addr(routerID(in)), seconds(recoveryTime(in)), seconds(scanTime))
+	c.add(learn, number(kernel.RouteProtocol), number(kernel.MetricLocal), number(ownPreference))
 	renderNever(c, in)
 	for _, f := range families {
 		renderKernel(c, in, f)
@@ -47,7 +51,7 @@ func Render(in routing.Intent) []byte {
 		renderBGP(c, in)
 	}
 	if in.OSPF != nil {
-		renderOSPF(c, in.OSPF, in.Passwords)
+		renderOSPF(c, in)
 	}
 	c.add(trailer, digestOf(c.Bytes()))
 	return c.Bytes()
@@ -64,9 +68,17 @@ func routerID(in routing.Intent) netip.Addr {
 	return dummyRouterID
 }
 
+// recoveryTime is longer where the node cannot open all sessions itself.
+func recoveryTime(in routing.Intent) time.Duration {
+	if in.OSPF != nil || in.BGP != nil && slices.ContainsFunc(in.BGP.Peers, func(p config.BGPPeer) bool { return p.Passive || !p.Addr.IsValid() }) {
+		return recoveryWaitPassive
+	}
+	return recoveryWait
+}
+
 const header = `# The configuration of BIRD on this node. flock-agent renders it from the node's
 # NodeConfig and replaces it when that changes: edit the NodeConfig, not this file.
-# "birdc -s bird.ctl show protocols all" in this directory shows what came of it.
+# "birdc -s bird.ctl show protocols all" in this directory shows its state.
 
 log stderr all;
 router id %s;
@@ -107,8 +119,8 @@ func renderKernel(c *conf, in routing.Intent, f family) {
 	bgp := in.BGP != nil && slices.ContainsFunc(in.BGP.Peers, func(p config.BGPPeer) bool { return p.Import.Any() && carries(p, f) })
 	ospf := in.OSPF != nil && in.OSPF.Import.Any() && speaks(in.OSPF, f)
 	if bgp || ospf {
-		// A route whose next hop is on no link becomes none in the kernel,
-		// rather than an unreachable one that hides the node's own.
+		// A route with a next hop on no link is not installed in the kernel.
+		// Otherwise it would be an unreachable route that hides the node's own.
 		c.add("\t\texport filter {\n\t\t\tif dest != RTD_UNICAST then reject;\n")
 		if bgp {
 			c.add("\t\t\tif source = RTS_BGP then {%s accept; }\n", preferredSource(in.BGP.Sources, f))

@@ -17,7 +17,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // intentOf reads a NodeConfig, and AddressPools after it, and adds what the agent
 // adds: the subnets of the links, the node's addresses, and a password for every
@@ -69,6 +69,7 @@ func TestGolden(t *testing.T) {
 		name := strings.TrimSuffix(filepath.Base(file), ".yaml")
 		t.Run(name, func(t *testing.T) {
 			in := intentOf(t, readFile(t, file))
+			in.Departing = name == "departing"
 			got := Render(in)
 			golden := filepath.Join("testdata", name+".conf")
 			if *update {
@@ -81,7 +82,7 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got, want) {
-				t.Errorf("not what %s holds (go test -update writes it anew):\n%s", golden, got)
+				t.Errorf("not what %s holds (go test -update rewrites it):\n%s", golden, got)
 			}
 			if !bytes.Equal(got, Render(in)) {
 				t.Error("rendered twice, got two configurations")

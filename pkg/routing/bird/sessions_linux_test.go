@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 	"flock.fritzlab.net/flock/pkg/routing/routingtest"
 )
@@ -38,7 +39,7 @@ spec:
 	if err := os.WriteFile(n.conf(), []byte("# of an earlier BIRD\n"), 0o600); err != nil { // it starts from a file with OSPF
 		t.Fatal(err)
 	}
-	n.Set(Render(in))
+	n.set(Render(in))
 	n.await("bird to be missed", func(s State) bool { return errors.Is(s.Err, birdc.ErrAbsent) })
 	daemon := routingtest.StartBIRD(n.NS, n.conf())
 	s := n.await("both sessions down", func(s State) bool { return len(s.Sessions) == 2 })
@@ -65,10 +66,10 @@ spec:
 	}
 
 	// A configuration that BIRD refuses does not hide the sessions.
-	n.Set([]byte(strings.Replace(string(Render(in)), "hold time 9", "hold time 9 }", 1)))
+	n.set([]byte(strings.Replace(string(Render(in)), "hold time 9", "hold time 9 }", 1)))
 	var refused *RefusedError
 	n.await("a refusal", func(s State) bool { return errors.As(s.Err, &refused) && bgpUp(s) })
-	n.Set(Render(in))
+	n.set(Render(in))
 	n.await("the good one", func(s State) bool { return s.Loaded && bgpUp(s) })
 
 	// The router says goodbye: known at once, with its reason.
@@ -111,7 +112,7 @@ spec:
 `))))
 	routingtest.Established(t, router)
 	routingtest.Eventually(t, 15*time.Second, func() error {
-		got, err := Backend{Socket: filepath.Join(node.Dir, "bird.ctl")}.Sessions(t.Context())
+		got, _, err := NewApplier(ApplierConfig{Socket: filepath.Join(node.Dir, "bird.ctl")}).readSessions(t.Context(), routing.Intent{})
 		if err != nil {
 			return err
 		}

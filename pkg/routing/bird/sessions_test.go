@@ -52,18 +52,18 @@ func TestSessions(t *testing.T) {
 	}
 }
 
-// A session is asked for often while it may soon tell more.
+// BIRD is asked for a session often while it may soon change.
 func TestUnsettled(t *testing.T) {
-	told, silent := routing.SessionFamily{Up: true, Sent: 1}, routing.SessionFamily{Up: true}
+	sent, silent := routing.SessionFamily{Up: true, Sent: 1}, routing.SessionFamily{Up: true}
 	for _, c := range []struct {
 		name string
 		s    routing.Session
 		want bool
 	}{
-		{"down", routing.Session{Families: []routing.SessionFamily{told}}, true},
+		{"down", routing.Session{Families: []routing.SessionFamily{sent}}, true},
 		{"up, and BIRD waits for another peer", routing.Session{Up: true, Families: []routing.SessionFamily{silent, silent}}, true},
-		{"up", routing.Session{Up: true, Families: []routing.SessionFamily{told, told}}, false},
-		{"a node with routes of one family", routing.Session{Up: true, Families: []routing.SessionFamily{told, silent}}, false},
+		{"up", routing.Session{Up: true, Families: []routing.SessionFamily{sent, sent}}, false},
+		{"a node with routes of one family", routing.Session{Up: true, Families: []routing.SessionFamily{sent, silent}}, false},
 	} {
 		if got := unsettled(c.s); got != c.want {
 			t.Errorf("%s: %t", c.name, got)
@@ -80,7 +80,7 @@ func TestKeepSince(t *testing.T) {
 		since time.Time
 		want  time.Time
 	}{
-		{"told 3 ms off", stateUp, at.Add(-3 * time.Millisecond), at},
+		{"3 ms apart", stateUp, at.Add(-3 * time.Millisecond), at},
 		{"another state", "Connect", at.Add(3 * time.Millisecond), at.Add(3 * time.Millisecond)},
 		{"gone and back", stateUp, at.Add(time.Second), at.Add(time.Second)},
 	} {

@@ -82,7 +82,7 @@ func TestRealBIRD(t *testing.T) {
 	watchErr := make(chan error, 1)
 	go func() { watchErr <- watcher.Watch(ctx, func(line string) { events <- line }) }()
 	routingtest.Eventually(t, 5*time.Second, func() error {
-		if _, err := c.Configure(ctx, birdc.Options{Soft: true}); err != nil {
+		if _, err := c.Configure(ctx, birdc.Options{}); err != nil {
 			return err
 		}
 		if len(events) == 0 {

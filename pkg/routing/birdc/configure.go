@@ -2,6 +2,7 @@ package birdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ const (
 	codeInProgress    = 4
 	codeQueued        = 5
 	codeShuttingDown  = 6
+	codeShutdown      = 7
 	codeUnqueued      = 17
 	codeConfirmed     = 18
 	codeNothing       = 19
@@ -23,12 +25,10 @@ const (
 )
 
 // Options of Configure. The zero value is "configure": the file that BIRD was
-// started with, filters applied anew, for good.
+// started with, filters applied again, for good.
 type Options struct {
 	// File to read in place of the one that BIRD was started with.
 	File string
-	// Soft leaves routes alone that changed filters would treat otherwise.
-	Soft bool
 	// Undo makes BIRD go back to what it had unless Confirm comes in time.
 	// Whole seconds.
 	Undo time.Duration
@@ -46,13 +46,10 @@ func (c *Conn) Check(ctx context.Context, path string) error {
 }
 
 // Configure makes BIRD read its configuration again. When it returns without
-// error, BIRD has taken the configuration; done tells whether everything is
+// error, BIRD has taken the configuration; done reports whether everything is
 // already as it says, otherwise protocols are still being shut down for it.
 func (c *Conn) Configure(ctx context.Context, o Options) (done bool, err error) {
 	command := "configure"
-	if o.Soft {
-		command += " soft"
-	}
 	if o.File != "" {
 		name, err := quote(o.File)
 		if err != nil {
@@ -74,7 +71,7 @@ func (c *Conn) Confirm(ctx context.Context) error {
 	return err
 }
 
-// Unconfirmed tells whether BIRD waits for Confirm and goes back without it.
+// Unconfirmed reports whether BIRD waits for Confirm and goes back without it.
 func (c *Conn) Unconfirmed(ctx context.Context) (bool, error) {
 	lines, err := c.Do(ctx, "configure status")
 	for _, l := range lines {
@@ -85,11 +82,27 @@ func (c *Conn) Unconfirmed(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// GracefulRestart ends BIRD without a word to its peers, so that they keep the
-// node's routes until it is back (RFC 4724). BIRD must be started again with -R.
+// GracefulRestart ends BIRD without a notification to its peers, so that they keep
+// the node's routes until it is back (RFC 4724). BIRD must be started again with -R.
+// See Ended.
 func (c *Conn) GracefulRestart(ctx context.Context) error {
 	_, err := c.expect(ctx, "graceful restart", codeRestartOrder)
 	return err
+}
+
+// Down ends BIRD with a Cease to its peers (administrative shutdown, RFC 4486), so that
+// they drop the node's routes. See Ended.
+func (c *Conn) Down(ctx context.Context) error {
+	_, err := c.expect(ctx, "down", codeShutdown)
+	return err
+}
+
+// Ended waits until BIRD has closed the connection, as it does at its end.
+func (c *Conn) Ended(ctx context.Context) error {
+	if err := c.Watch(ctx, func(string) {}); !errors.Is(err, ErrClosed) {
+		return err
+	}
+	return nil
 }
 
 // Eval returns the value of a symbol of BIRD's configuration, as BIRD prints it.
@@ -133,4 +146,10 @@ func quote(path string) (string, error) {
 		return "", fmt.Errorf("bird cannot be given the file name %q: it holds a quote or a line break", path)
 	}
 	return `"` + path + `"`, nil
+}
+
+// Enable starts a protocol that BIRD has disabled, and does nothing to one that runs.
+func (c *Conn) Enable(ctx context.Context, protocol string) error {
+	_, err := c.Do(ctx, "enable "+protocol)
+	return err
 }

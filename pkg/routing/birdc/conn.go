@@ -3,7 +3,7 @@
 // with a four-digit code (doc/reply_codes in BIRD's sources).
 //
 // It judges every reply by its code and turns what BIRD prints for people into
-// types. It never decides what BIRD should do. An error tells apart that BIRD is
+// types. It never decides what BIRD should do. An error says whether BIRD is
 // absent (ErrAbsent), hangs (os.ErrDeadlineExceeded), went away in the middle of
 // a reply (ErrClosed), or refused (*ReplyError): each has another remedy.
 package birdc
@@ -19,13 +19,15 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 var (
 	// ErrAbsent: nothing listens on the control socket.
-	ErrAbsent = errors.New("bird is not running")
+	ErrAbsent = errors.New("BIRD is not running")
 	// ErrClosed: BIRD closed the connection before its reply was complete.
-	ErrClosed = errors.New("bird closed its control socket in the middle of a reply")
+	ErrClosed = errors.New("BIRD closed its control socket in the middle of a reply")
 )
 
 // maxLine bounds a line of a reply, and maxReply a whole one, in bytes.
@@ -34,9 +36,9 @@ const (
 	maxReply = 16 << 20
 )
 
-// Timeout bounds each command whose context has no earlier deadline. BIRD
-// answers from one thread: a large reconfiguration delays it, a second is usual
-// for none.
+// Timeout bounds each command that has no earlier deadline in its context. BIRD answers
+// from one thread, so a large reconfiguration delays answers, normally by less than a
+// second.
 const Timeout = 5 * time.Second
 
 // ReplyError is BIRD's refusal of a command.
@@ -47,7 +49,7 @@ type ReplyError struct {
 }
 
 func (e *ReplyError) Error() string {
-	return fmt.Sprintf("bird refused %q: %s (code %d)", e.Command, e.Text, e.Code)
+	return fmt.Sprintf("BIRD refused the command %q: %s (code %d)", e.Command, e.Text, e.Code)
 }
 
 // Line is one line of a reply.
@@ -58,9 +60,6 @@ type Line struct {
 
 // Conn is a connection to BIRD's control socket. One goroutine uses it.
 type Conn struct {
-	// Banner is what BIRD greeted with: "BIRD 2.0.12 ready."
-	Banner string
-
 	c net.Conn
 	r *bufio.Reader
 }
@@ -91,12 +90,8 @@ func newConn(c net.Conn) *Conn {
 // greet reads BIRD's greeting.
 func (c *Conn) greet(ctx context.Context) error {
 	defer c.arm(ctx)()
-	lines, err := c.reply(ctx, "connect")
-	if err != nil {
-		return err
-	}
-	c.Banner = lines[len(lines)-1].Text
-	return nil
+	_, err := c.reply(ctx, "connect")
+	return err
 }
 
 // Close ends the connection.
@@ -120,6 +115,9 @@ func (c *Conn) Do(ctx context.Context, command string) ([]Line, error) {
 
 func (c *Conn) exchange(ctx context.Context, command string) ([]Line, error) {
 	defer c.arm(ctx)()
+	if err := sys.Command(command); err != nil {
+		return nil, c.judge(ctx, command, err)
+	}
 	if _, err := io.WriteString(c.c, command+"\n"); err != nil {
 		return nil, c.judge(ctx, command, err)
 	}
@@ -142,14 +140,14 @@ func (c *Conn) reply(ctx context.Context, command string) ([]Line, error) {
 			return nil, c.judge(ctx, command, err)
 		}
 		if size += len(raw); size > maxReply {
-			return nil, fmt.Errorf("bird's reply to %q is longer than %d bytes", command, maxReply)
+			return nil, fmt.Errorf("BIRD's reply to %q is longer than %d bytes", command, maxReply)
 		}
 		if strings.HasPrefix(raw, "+") {
 			continue // a line of BIRD's log, see Watch
 		}
 		line, last, ok := parseLine(raw, lines)
 		if !ok {
-			return nil, fmt.Errorf("bird's reply to %q has a line without a code: %q", command, raw)
+			return nil, fmt.Errorf("BIRD's reply to %q has a line without a code: %q", command, raw)
 		}
 		lines = append(lines, line)
 		if last {
@@ -174,11 +172,11 @@ func (c *Conn) judge(ctx context.Context, command string, err error) error {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("bird does not answer %q: %w", command, os.ErrDeadlineExceeded)
+		return fmt.Errorf("BIRD does not answer %q: %w", command, os.ErrDeadlineExceeded)
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 		return fmt.Errorf("%w (to %q)", ErrClosed, command)
 	}
-	return fmt.Errorf("bird's reply to %q: %w", command, err)
+	return fmt.Errorf("BIRD's reply to %q: %w", command, err)
 }
 
 // parseLine reads one line of a reply that began with before: "NNNN-text", or

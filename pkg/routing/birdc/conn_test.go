@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// fakeBIRD is a control socket whose BIRD answers each command with the next of
-// replies and hangs up after the last.
+// fakeBIRD is a control socket that answers each command with the next of replies and
+// closes the connection after the last.
 func fakeBIRD(t *testing.T, banner string, replies ...string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "flock-")
@@ -61,7 +61,7 @@ func TestDo(t *testing.T) {
 		"continued without a code":   {reply: "1011-Router ID is 192.0.2.1\n Hostname is x\n0013 up\n", want: []Line{{1011, "Router ID is 192.0.2.1"}, {1011, "Hostname is x"}, {13, "up"}}},
 		"log lines in between":       {reply: "+peer: up\n0002-Reading\n+log\n0003 Reconfigured\n", want: []Line{{2, "Reading"}, {3, "Reconfigured"}}},
 		"carriage returns":           {reply: "0002-Reading\r\n0003 Reconfigured\r\n", want: []Line{{2, "Reading"}, {3, "Reconfigured"}}},
-		"refused at run time":        {reply: "0002-Reading\n8002 a.conf:3:1 syntax error\n", err: `bird refused "x": a.conf:3:1 syntax error (code 8002)`},
+		"refused at run time":        {reply: "0002-Reading\n8002 a.conf:3:1 syntax error\n", err: `BIRD refused the command "x": a.conf:3:1 syntax error (code 8002)`},
 		"not understood":             {reply: "9001 syntax error\n", err: "syntax error (code 9001)"},
 		"no code":                    {reply: "hello\n", err: `line without a code: "hello"`},
 		"code too short":             {reply: "12 x\n", err: "line without a code"},

@@ -31,11 +31,7 @@ type BGP struct {
 	State          string // Established, Active, Connect, OpenSent, Idle, Down …
 	Neighbor       string // address, with %interface where it is link-local
 	NeighborAS     uint32
-	LocalAS        uint32
-	NeighborID     string // "" unless established
-	Source         string // the session's own address; "" unless established
 	LastError      string // "Received: Administrative shutdown"; "" if none
-	HoldTime       int    // negotiated, in seconds; 0 unless established
 	RestartingPeer bool   // the neighbor restarts and its routes are kept (RFC 4724)
 }
 
@@ -43,14 +39,17 @@ type BGP struct {
 type Channel struct {
 	Name  string // ipv6, ipv4
 	State string // UP, DOWN …
-	// Routes by what became of them: in the table, announced, and chosen.
-	Imported, Exported, Preferred int
+	// Routes by what became of them: in the table, and announced.
+	Imported, Exported int
 	// Counted since the channel came up: announcements of the peer, and those
 	// that BIRD found invalid or the import filter refused.
 	Received, Invalid, Filtered int
 	// LimitHit: the peer announced more than allowed and BIRD acted on it.
 	LimitHit bool
-	NextHop  string // that BIRD announces for itself
+	// After a start of BIRD as a restart (RFC 4724 section 4.1): the peer has not
+	// sent all of its routes, or not come back; and BIRD announces and withdraws
+	// nothing until all have.
+	RecoveryPending, RecoveryWaiting bool
 }
 
 // ShowProtocols asks for all of BIRD's protocols, in the order of its
@@ -134,17 +133,8 @@ func (b *BGP) detail(key, value string) {
 		b.Neighbor = value
 	case "Neighbor AS":
 		b.NeighborAS = parseAS(value)
-	case "Local AS":
-		b.LocalAS = parseAS(value)
-	case "Neighbor ID":
-		b.NeighborID = value
-	case "Source address":
-		b.Source = value
 	case "Last error":
 		b.LastError = value
-	case "Hold timer":
-		_, negotiated, _ := strings.Cut(value, "/")
-		b.HoldTime, _ = strconv.Atoi(negotiated)
 	case "Neighbor graceful restart active":
 		b.RestartingPeer = true
 	}
@@ -154,6 +144,9 @@ func (c *Channel) detail(key, value string) {
 	switch key {
 	case "State":
 		c.State = value
+	case "GR recovery":
+		c.RecoveryPending = strings.Contains(value, "pending")
+		c.RecoveryWaiting = strings.Contains(value, "waiting")
 	case "Routes":
 		for _, part := range strings.Split(value, ",") {
 			count, what, _ := strings.Cut(strings.TrimSpace(part), " ")
@@ -163,8 +156,6 @@ func (c *Channel) detail(key, value string) {
 				c.Imported = n
 			case "exported":
 				c.Exported = n
-			case "preferred":
-				c.Preferred = n
 			}
 		}
 	case "Import updates":
@@ -175,8 +166,6 @@ func (c *Channel) detail(key, value string) {
 		}
 	case "Receive limit", "Import limit":
 		c.LimitHit = c.LimitHit || strings.Contains(value, "[HIT]")
-	case "BGP Next hop":
-		c.NextHop = value
 	}
 }
 

@@ -41,6 +41,7 @@ const established = `2002-Name       Proto      Table      State  Since         
      BGP Next hop:   2001:db8:0:1::11 fe80::11
    Channel ipv4
      State:          DOWN
+     GR recovery:    pending waiting
 1006-
 1002-peer_b     BGP        ---        start  2026-11-23 21:53:30.000  Active        Socket: Connection refused
 1006-  BGP state:          Active
@@ -81,16 +82,16 @@ func TestParseProtocols(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Protocol{
-		{Name: "kernel6", Kind: "Kernel", State: "up", Since: boot, Channels: []Channel{{Name: "ipv6", State: "UP", Imported: 1, Preferred: 1}}},
+		{Name: "kernel6", Kind: "Kernel", State: "up", Since: boot, Channels: []Channel{{Name: "ipv6", State: "UP", Imported: 1}}},
 		{
 			Name: "peer_tor", Kind: "BGP", State: "up", Since: time.Date(2026, 11, 23, 19, 53, 28, 946e6, time.UTC), Info: "Established",
 			BGP: &BGP{
-				State: "Established", Neighbor: "2001:db8:0:1::1", NeighborAS: 64512, LocalAS: 64601, NeighborID: "192.0.2.1",
-				Source: "2001:db8:0:1::11", LastError: "Received: Administrative shutdown", HoldTime: 9, RestartingPeer: true,
+				State: "Established", Neighbor: "2001:db8:0:1::1", NeighborAS: 64512,
+				LastError: "Received: Administrative shutdown", RestartingPeer: true,
 			},
 			Channels: []Channel{
-				{Name: "ipv6", State: "UP", Imported: 2, Exported: 4, Preferred: 1, Received: 12, Invalid: 1, Filtered: 9, LimitHit: true, NextHop: "2001:db8:0:1::11 fe80::11"},
-				{Name: "ipv4", State: "DOWN"},
+				{Name: "ipv6", State: "UP", Imported: 2, Exported: 4, Received: 12, Invalid: 1, Filtered: 9, LimitHit: true},
+				{Name: "ipv4", State: "DOWN", RecoveryPending: true, RecoveryWaiting: true},
 			},
 		},
 		{

@@ -34,7 +34,11 @@ func StartBIRDRouter(ns *NS, c RouterConfig) (Router, error) {
 	if c.BFD {
 		b.WriteString("protocol bfd { interface \"*\" { interval 100 ms; multiplier 3; }; }\n")
 	}
-	fmt.Fprintf(&b, "protocol bgp node {\n\tlocal as %d;\n\tneighbor %s as %d;\n", c.LocalAS, c.Neighbor, c.RemoteAS)
+	port := ""
+	if c.NeighborPort > 0 {
+		port = fmt.Sprintf(" port %d", c.NeighborPort)
+	}
+	fmt.Fprintf(&b, "protocol bgp node {\n\tlocal as %d;\n\tneighbor %s%s as %d;\n", c.LocalAS, c.Neighbor, port, c.RemoteAS)
 	if c.Multihop > 0 {
 		fmt.Fprintf(&b, "\tmultihop %d;\n\tsource address %s;\n", c.Multihop, c.Local)
 	} else {

@@ -52,6 +52,30 @@ func StartFRROSPF(ns *NS, ospfd, ospf6d string) (log func() string, err error) {
 	return r.Log, nil
 }
 
+// StartFRRWith starts FRRouting's BGP and BFD and gives them a configuration as an
+// operator has it in frr.conf. It fails the test if FRRouting does not take a line.
+func StartFRRWith(ns *NS, conf string) (log func() string) {
+	ns.t.Helper()
+	r := &frr{ns: ns, daemons: map[string]*Daemon{}}
+	if err := r.own(); err != nil {
+		ns.t.Fatal(err)
+	}
+	for _, name := range []string{"zebra", "bfdd", "bgpd"} {
+		r.start(name, "")
+	}
+	file := filepath.Join(ns.Dir, "frr.conf")
+	if err := os.WriteFile(file, []byte(conf), 0o644); err != nil {
+		ns.t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-C", "-f", file}, {"-f", file}} {
+		cmd := exec.Command("vtysh", append([]string{"--vty_socket", ns.Dir}, args...)...)
+		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "%") {
+			ns.t.Fatalf("vtysh %v: %v: %s", args, err, out)
+		}
+	}
+	return r.Log
+}
+
 // own gives the daemons' directory to the user that they drop to.
 func (r *frr) own() error {
 	owner, err := user.Lookup("frr")

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"flock.fritzlab.net/flock/pkg/nettest"
+	"flock.fritzlab.net/flock/internal/nettest"
 )
 
 // NS is a network namespace of one test.
@@ -33,6 +33,15 @@ func NewNS(t *testing.T, role string) *NS {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return &NS{Role: role, Dir: dir, t: t, net: nettest.New(t)}
+}
+
+// Inside runs f in the namespace: what it opens stays there.
+func (ns *NS) Inside(f func() error) {
+	ns.t.Helper()
+	var err error
+	if ns.net.Run(func() { err = f() }); err != nil {
+		ns.t.Fatal(err)
+	}
 }
 
 // IP runs ip(8) in the namespace with the words of args.
@@ -154,7 +163,9 @@ func Eventually(t *testing.T, within time.Duration, check func() error) {
 }
 
 // Monitor follows what happens to objects of the namespace (route, link …). The
-// function that it returns ends that and gives what was seen, as ip(8) prints it.
+// function that it returns ends that and gives what was seen, as ip(8) prints it, less
+// the routes that the kernel makes by itself: it adds those of a link-local address
+// whenever duplicate address detection ends.
 func (ns *NS) Monitor(object string) (seen func() string) {
 	ns.t.Helper()
 	var out lockedBuffer
@@ -178,7 +189,7 @@ func (ns *NS) Monitor(object string) (seen func() string) {
 		cmd.Wait()
 		var lines []string
 		for line := range strings.Lines(out.String()) {
-			if !strings.Contains(line, "192.0.2.255") {
+			if !strings.Contains(line, "192.0.2.255") && !strings.Contains(line, " proto kernel ") {
 				lines = append(lines, line)
 			}
 		}

@@ -12,6 +12,8 @@ type RouterConfig struct {
 	LocalAS, RemoteAS uint32
 	// Neighbor is the node's address; invalid for unnumbered peering.
 	Neighbor netip.Addr
+	// NeighborPort is the node's port; 0 for 179. BIRD alone.
+	NeighborPort int
 	// Interface towards the node, for unnumbered peering and link-local addresses.
 	Interface string
 
@@ -57,7 +59,7 @@ type Router interface {
 	State() string
 	// Route that the node announces, and whether there is one.
 	Route(prefix string) (Path, bool)
-	// BFD tells whether the path is up by BFD.
+	// BFD reports whether the path is up by BFD.
 	BFD() bool
 	// Notification is what the node said last when it closed the session, in the
 	// router's words.
@@ -112,5 +114,5 @@ func WantRoute(t *testing.T, r Router, prefix string, check func(Path) error) {
 	})
 }
 
-// is6 tells the family of a prefix in text.
+// is6 reports whether a prefix in text is of IPv6.
 func is6(prefix string) bool { return strings.Contains(prefix, ":") }

@@ -1,0 +1,319 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/member"
+	"flock.fritzlab.net/flock/lab/plan"
+	"flock.fritzlab.net/flock/lab/process"
+)
+
+// serviceFlips measures how soon the router's kernel knows what has become of the only pod of
+// a Service with externalTrafficPolicy Local, and how soon the Service is reached.
+var serviceFlips = Bench{
+	Name:  "service.flips",
+	About: "Services whose only pod goes and comes, to the router's kernel and to the first connection from outside",
+	Run: func(ctx context.Context, l *cluster.Lab, n int) ([]Result, error) {
+		g, err := newGround(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		results, err := serviceResults(ctx, g, n)
+		_, gone := l.Kubectl(context.WithoutCancel(ctx), "", "delete", "--ignore-not-found", "addresspool/"+serviceName)
+		return results, errors.Join(err, g.remove(ctx), gone)
+	},
+}
+
+const (
+	// serviceName is what the pool is called.
+	serviceName = "flock-bench-service"
+	// readyApart is the time between two pods that become Ready. kube-proxy writes its rules
+	// once a second at most (minSyncPeriod), after two at once: each is to be measured alone.
+	readyApart = 2200 * time.Millisecond
+	// serviceAtOnce is the number of Services at a time.
+	serviceAtOnce = 25
+)
+
+// servicePool is the pool of the Services' addresses.
+var servicePool = netip.MustParsePrefix("2001:db8:5c::/48")
+
+func serviceAddr(group, i int) netip.Addr { return numbered(servicePool, group, i) }
+
+// serviceTimes are durations by Service.
+type serviceTimes struct {
+	NotReady, NotReadyNode, NotReadyAPIDown []time.Duration
+	Reached, Routed, Node, Proxy            []time.Duration
+	SliceNotReady, SliceReady               []time.Duration
+	// Refused and Lost count connections that failed though the router had the route.
+	Refused, Lost int
+}
+
+func (m serviceTimes) results() []Result {
+	count := func(name string, failed int) Result {
+		return Result{Name: name, Unit: "times", Figures: Figures{N: len(m.Reached), P50: float64(failed), P99: float64(failed), Max: float64(failed)}}
+	}
+	return []Result{
+		{Name: "service.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.NotReady), Goal: &Goal{P99: 10},
+			Baseline: &Result{Name: "endpointslices.notice.notready", Unit: "ms", Figures: Milliseconds(m.SliceNotReady)}},
+		{Name: "service.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
+		{Name: "service.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown), Goal: &Goal{P99: 10}},
+		{Name: "service.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached), Goal: &Goal{P99: 50}},
+		{Name: "service.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed),
+			Baseline: &Result{Name: "endpointslices.notice.ready", Unit: "ms", Figures: Milliseconds(m.SliceReady)}},
+		{Name: "service.announce.ready.node", Unit: "ms", Figures: Milliseconds(m.Node)},
+		{Name: "kube-proxy.programs.ready", Unit: "ms", Figures: Milliseconds(m.Proxy)},
+		count("service.announce.refused", m.Refused),
+		count("service.announce.lost", m.Lost),
+	}
+}
+
+func serviceResults(ctx context.Context, g *ground, n int) ([]Result, error) {
+	_, err := g.lab.Kubectl(ctx, fmt.Sprintf(`
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressPool
+metadata: {name: %s}
+spec:
+  cidrs: ["%s"]
+  uses: [service]
+  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}
+`, serviceName, servicePool, anycastName), "apply", "--filename=-")
+	if err != nil {
+		return nil, err
+	}
+	seen, err := observing(ctx, observeInput{
+		PodsAPI: g.podsAPI(), Namespace: anycastName, Proxy: true,
+		Node:   member.Of(g.lab.Dir, anycastNode).NetNS(),
+		Router: member.Of(g.lab.Dir, plan.Tor).NetNS(), Outside: member.Of(g.lab.Dir, plan.Outside).NetNS(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer seen.close()
+	before, err := configured(g.lab)
+	if err != nil {
+		return nil, err
+	}
+	slicesSeen, err := watchSlices(ctx, g, seen)
+	if err != nil {
+		return nil, err
+	}
+	defer slicesSeen()
+	var m serviceTimes
+	turns := (n + serviceAtOnce - 1) / serviceAtOnce
+	for i := range turns {
+		gen := generation{ground: g, seen: seen}
+		if err := gen.serviceFlips(ctx, i, n*(i+1)/turns-n*i/turns, &m); err != nil {
+			return nil, err
+		}
+	}
+	if err := notConfiguredSince(g.lab, before); err != nil {
+		return nil, err
+	}
+	flipped := len(m.NotReady) + len(m.NotReadyAPIDown) + len(m.Routed)
+	return append(m.results(), Result{Name: "service.reconfigurations", Unit: "times", Figures: Figures{N: flipped}}), nil
+}
+
+// watchSlices adds to the sightings when an EndpointSlice says that a Service's pod is ready,
+// or not: what a speaker that follows EndpointSlices, as MetalLB's does, knows at the earliest.
+// It watches until stop, and begins again where the API server goes away.
+func watchSlices(ctx context.Context, g *ground, seen *sightings) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	api := g.client.DiscoveryV1().EndpointSlices(anycastName)
+	first, err := api.Watch(ctx, metav1.ListOptions{})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		ready := map[netip.Addr]bool{}
+		for w := first; ctx.Err() == nil; {
+			for event := range w.ResultChan() {
+				at := monotonic()
+				slice, ok := event.Object.(*discoveryv1.EndpointSlice)
+				if !ok {
+					continue
+				}
+				var number, i int
+				if _, err := fmt.Sscanf(slice.Labels[discoveryv1.LabelServiceName], serviceFormat, &number, &i); err != nil {
+					continue
+				}
+				addr := serviceAddr(number, i+1)
+				is := slices.ContainsFunc(slice.Endpoints, func(e discoveryv1.Endpoint) bool { return e.Conditions.Ready != nil && *e.Conditions.Ready })
+				if is != ready[addr] {
+					ready[addr] = is
+					seen.add(sighting{at, sliced, addr, is}, nil)
+				}
+			}
+			w.Stop()
+			for ctx.Err() == nil {
+				if w, err = api.Watch(ctx, metav1.ListOptions{}); err == nil {
+					break
+				}
+				time.Sleep(time.Second)
+			}
+		}
+	})
+	return func() { cancel(); running.Wait() }, nil
+}
+
+// serviceFlips are Services whose pods lose and regain readiness, with the API server and
+// without.
+func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serviceTimes) error {
+	if err := g.comeServices(ctx, number, size); err != nil {
+		return err
+	}
+	if err := g.flip(ctx, false, flipSinks{routed: &m.NotReady, installed: &m.NotReadyNode, sliced: &m.SliceNotReady}); err != nil {
+		return err
+	}
+	if err := g.proxyAtRest(ctx); err != nil {
+		return err
+	}
+	if err := g.readyServices(ctx, m); err != nil {
+		return err
+	}
+	err := g.lab.WithoutAPIServer(ctx, func() error {
+		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyAPIDown}); err != nil {
+			return fmt.Errorf("without API server: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := g.kubeletIsBack(ctx, number); err != nil {
+		return fmt.Errorf("after the API server was away: %w", err)
+	}
+	for i := range g.addrs {
+		if err := g.client.CoreV1().Services(anycastName).Delete(ctx, serviceOf(number, i), metav1.DeleteOptions{}); err != nil {
+			return err
+		}
+		if err := g.api.Delete(ctx, serviceOf(number, i), metav1.DeleteOptions{}); err != nil {
+			return err
+		}
+	}
+	return g.gone(ctx)
+}
+
+// serviceOf names a Service and its pod.
+func serviceOf(number, i int) string { return fmt.Sprintf(serviceFormat, number, i) }
+
+const serviceFormat = "s%d-%d"
+
+// comeServices makes the Services and their pods, and returns when all are announced.
+func (g *generation) comeServices(ctx context.Context, number, size int) error {
+	g.addrs = nil
+	for i := range size {
+		g.addrs = append(g.addrs, serviceAddr(number, i+1))
+	}
+	began := monotonic()
+	err := inParallel(size, func(i int) error {
+		return g.createService(ctx, serviceOf(number, i), g.addrs[i])
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := g.await(ctx, began, podPatience, routed, true); err != nil {
+		return fmt.Errorf("new Services: %w", err)
+	}
+	return g.refresh(ctx)
+}
+
+// createService makes a Service at an address, and a pod that it alone selects.
+func (g *ground) createService(ctx context.Context, name string, addr netip.Addr) error {
+	class, no, grace := "flock.fritzlab.net/bgp", false, int64(1)
+	_, err := g.client.CoreV1().Services(anycastName).Create(ctx, &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"flock.fritzlab.net/addresses": addr.String()}},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, AllocateLoadBalancerNodePorts: &no,
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol},
+			Selector: map[string]string{"service": name}, Ports: []corev1.ServicePort{{Port: cluster.EchoPort}},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = g.api.Create(ctx, &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"service": name}, Annotations: map[string]string{serviceAnnotation: addr.String()}},
+		Spec: corev1.PodSpec{
+			NodeName: anycastNode, TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: &no,
+			Containers: []corev1.Container{{
+				Name: "echo", Image: "echo:dev", ImagePullPolicy: corev1.PullNever,
+				ReadinessProbe: &corev1.Probe{
+					ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/readyz", Port: intstr.FromInt32(cluster.EchoPort)}},
+					PeriodSeconds: 1, FailureThreshold: 1, TimeoutSeconds: 5,
+				},
+			}},
+		},
+	}, metav1.CreateOptions{})
+	return err
+}
+
+// proxyAtRest returns when kube-proxy has written nothing for a while.
+func (g *generation) proxyAtRest(ctx context.Context) error {
+	const rest = 3 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, podPatience)
+	defer cancel()
+	return process.Await(ctx, "kube-proxy to have written all rules", nil, func(context.Context) error {
+		if late := g.seen.seen(programmed, monotonic()-rest.Nanoseconds()); len(late) > 0 {
+			return fmt.Errorf("it has written %d times in the last %s", len(late), rest)
+		}
+		return nil
+	})
+}
+
+// readyServices has one pod after the other become Ready.
+func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
+	began := monotonic()
+	for i := range g.pods {
+		if i > 0 {
+			time.Sleep(readyApart)
+		}
+		if err := g.setReady(ctx, g.pods[i:i+1], true); err != nil {
+			return err
+		}
+	}
+	at := map[string]map[netip.Addr]int64{}
+	for _, what := range []string{published, installed, routed, reached, sliced} {
+		var err error
+		if at[what], err = g.await(ctx, began, seenPatience, what, true); err != nil {
+			return err
+		}
+	}
+	m.Node = append(m.Node, g.since(at[published], at[installed])...)
+	m.Routed = append(m.Routed, g.since(at[published], at[routed])...)
+	m.Reached = append(m.Reached, g.since(at[published], at[reached])...)
+	m.SliceReady = append(m.SliceReady, g.since(at[published], at[sliced])...)
+	// The last rules before the route.
+	writes := g.seen.seen(programmed, began)
+	for _, a := range g.addrs {
+		i := slices.IndexFunc(writes, func(s sighting) bool { return s.At > at[installed][a] })
+		if i < 0 {
+			i = len(writes)
+		}
+		if i > 0 && writes[i-1].At > at[published][a] {
+			m.Proxy = append(m.Proxy, time.Duration(writes[i-1].At-at[published][a]))
+		}
+	}
+	m.Refused += len(g.seen.seen(refused, began))
+	for _, what := range []string{unreachable, unanswered} {
+		for _, s := range g.seen.seen(what, began) {
+			if there := at[routed][s.Addr]; there > 0 && s.At > there {
+				m.Lost++
+			}
+		}
+	}
+	return nil
+}

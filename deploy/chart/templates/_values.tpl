@@ -1,0 +1,79 @@
+{{- /*
+How the values get into the objects. Each template changes its object in place and prints
+nothing.
+*/}}
+
+{{- /* (root, pod template): what all of flock's pods have. */}}
+{{- define "flock.pod" }}
+{{- $root := index . 0 }}{{ $pod := (index . 1).spec }}
+{{- with $root.Values.imagePullSecrets }}{{ $_ := set $pod "imagePullSecrets" . }}{{ end }}
+{{- range concat ($pod.initContainers | default list) $pod.containers }}
+{{- if eq .image "flock:dev" }}{{ $_ := set . "image" (include "flock.image" $root) }}{{ end }}
+{{- if $root.Values.image.pullPolicy }}{{ $_ := set . "imagePullPolicy" $root.Values.image.pullPolicy }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* (root, DaemonSet) */}}
+{{- define "flock.daemonSet" }}
+{{- $root := index . 0 }}{{ $ds := index . 1 }}{{ $values := $root.Values }}
+{{- $_ := set $ds.spec.updateStrategy.rollingUpdate "maxUnavailable" $values.maxUnavailable }}
+{{- $meta := $ds.spec.template.metadata }}{{ $pod := $ds.spec.template.spec }}
+{{- $_ := set $meta "labels" (merge $meta.labels $values.podLabels) }}
+{{- $_ := set $meta "annotations" (merge $meta.annotations $values.podAnnotations) }}
+{{- range $field := list "nodeSelector" "tolerations" "priorityClassName" }}
+{{- $_ := set $pod $field (index $values $field) }}
+{{- end }}
+{{- with $values.affinity }}{{ $_ := set $pod "affinity" . }}{{ end }}
+{{- if $values.seLinuxOptions }}{{ $_ := set $pod.securityContext "seLinuxOptions" $values.seLinuxOptions }}
+{{- else }}{{ $_ := unset $pod.securityContext "seLinuxOptions" }}{{ end }}
+{{- $paths := dict "cni-bin" $values.paths.cniBin "cni-conf" $values.paths.cniConf "pods-api" $values.paths.podsAPI "runtime" $values.paths.runtime }}
+{{- range $pod.volumes }}
+{{- if hasKey $paths .name }}{{ $_ := set .hostPath "path" (index $paths .name) }}{{ end }}
+{{- end }}
+{{- range concat $pod.initContainers $pod.containers }}
+{{- $_ := set . "resources" (index $values .name).resources }}
+{{- if eq .name "agent" }}{{ include "flock.agent" (list $root .) }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* (root, the agent's container). Flags that have their default are left out. */}}
+{{- define "flock.agent" }}
+{{- $values := (index . 0).Values }}{{ $agent := index . 1 }}
+{{- $args := list }}
+{{- range $agent.args }}
+{{- if not (hasPrefix "--metrics-address=" .) }}{{ $args = append $args . }}{{ end }}
+{{- end }}
+{{- if $values.metrics.address }}
+{{- $args = append $args (printf "--metrics-address=%s" $values.metrics.address) }}
+{{- range $agent.ports }}{{ $_ := set . "containerPort" (include "flock.metricsPort" $values | int) }}{{ end }}
+{{- else }}
+{{- $_ := unset $agent "ports" }}
+{{- end }}
+{{- if ne $values.agent.healthAddress "127.0.0.1:9479" }}{{ $args = append $args (printf "--health-address=%s" $values.agent.healthAddress) }}{{ end }}
+{{- if ne $values.agent.logLevel "info" }}{{ $args = append $args (printf "--log-level=%s" $values.agent.logLevel) }}{{ end }}
+{{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
+{{- $_ := unset $agent "args" }}
+{{- with concat $args $values.agent.extraArgs }}{{ $_ := set $agent "args" . }}{{ end }}
+{{- $env := $agent.env }}
+{{- with $values.apiServer.host }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_HOST" "value" .) }}{{ end }}
+{{- with $values.apiServer.port }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_PORT" "value" (toString .)) }}{{ end }}
+{{- $_ := set $agent "env" $env }}
+{{- end }}
+
+{{- /* (root, Deployment) */}}
+{{- define "flock.controller" }}
+{{- $values := (index . 0).Values }}{{ $d := index . 1 }}{{ $c := index $d.spec.template.spec.containers 0 }}
+{{- $_ := set $d.spec "replicas" $values.controller.replicas }}
+{{- $_ := set $c "resources" $values.controller.resources }}
+{{- $args := list }}
+{{- if $values.controller.withoutClass }}{{ $args = append $args "--without-class" }}{{ end }}
+{{- if ne $values.agent.logLevel "info" }}{{ $args = append $args (printf "--log-level=%s" $values.agent.logLevel) }}{{ end }}
+{{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
+{{- with concat $args $values.controller.extraArgs }}{{ $_ := set $c "args" . }}{{ end }}
+{{- $env := $c.env }}
+{{- with $values.apiServer.host }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_HOST" "value" .) }}{{ end }}
+{{- with $values.apiServer.port }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_PORT" "value" (toString .)) }}{{ end }}
+{{- $_ := set $c "env" $env }}
+{{- end }}
+
+{{- define "flock.metricsPort" }}{{ regexFind "[0-9]+$" .metrics.address }}{{ end }}

@@ -1,0 +1,122 @@
+//go:build cluster && alerts
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"flock.fritzlab.net/flock/lab/plan"
+)
+
+// The alerts of deploy/chart/monitoring that nothing here causes need what a lab cannot do for
+// minutes without harm, or at all: an agent without a NodeConfig, a boot, a kernel that
+// refuses, an API server that is slow, another release. promtool has them all
+// (lab/deploy/alerts_test.go).
+func init() {
+	faster = 10
+	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps)
+}
+
+// TestAlerts is the part of alerts alone, with more of them.
+func TestAlerts(t *testing.T) {
+	mustLab(t, "down") // what an earlier run may have left
+	t.Cleanup(func() { mustLab(t, "down") })
+	part(t, "up", func(t *testing.T) { mustLab(t, "up") })
+	part(t, "prove", prove)
+	part(t, "alerts", alertsFire)
+}
+
+func podsRouteDeleted(t *testing.T) cause {
+	address := podsAddress(t, 1)
+	return cause{
+		alerts: []string{"FlockKernelRepairs"}, node: "node2",
+		begin: func(*testing.T) {},
+		again: func(*testing.T) {
+			// Not there is right too: the agent waits between repairs of a fight.
+			_, _ = lab("exec", "node2", "--", "ip", "-6", "route", "del", address, "proto", "85")
+		},
+		end: func(*testing.T) {},
+	}
+}
+
+// podsRefused ask for what they may not have. There are many: the kubelet waits between
+// its tries.
+func podsRefused(t *testing.T) cause {
+	c := newPodClient(t)
+	c.namespaces(t, "refused")
+	return cause{
+		alerts: []string{"FlockADDFails"}, node: "node2",
+		begin: func(t *testing.T) {
+			for i := range 8 {
+				c.create(t, "refused", fmt.Sprint("refused-", i), "node2", map[string]string{"flock.fritzlab.net/ipv4": "maybe"})
+			}
+		},
+		end: func(t *testing.T) { mustKubectl(t, "--namespace=refused", "delete", "pods", "--all", "--wait=false") },
+	}
+}
+
+// anycastNotReady is a pod at an anycast address that never becomes Ready.
+func anycastNotReady(*testing.T) cause {
+	return cause{
+		alerts: []string{"FlockAnycastAddressesWithdrawn"}, node: "node1",
+		begin: func(t *testing.T) {
+			apply(t, `
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressPool
+metadata: {name: alerts}
+spec:
+  cidrs: ["2001:db8:55::/64"]
+  uses: [anycast]
+  namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: demo}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: never
+  namespace: demo
+  annotations: {flock.fritzlab.net/anycast: "2001:db8:55::1"}
+spec:
+  nodeName: node1
+  terminationGracePeriodSeconds: 0
+  readinessGates: [{conditionType: test.fritzlab.net/never}]
+  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never}]
+`)
+		},
+		end: func(t *testing.T) {
+			mustKubectl(t, "--namespace=demo", "delete", "pod", "never")
+			mustKubectl(t, "delete", "addresspool", "alerts")
+		},
+	}
+}
+
+func podSpoofs(t *testing.T) cause {
+	c := newPodClient(t)
+	c.namespaces(t, "liars")
+	c.create(t, "liars", "liar", "node2", nil)
+	liar := c.ready(t, "liars", "liar", 1)[0]
+	netns := c.netns(t, liar)
+	to := listenUDP(t, plan.OutsideHost.IPv6.Addr())
+	return cause{
+		alerts: []string{"FlockPodSpoofs"}, node: "node2",
+		begin: func(*testing.T) {},
+		again: func(t *testing.T) { sendUDP(t, netns, netip.MustParseAddr("2001:db8:53::53"), to, "spoofed") },
+		end:   func(t *testing.T) { c.remove(t, "liars", "liar") },
+	}
+}
+
+// configurationFlaps is a NodeConfig that somebody changes back and forth.
+func configurationFlaps(t *testing.T) cause {
+	keepNodeConfig(t, "node2")
+	n := 0
+	return cause{
+		alerts: []string{"FlockBIRDReloads"}, node: "node2",
+		begin: func(*testing.T) {},
+		again: func(t *testing.T) {
+			n++
+			mustKubectl(t, "patch", "nodeconfig", "node2", "--type=json", fmt.Sprintf(`--patch=[{"op": "add", "path": "/spec/bgp/peers/0/export", "value": {"med": %d}}]`, 1+n%2))
+		},
+		end: func(*testing.T) {},
+	}
+}

@@ -1,0 +1,89 @@
+package claimtest
+
+import (
+	"context"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/address/claim"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// Contract is what claims rely on. It uses the addresses of 2001:db8:c0::/64 and of
+// 203.0.113.128/25, as agent of node1, and expects a pod default/contract.
+func Contract(t *testing.T, api claim.API) {
+	ctx := context.Background()
+	for _, addr := range []string{"2001:db8:c0::7", "203.0.113.131"} {
+		name := v1alpha1.AddressClaimName(netip.MustParseAddr(addr))
+		want := &v1alpha1.AddressClaim{
+			ObjectMeta: metav1.ObjectMeta{Name: name},
+			Spec:       v1alpha1.AddressClaimSpec{Address: addr, PodNamespace: "default", PodName: "contract", PodUID: "u", NodeName: "node1"},
+		}
+		if _, err := api.GetClaim(ctx, name); !apierrors.IsNotFound(err) {
+			t.Errorf("get what is not there: %v", err)
+		}
+		if err := api.CreateClaim(ctx, want); err != nil {
+			t.Fatal(err)
+		}
+		first, err := api.GetClaim(ctx, name)
+		if err != nil || !reflect.DeepEqual(first.Spec, want.Spec) || first.UID == "" {
+			t.Fatalf("got %+v, %v", first, err)
+		}
+		if err := api.CreateClaim(ctx, want); !apierrors.IsAlreadyExists(err) {
+			t.Errorf("create what is there: %v", err)
+		}
+		if err := api.DeleteClaim(ctx, name, "another"); !apierrors.IsConflict(err) {
+			t.Errorf("delete with another UID: %v", err)
+		}
+		if !lists(t, api, "node1", name) || lists(t, api, "node2", name) {
+			t.Error("the claim is not in the list of node1 alone")
+		}
+		if !listsIn(t, api, "default", name) || listsIn(t, api, "shop", name) {
+			t.Error("the claim is not in the list of namespace default alone")
+		}
+		if err := api.DeleteClaim(ctx, name, first.UID); err != nil {
+			t.Error(err)
+		}
+		if err := api.DeleteClaim(ctx, name, first.UID); !apierrors.IsNotFound(err) {
+			t.Errorf("delete what is not there: %v", err)
+		}
+		if err := api.CreateClaim(ctx, want); err != nil {
+			t.Fatal(err)
+		}
+		if second, err := api.GetClaim(ctx, name); err != nil || second.UID == first.UID {
+			t.Errorf("made again: %v, UID %s", err, second.UID)
+		}
+		if err := api.DeleteClaim(ctx, name, first.UID); !apierrors.IsConflict(err) {
+			t.Errorf("delete the one before: %v", err)
+		}
+	}
+	if _, err := api.GetPod(ctx, "default", "none"); !apierrors.IsNotFound(err) {
+		t.Errorf("get a pod that is not there: %v", err)
+	}
+	if p, err := api.GetPod(ctx, "default", "contract"); err != nil || p.UID == "" {
+		t.Errorf("get a pod: %+v, %v", p, err)
+	}
+}
+
+func lists(t *testing.T, api claim.API, node, name string) bool {
+	t.Helper()
+	list, err := api.ClaimsOf(context.Background(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(list, func(c v1alpha1.AddressClaim) bool { return c.Name == name })
+}
+
+func listsIn(t *testing.T, api claim.API, namespace, name string) bool {
+	t.Helper()
+	list, err := api.ClaimsIn(context.Background(), namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(list, func(c v1alpha1.AddressClaim) bool { return c.Name == name })
+}

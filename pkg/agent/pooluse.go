@@ -1,0 +1,66 @@
+//go:build linux
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/pkg/address/ledger"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// poolUse reports which AddressPools the node's pods use. It is in the status of the
+// NodeConfig, which has one writer: one in the AddressPool's would go to every agent with
+// each pod of a pool on any node.
+type poolUse struct {
+	ledger  *ledger.Ledger
+	granted *cell.Topic // of ledger
+	pools   cell.Reader[poolSet]
+}
+
+// Notify implements Follower.
+func (u poolUse) Notify(ch chan<- struct{}) {
+	u.granted.Notify(ch)
+	u.pools.Notify(ch)
+}
+
+// Report implements Reporter. Pools that would not grant any more what they have come
+// first.
+func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
+	const mostPools, mostPods = 64, 8
+	use := map[string]*v1alpha1.PoolStatus{}
+	for _, r := range u.ledger.Records() {
+		for _, g := range slices.Concat(r.Primary, r.Secondary, r.Anycast) {
+			if !g.FromPool() || g.Pool == "" {
+				continue
+			}
+			p := use[g.Pool]
+			if p == nil {
+				p = &v1alpha1.PoolStatus{Name: g.Pool}
+				use[g.Pool] = p
+			}
+			p.Addresses++
+			if pod := r.Pod.String(); !slices.Contains(p.Pods, pod) {
+				p.Pods = append(p.Pods, pod)
+			}
+		}
+	}
+	for _, retained := range u.pools.Get().retained {
+		if p := use[retained.Name]; p != nil {
+			p.Retained = int32(len(retained.CIDRs))
+		}
+	}
+	status.Pools = nil
+	for _, p := range use {
+		slices.Sort(p.Pods)
+		p.Pods = p.Pods[:min(len(p.Pods), mostPods)]
+		status.Pools = append(status.Pools, *p)
+	}
+	slices.SortFunc(status.Pools, func(a, b v1alpha1.PoolStatus) int {
+		return cmp.Or(cmp.Compare(min(b.Retained, 1), min(a.Retained, 1)), cmp.Compare(a.Name, b.Name))
+	})
+	status.Pools = status.Pools[:min(len(status.Pools), mostPools)]
+}

@@ -1,0 +1,96 @@
+package agent_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
+)
+
+// A Service of no selector is announced while kube-proxy has an endpoint of the node for it,
+// with the API server away, over a kill of the agent and its start, until kube-proxy's rule
+// goes. Nothing of it is in the kernel when the Service is gone.
+func TestServiceWithoutAPIServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	class, mode := v1alpha1.LoadBalancerClass, corev1.LoadBalancerIPModeVIP
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, Ports: []corev1.ServicePort{{Port: 80}},
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
+		},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "203.0.113.7", IPMode: &mode}}}},
+	}
+	write := func(all ...*corev1.Service) {
+		b, err := json.Marshal(all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.write("services.json", string(b))
+	}
+	program := func(here ...netip.AddrPort) {
+		t.Helper()
+		p := proxytest.Port{Name: "shop/web:", Addr: netip.MustParseAddr("203.0.113.7"), Protocol: "tcp", Port: 80, Local: true, Here: here}
+		file := filepath.Join(t.TempDir(), "rules")
+		if err := os.WriteFile(file, []byte(proxytest.NFTables(netip.MustParsePrefix("10.1.0.0/16"), p)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.host.Exec("nft", "-f", file)
+	}
+	announced := func(want bool) {
+		t.Helper()
+		eventually(t, n.agentLog, func() error {
+			if got := n.host.IP("route", "show", "203.0.113.7", "proto", "85", "metric", "640"); (got != "") != want {
+				return fmt.Errorf("route %q, want %t", got, want)
+			}
+			return nil
+		})
+	}
+	write(svc)
+	n.start()
+	eventually(t, n.agentLog, func() error {
+		if got := n.host.IP("route", "show", "203.0.113.7"); !strings.Contains(got, "dev flock-service") {
+			return fmt.Errorf("route %q", got)
+		}
+		return nil
+	})
+	announced(false)
+	here := netip.MustParseAddrPort("10.1.0.9:8080")
+	program(here)
+	announced(true)
+
+	seen := n.monitorRoutes()
+	n.kill()
+	n.start()
+	eventually(t, n.agentLog, func() error {
+		if code, body := n.get("/metrics"); code != 200 || !strings.Contains(body, `flock_service_addresses{announced="true"} 1`) || !strings.Contains(body, `flock_service_proxy{mode="nftables"} 1`) {
+			return fmt.Errorf("metrics %d", code)
+		}
+		return nil
+	})
+	if got := seen(); strings.Contains(got, "203.0.113.7") {
+		t.Errorf("a start of the agent changed routes:\n%s", got)
+	}
+	program()
+	announced(false)
+	program(here)
+	announced(true)
+	// A deleted Service, in the copy: there is no API server.
+	n.kill()
+	write()
+	n.start()
+	announced(false)
+	if got := n.host.Exec("nft", "list", "tables"); !strings.Contains(got, "flock-service") {
+		t.Errorf("what still arrives is not refused any more: %s", got)
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package installer
+
+// RemoveTables does nothing: only Linux has nftables.
+func (i *Installer) RemoveTables() error { return nil }

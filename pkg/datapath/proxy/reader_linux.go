@@ -1,0 +1,431 @@
+package proxy
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/internal/netns"
+	"flock.fritzlab.net/flock/internal/sys"
+	"flock.fritzlab.net/flock/pkg/datapath/xtables"
+	"flock.fritzlab.net/flock/pkg/netlink"
+	"flock.fritzlab.net/flock/pkg/netlink/nft"
+)
+
+// Reader reads the kernel of the network namespace that it was opened in.
+type Reader struct {
+	netns  *os.File
+	tables *nft.Conn
+	watch  *netlink.Watch
+}
+
+// Open takes the calling thread's network namespace for the node's.
+func Open() (*Reader, error) {
+	own, err := sys.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("node's network namespace: %w", err)
+	}
+	r := &Reader{netns: own}
+	if r.tables, err = nft.Dial(); err == nil {
+		r.watch, err = nft.SubscribeGenerations()
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close gives the sockets up. Watch must have ended.
+func (r *Reader) Close() {
+	if r.tables != nil {
+		r.tables.Close()
+	}
+	if r.watch != nil {
+		r.watch.Close()
+	}
+	r.netns.Close()
+}
+
+// Watch calls changed after each change of nftables that this process did not make, until
+// ctx ends. What happened since Open is reported too.
+func (r *Reader) Watch(ctx context.Context, changed func()) error {
+	return r.watch.Run(ctx, func(m netlink.Message) {
+		if !netlink.IsOwn(m.Port) || m.Type == 0 {
+			changed()
+		}
+	})
+}
+
+// families are those of kube-proxy's tables.
+var families = []nft.Family{nft.IPv6, nft.IPv4}
+
+var unspecified = map[nft.Family]netip.Addr{nft.IPv6: netip.IPv6Unspecified(), nft.IPv4: netip.IPv4Unspecified()}
+
+func familyOf(a netip.Addr) nft.Family {
+	if a.Is4() {
+		return nft.IPv4
+	}
+	return nft.IPv6
+}
+
+// Read answers questions from what the kernel has now.
+func (r *Reader) Read(questions []Question) (Look, error) {
+	look := Look{At: map[Key]Rule{}}
+	for _, family := range families {
+		var some []Question
+		for _, q := range questions {
+			if familyOf(q.Addr) == family {
+				some = append(some, q)
+			}
+		}
+		for _, read := range []func(*Look, nft.Family, []Question) error{r.readNFTables, r.readIPTables, r.readLegacy} {
+			if err := read(&look, family, some); err != nil {
+				return Look{}, fmt.Errorf("the rules of kube-proxy: %w", err)
+			}
+		}
+	}
+	return look, nil
+}
+
+// readNFTables asks kube-proxy's map of Services' addresses.
+func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Question) error {
+	serviceIPs := nft.Set{Table: nft.Table{Family: family, Name: "kube-proxy"}, Name: "service-ips"}
+	keys := make([]string, len(questions))
+	for i, q := range questions {
+		keys[i] = q.nftKey()
+	}
+	if len(keys) == 0 { // only whether there is such a map
+		keys = []string{Key{Addr: unspecified[family]}.nftKey()}
+	}
+	elements, err := r.tables.Lookup(serviceIPs, keys)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	look.found(NFTables)
+	for _, q := range questions {
+		e, ok := elements[q.nftKey()]
+		if !ok || e.Verdict.Chain == "" {
+			continue
+		}
+		rule := look.At[q.Key]
+		rule.Translated = true
+		if q.Here {
+			here, err := r.nftHere(serviceIPs.Table, e.Verdict.Chain)
+			if err != nil {
+				return err
+			}
+			rule.add(here...)
+		}
+		look.At[q.Key] = rule
+	}
+	return nil
+}
+
+// nftKey is the key in service-ips: address, protocol and port, each padded to four bytes.
+func (k Key) nftKey() string {
+	b := append(k.Addr.AsSlice(), k.Protocol, 0, 0, 0)
+	return string(append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0))
+}
+
+// Names of kube-proxy's chains begin so. Those for the traffic policy Local lead to
+// endpoints of the node only.
+const (
+	nftLocal, nftEndpoint    = "local-", "endpoint-"
+	iptLocal, iptEndpoint    = "KUBE-SVL-", "KUBE-SEP-"
+	iptServices              = "KUBE-SERVICES"
+	iptExternal, iptFirewall = "KUBE-EXT-", "KUBE-FW-"
+)
+
+// nftHere are the endpoints to which a chain leads by one for the traffic policy Local. A
+// chain that goes meanwhile is as good as an empty one: the next look sees what came of it.
+func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPort, err error) {
+	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: external})
+	if err != nil {
+		return nil, ignoreNotFound(err)
+	}
+	for _, rule := range rules {
+		for _, e := range rule {
+			if v, ok := e.Verdict(); ok && strings.HasPrefix(v.Chain, nftLocal) {
+				more, err := r.nftEndpoints(table, v.Chain)
+				if err != nil {
+					return nil, err
+				}
+				here = append(here, more...)
+			}
+		}
+	}
+	return here, nil
+}
+
+// nftEndpoints are where a chain translates to, itself or by the chains of endpoints that it
+// leads to.
+func (r *Reader) nftEndpoints(table nft.Table, chain string) (endpoints []netip.AddrPort, err error) {
+	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: chain})
+	if err != nil {
+		return nil, ignoreNotFound(err)
+	}
+	follow := func(v nft.Verdict) error {
+		if !strings.HasPrefix(v.Chain, nftEndpoint) || strings.HasPrefix(chain, nftEndpoint) {
+			return nil
+		}
+		more, err := r.nftEndpoints(table, v.Chain)
+		endpoints = append(endpoints, more...)
+		return err
+	}
+	for _, rule := range rules {
+		registers := map[uint32][]byte{}
+		for _, e := range rule {
+			switch e.Name {
+			case "immediate":
+				registers[e.U32(unix.NFTA_IMMEDIATE_DREG)] = e.Value(unix.NFTA_IMMEDIATE_DATA)
+				if v, ok := e.Verdict(); ok {
+					if err := follow(v); err != nil {
+						return nil, err
+					}
+				}
+			case "lookup":
+				if _, isMap := e.Attributes[unix.NFTA_LOOKUP_DREG]; !isMap {
+					continue // sources with affinity
+				}
+				elements, err := r.tables.Elements(nft.Set{Table: table, Name: e.Str(unix.NFTA_LOOKUP_SET)})
+				if ignoreNotFound(err) != nil {
+					return nil, err
+				}
+				for _, element := range elements {
+					if err := follow(element.Verdict); err != nil {
+						return nil, err
+					}
+					endpoints = appendEndpoint(endpoints, table.Family, []byte(element.Data))
+				}
+			case "nat":
+				addr := registers[e.U32(unix.NFTA_NAT_REG_ADDR_MIN)]
+				port := registers[e.U32(unix.NFTA_NAT_REG_PROTO_MIN)]
+				endpoints = appendEndpoint(endpoints, table.Family, append(addr[:len(addr):len(addr)], port...))
+			}
+		}
+	}
+	return endpoints, nil
+}
+
+// appendEndpoint appends an address and the port behind it, if b has them.
+func appendEndpoint(all []netip.AddrPort, family nft.Family, b []byte) []netip.AddrPort {
+	n := 16
+	if family == nft.IPv4 {
+		n = 4
+	}
+	if len(b) < n+2 {
+		return all
+	}
+	addr, _ := netip.AddrFromSlice(b[:n])
+	return append(all, netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[n:])))
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// jump is a rule of kube-proxy's in chain KUBE-SERVICES.
+type jump struct {
+	Key
+	to string
+}
+
+// readIPTables reads the table nat of iptables-nft, which is one of nftables.
+func (r *Reader) readIPTables(look *Look, family nft.Family, questions []Question) error {
+	nat := nft.Table{Family: family, Name: "nat"}
+	rules, err := r.tables.Expressions(nft.Chain{Table: nat, Name: iptServices})
+	if err != nil || len(rules) == 0 {
+		return ignoreNotFound(err)
+	}
+	chain := func(name string) ([]iptRule, error) {
+		rules, err := r.tables.Expressions(nft.Chain{Table: nat, Name: name})
+		out := make([]iptRule, len(rules))
+		for i, rule := range rules {
+			out[i] = iptRuleOf(rule, family)
+		}
+		return out, ignoreNotFound(err)
+	}
+	services := make([]iptRule, len(rules))
+	for i, rule := range rules {
+		services[i] = iptRuleOf(rule, family)
+	}
+	look.found(IPTables)
+	return look.iptables(services, chain, questions)
+}
+
+// readLegacy reads the table nat of iptables-legacy.
+func (r *Reader) readLegacy(look *Look, family nft.Family, questions []Question) error {
+	var table map[string][]xtables.Entry
+	err := netns.Do(r.netns, func() (err error) {
+		table, err = xtables.Chains(family == nft.IPv6, "nat")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(table[iptServices]) == 0 {
+		return nil
+	}
+	chain := func(name string) (out []iptRule, err error) {
+		for _, e := range table[name] {
+			rule := iptRule{jump: jump{to: e.Jump}}
+			if e.Dst.IsSingleIP() {
+				rule.Addr = e.Dst.Addr()
+			}
+			rule.Protocol, rule.Port = e.Protocol, e.DstPort
+			if e.Target == "DNAT" {
+				rule.dnat = natRange(family, e.Revision, e.Info)
+			}
+			out = append(out, rule)
+		}
+		return out, nil
+	}
+	services, err := chain(iptServices)
+	if err != nil {
+		return err
+	}
+	look.found(Legacy)
+	return look.iptables(services, chain, questions)
+}
+
+// iptRule is what matters of a rule of iptables'.
+type iptRule struct {
+	jump
+	dnat netip.AddrPort // invalid: it translates nothing
+}
+
+// iptables answers questions by the rules of chain KUBE-SERVICES and those of others.
+func (l *Look) iptables(services []iptRule, chain func(string) ([]iptRule, error), questions []Question) error {
+	to := map[Key]string{}
+	for _, s := range services {
+		if strings.HasPrefix(s.to, iptExternal) || strings.HasPrefix(s.to, iptFirewall) || strings.HasPrefix(s.to, "KUBE-SVC-") || strings.HasPrefix(s.to, iptLocal) {
+			to[s.Key] = s.to
+		}
+	}
+	for _, q := range questions {
+		first, ok := to[q.Key]
+		if !ok {
+			continue
+		}
+		rule := l.At[q.Key]
+		rule.Translated = true
+		if q.Here {
+			here, err := iptHere(first, chain)
+			if err != nil {
+				return err
+			}
+			rule.add(here...)
+		}
+		l.At[q.Key] = rule
+	}
+	return nil
+}
+
+// iptHere follows chains of external traffic to that of the policy Local, and that one to
+// the endpoints.
+func iptHere(name string, chain func(string) ([]iptRule, error)) (here []netip.AddrPort, err error) {
+	rules, err := chain(name)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rules {
+		if r.dnat.IsValid() {
+			here = append(here, r.dnat)
+		}
+		local := strings.HasPrefix(name, iptLocal)
+		if !(!local && (strings.HasPrefix(r.to, iptLocal) || strings.HasPrefix(r.to, iptExternal) && !strings.HasPrefix(name, iptExternal)) ||
+			local && strings.HasPrefix(r.to, iptEndpoint)) {
+			continue
+		}
+		more, err := iptHere(r.to, chain)
+		if err != nil {
+			return nil, err
+		}
+		here = append(here, more...)
+	}
+	return here, nil
+}
+
+// Of linux/netfilter/nf_tables_compat.h.
+const (
+	nftaTargetName, nftaTargetRev, nftaTargetInfo = 1, 2, 3
+	nftaMatchName, nftaMatchInfo                  = 1, 3
+)
+
+// iptRuleOf reads a rule that iptables-nft has written.
+func iptRuleOf(rule []nft.Parsed, family nft.Family) (r iptRule) {
+	destination, n := uint32(24), uint32(16)
+	if family == nft.IPv4 {
+		destination, n = 16, 4
+	}
+	var loaded func(value []byte) // what the register was loaded with
+	for _, e := range rule {
+		switch e.Name {
+		case "meta":
+			loaded = nil
+			if e.U32(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO {
+				loaded = func(v []byte) { r.Protocol = v[0] }
+			}
+		case "payload":
+			base, offset, length := e.U32(unix.NFTA_PAYLOAD_BASE), e.U32(unix.NFTA_PAYLOAD_OFFSET), e.U32(unix.NFTA_PAYLOAD_LEN)
+			loaded = nil
+			switch {
+			case base == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == destination && length == n:
+				loaded = func(v []byte) { r.Addr, _ = netip.AddrFromSlice(v) }
+			case base == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == 2 && length == 2:
+				loaded = func(v []byte) {
+					if len(v) == 2 {
+						r.Port = binary.BigEndian.Uint16(v)
+					}
+				}
+			}
+		case "cmp":
+			if v := e.Value(unix.NFTA_CMP_DATA); loaded != nil && len(v) > 0 && e.U32(unix.NFTA_CMP_OP) == unix.NFT_CMP_EQ {
+				loaded(v)
+			}
+			loaded = nil
+		case "match":
+			if port, ok := xtables.DstPort(e.Str(nftaMatchName), e.Attributes[nftaMatchInfo]); ok {
+				r.Port = port
+			}
+		case "immediate":
+			if v, ok := e.Verdict(); ok {
+				r.to = v.Chain
+			}
+		case "target":
+			if e.Str(nftaTargetName) == "DNAT" {
+				r.dnat = natRange(family, uint8(e.U32(nftaTargetRev)), e.Attributes[nftaTargetInfo])
+			}
+		}
+	}
+	return r
+}
+
+// natRange reads where target DNAT translates to (struct nf_nat_range2, and for revision 0
+// of IPv4 struct nf_nat_ipv4_multi_range_compat).
+func natRange(family nft.Family, revision uint8, info []byte) netip.AddrPort {
+	addr, port, n := 4, 36, 16
+	switch {
+	case family == nft.IPv4 && revision == 0:
+		addr, port, n = 8, 16, 4
+	case family == nft.IPv4:
+		n = 4
+	}
+	if len(info) < port+2 {
+		return netip.AddrPort{}
+	}
+	a, _ := netip.AddrFromSlice(info[addr : addr+n])
+	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(info[port:]))
+}

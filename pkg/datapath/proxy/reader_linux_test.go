@@ -1,0 +1,240 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"testing"
+
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/internal/nettest"
+	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
+	"flock.fritzlab.net/flock/pkg/pod"
+)
+
+func open(t testing.TB, ns *nettest.NS) (r *Reader) {
+	t.Helper()
+	ns.Run(func() {
+		var err error
+		if r, err = Open(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(r.Close)
+	return r
+}
+
+var modes = []Mode{NFTables, IPTables, Legacy}
+
+// program writes the rules for ports of one family, as kube-proxy does in a mode.
+func program(t testing.TB, ns *nettest.NS, m Mode, ipv4 bool, ports ...proxytest.Port) {
+	t.Helper()
+	pods, tool := netip.MustParsePrefix("2001:db8:100::/48"), "ip6tables"
+	if ipv4 {
+		pods, tool = netip.MustParsePrefix("10.244.0.0/16"), "iptables"
+	}
+	file := filepath.Join(t.TempDir(), "rules")
+	rules := proxytest.IPTables(pods, ports...)
+	if m == NFTables {
+		rules = proxytest.NFTables(pods, ports...)
+	}
+	if err := os.WriteFile(file, []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	switch m {
+	case NFTables:
+		ns.Exec("nft", "-f", file)
+	case IPTables:
+		ns.Exec(tool+"-nft-restore", file)
+	case Legacy:
+		ns.Exec(tool+"-legacy-restore", file)
+	}
+}
+
+func addrPort(ipv4 bool, node, n int) netip.AddrPort {
+	if ipv4 {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 244, byte(node), byte(n)}), uint16(8000+n))
+	}
+	return netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:100:%x::%x]:%d", node, n, 8000+n))
+}
+
+func vip(ipv4 bool, n int) netip.Addr {
+	if ipv4 {
+		return netip.AddrFrom4([4]byte{203, 0, 113, byte(n)})
+	}
+	return netip.MustParseAddr(fmt.Sprintf("2001:db8:5::%x", n))
+}
+
+// What kube-proxy's rules of each mode say is read back.
+func TestRead(t *testing.T) {
+	t.Parallel()
+	for _, m := range modes {
+		for _, ipv4 := range []bool{false, true} {
+			t.Run(fmt.Sprint(m, "/ipv4 ", ipv4), func(t *testing.T) {
+				t.Parallel()
+				ns := nettest.New(t)
+				r := open(t, ns)
+				var ports []proxytest.Port
+				for _, local := range []bool{false, true} {
+					for _, affinity := range []bool{false, true} {
+						for _, protocol := range []string{"tcp", "udp", "sctp"} {
+							for here := range 4 {
+								for elsewhere := range 2 {
+									n := len(ports)
+									p := proxytest.Port{
+										Name: fmt.Sprintf("shop/web-%d:http", n), Addr: vip(ipv4, n%100), Protocol: protocol, Port: uint16(80 + n),
+										Local: local, Affinity: affinity,
+									}
+									for i := range here {
+										p.Here = append(p.Here, addrPort(ipv4, 1, 1+i))
+									}
+									for i := range elsewhere {
+										p.Elsewhere = append(p.Elsewhere, addrPort(ipv4, 2, 1+i))
+									}
+									ports = append(ports, p)
+								}
+							}
+						}
+					}
+				}
+				if look, err := r.Read(nil); err != nil || look.Mode != None {
+					t.Fatalf("without rules: %+v, %v", look, err)
+				}
+				program(t, ns, m, ipv4, ports...)
+				if look, err := r.Read(nil); err != nil || look.Mode != m {
+					t.Fatalf("nothing is asked: %+v, %v", look, err)
+				}
+				questions, want := []Question{}, Look{Mode: m, At: map[Key]Rule{}}
+				for _, p := range ports {
+					key := Key{p.Addr, pod.Protocols[p.Protocol], p.Port}
+					questions = append(questions, Question{Key: key, Here: p.Local})
+					rule := Rule{Translated: len(p.Here)+len(p.Elsewhere) > 0}
+					if p.Local {
+						rule.Here = p.Here
+					}
+					if rule.Translated {
+						want.At[key] = rule
+					}
+					// Nothing is known of a port, protocol or address beside it.
+					questions = append(questions, Question{Key: Key{key.Addr, key.Protocol, key.Port + 1000}, Here: true},
+						Question{Key: Key{key.Addr, 255, key.Port}}, Question{Key: Key{vip(ipv4, 250), key.Protocol, key.Port}})
+				}
+				got, err := r.Read(questions)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(got, want) {
+					for key, w := range want.At {
+						if !reflect.DeepEqual(got.At[key], w) {
+							t.Errorf("%v: %+v, want %+v", key, got.At[key], w)
+						}
+					}
+					t.Errorf("mode %q and %d keys, want %q and %d", got.Mode, len(got.At), want.Mode, len(want.At))
+				}
+				if i := slices.IndexFunc(ports, func(p proxytest.Port) bool { return p.Local && len(p.Here) > 0 }); true {
+					p := ports[i]
+					rule := got.At[Key{p.Addr, pod.Protocols[p.Protocol], p.Port}]
+					if !rule.IsHere(p.Here[0].Addr()) || rule.IsHere(vip(ipv4, 1)) {
+						t.Errorf("IsHere of %+v", rule)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Each change of nftables by another program is reported, and what is read then is what came
+// of it.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	for _, m := range []Mode{NFTables, IPTables} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			ns := nettest.New(t)
+			r := open(t, ns)
+			ctx, cancel := context.WithCancel(context.Background())
+			changed, done := cell.Signal(), make(chan error, 1)
+			go func() { done <- r.Watch(ctx, func() { cell.Wake(changed) }) }()
+			defer func() {
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			}()
+			p := proxytest.Port{Name: "shop/web:http", Addr: vip(true, 7), Protocol: "tcp", Port: 80, Local: true}
+			for i := range 5 {
+				p.Here = nil
+				if i%2 == 0 {
+					p.Here = []netip.AddrPort{addrPort(true, 1, 1+i)}
+				}
+				program(t, ns, m, true, p)
+				nettest.Eventually(t, func() error {
+					<-changed
+					look, err := r.Read([]Question{{Key{p.Addr, 6, 80}, true}})
+					if err != nil {
+						return err
+					}
+					if here := look.At[Key{p.Addr, 6, 80}].Here; !slices.Equal(here, p.Here) {
+						return fmt.Errorf("read %v, want %v", here, p.Here)
+					}
+					return nil
+				})
+			}
+		})
+	}
+}
+
+// A table of another program's that is called like kube-proxy's, or like iptables', does no harm.
+func TestOthersTables(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := open(t, ns)
+	for _, table := range []string{
+		"table ip kube-proxy { }",
+		"table ip kube-proxy { map service-ips { type ipv4_addr : verdict; elements = { 203.0.113.1 : drop }; }; }",
+		"table ip nat { chain KUBE-SVL-X { counter; }; chain KUBE-EXT-X { goto KUBE-SVL-X; }; chain KUBE-SERVICES { ip daddr 203.0.113.7 drop; counter; th dport 80 accept; ip daddr 203.0.113.0/24 jump KUBE-EXT-X; }; }",
+	} {
+		file := filepath.Join(t.TempDir(), "rules")
+		if err := os.WriteFile(file, []byte("flush ruleset\n"+table), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ns.Exec("nft", "-f", file)
+		look, err := r.Read([]Question{{Key{vip(true, 7), 6, 80}, true}})
+		if len(look.At) > 0 {
+			t.Errorf("%s: %+v, %v", table, look, err)
+		}
+	}
+}
+
+// BenchmarkRead is a look at a hundred Services in a cluster of ten thousand.
+func BenchmarkRead(b *testing.B) {
+	for _, m := range modes {
+		b.Run(string(m), func(b *testing.B) {
+			ns := nettest.New(b)
+			r := open(b, ns)
+			var ports []proxytest.Port
+			var questions []Question
+			all := 10_000
+			if m != NFTables {
+				all = 1000
+			}
+			for n := range all {
+				p := proxytest.Port{Name: fmt.Sprintf("shop/web-%d:http", n), Addr: vip(true, n%200), Protocol: "tcp", Port: uint16(80 + n), Local: true, Here: []netip.AddrPort{addrPort(true, 1, 1)}}
+				ports = append(ports, p)
+				if n < 100 {
+					questions = append(questions, Question{Key: Key{p.Addr, 6, p.Port}, Here: true})
+				}
+			}
+			program(b, ns, m, true, ports...)
+			for b.Loop() {
+				if look, err := r.Read(questions); err != nil || len(look.At) != 100 {
+					b.Fatal(len(look.At), err)
+				}
+			}
+		})
+	}
+}

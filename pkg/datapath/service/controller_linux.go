@@ -1,0 +1,273 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"flock.fritzlab.net/flock/internal/backoff"
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/pkg/datapath/proxy"
+)
+
+// Config is what a Controller needs.
+type Config struct {
+	Routes *Routes
+	Proxy  *proxy.Reader
+	// OnTransitions is called in order, once the kernel has the changes, with all transitions
+	// of one turn together. It must not wait. Optional.
+	OnTransitions func([]Transition)
+	Log           *slog.Logger
+}
+
+// Controller owns the state. It acts on each event as it comes, on all that are there at
+// once.
+type Controller struct {
+	cfg   Config
+	inbox *cell.Inbox[message]
+	// questions are what is to be asked of kube-proxy's rules.
+	questions cell.Cell[[]proxy.Question]
+
+	// What follows is Run's alone.
+
+	state   *State
+	pending []Transition // decided, but not in the kernel yet
+	fault   error        // the kernel's, of the last time
+	pause   backoff.Backoff
+	retry   time.Time // zero if there is nothing to retry
+}
+
+// What the kernel refused, or would not say, is tried again after so long at first, and at
+// last.
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 30 * time.Second
+)
+
+// NewController makes a Controller. It takes events before it runs.
+func NewController(c Config) *Controller {
+	if c.OnTransitions == nil {
+		c.OnTransitions = func([]Transition) {}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Controller{cfg: c, inbox: cell.NewInbox[message](), pause: backoff.Backoff{First: retryMin, Last: retryMax}}
+}
+
+// Send puts an event into the inbox. It never waits.
+func (c *Controller) Send(e Event) { c.inbox.Put(message{event: e, arrived: time.Now()}) }
+
+// Status is the Services' addresses on the node.
+type Status struct {
+	// Mode is kube-proxy's.
+	Mode proxy.Mode
+	// Fault is what the kernel refused last; empty if it has all that it should.
+	Fault string
+	// Paths are all addresses. Announced is what the kernel has.
+	Paths []Path
+}
+
+// Status returns the state after all events that came before. It waits for Run to be running.
+func (c *Controller) Status(ctx context.Context) (Status, error) {
+	answer := make(chan Status, 1)
+	c.inbox.Put(message{ask: answer})
+	select {
+	case s := <-answer:
+		return s, nil
+	case <-ctx.Done():
+		return Status{}, ctx.Err()
+	}
+}
+
+// Run owns everything until the context ends, and then leaves the kernel as it is. It fails if
+// the kernel cannot be read.
+func (c *Controller) Run(ctx context.Context) error {
+	kept, err := c.cfg.Routes.Kept()
+	if err != nil {
+		return err
+	}
+	c.state = NewState(kept)
+	c.apply(c.cfg.Routes.Reset(kept))
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	failed := make(chan error, 1)
+	changed := cell.Signal()
+	running.Go(func() { failed <- c.cfg.Proxy.Watch(ctx, func() { cell.Wake(changed) }) })
+	running.Go(func() { c.look(ctx, changed) })
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		var alarm <-chan time.Time
+		if next := earliest(c.state.Next(), c.retry); !next.IsZero() {
+			timer.Reset(time.Until(next))
+			alarm = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			if ctx.Err() == nil {
+				return err
+			}
+			return nil
+		case <-c.inbox.Filled():
+		case <-alarm:
+		}
+		c.turn(ctx)
+	}
+}
+
+// turn takes in what has come, and then acts on all of it.
+func (c *Controller) turn(ctx context.Context) {
+	now := time.Now()
+	c.state.Tick(now)
+	var events []Event
+	var asks []chan Status
+	arrived, asking := now, false
+	for i, m := range c.inbox.Take() {
+		if m.ask != nil {
+			asks = append(asks, m.ask)
+			continue
+		}
+		if i == 0 || m.arrived.Before(arrived) {
+			arrived = m.arrived
+		}
+		_, isServices := m.event.(Services)
+		asking = asking || isServices
+		events = append(events, m.event)
+	}
+	c.state.Apply(now, arrived, events...)
+	want, transitions := c.state.Wanted()
+	c.pending = append(c.pending, transitions...)
+	switch {
+	case len(want) > 0:
+		c.apply(c.cfg.Routes.Set(want))
+	case !c.retry.IsZero() && !now.Before(c.retry):
+		_, err := c.cfg.Routes.Sync(ctx)
+		c.apply(err)
+	}
+	if asking {
+		c.questions.Set(c.state.Questions())
+	}
+	for _, ask := range asks {
+		ask <- c.status()
+	}
+}
+
+// apply takes in what came of a change of the kernel.
+func (c *Controller) apply(err error) {
+	if err == nil {
+		if c.fault != nil {
+			c.cfg.Log.Info("routes to Services' addresses are complete again")
+		}
+		c.fault, c.retry = nil, time.Time{}
+		c.pause.Reset()
+	} else {
+		after := c.pause.Next()
+		c.cfg.Log.Error("cannot set routes to Services' addresses, will retry", "error", err, "after", after)
+		c.fault, c.retry = err, time.Now().Add(after)
+	}
+	c.reportTransitions()
+}
+
+// reportTransitions calls OnTransitions with the transitions that the kernel has made.
+func (c *Controller) reportTransitions() {
+	if len(c.pending) == 0 {
+		return
+	}
+	now := time.Now()
+	actual := c.cfg.Routes.Actual()
+	var made []Transition
+	c.pending = slices.DeleteFunc(c.pending, func(t Transition) bool {
+		if c.fault != nil && t.Announced && !actual[t.Prefix].Announced {
+			return false
+		}
+		t.Applied = now
+		made = append(made, t)
+		return true
+	})
+	if len(made) > 0 {
+		c.cfg.OnTransitions(made)
+	}
+}
+
+func (c *Controller) status() Status {
+	s := Status{Mode: c.state.mode, Paths: c.state.Paths()}
+	if c.fault == nil {
+		return s
+	}
+	s.Fault = c.fault.Error()
+	actual := c.cfg.Routes.Actual()
+	for i, p := range s.Paths {
+		if is := actual[p.Prefix].Announced; p.Announced && !is {
+			s.Paths[i].Announced = false
+			s.Paths[i].Detail = "the kernel refused: " + s.Fault
+		}
+	}
+	return s
+}
+
+// look reads kube-proxy's rules whenever nftables has changed or something else is asked. It
+// is a goroutine of its own: a look at a thousand Services takes milliseconds, which a
+// withdrawal must not wait for.
+func (c *Controller) look(ctx context.Context, changed chan struct{}) {
+	const (
+		lookEvery   = 30 * time.Second // notifications can be lost
+		legacyEvery = time.Second      // and of iptables-legacy's first rule there is none
+	)
+	c.questions.Notify(changed)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	retry := backoff.Backoff{First: retryMin, Last: lookEvery}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-timer.C:
+		}
+		questions := c.questions.Get()
+		if len(questions) == 0 {
+			timer.Reset(lookEvery)
+			continue
+		}
+		asked := make(map[proxy.Key]bool, len(questions))
+		for _, q := range questions {
+			asked[q.Key] = true
+		}
+		look, err := c.cfg.Proxy.Read(questions)
+		if err != nil {
+			after := retry.Next()
+			c.cfg.Log.Warn("cannot read kube-proxy's rules, will retry", "error", err, "after", after)
+			timer.Reset(after)
+			continue
+		}
+		retry.Reset()
+		timer.Reset(lookEvery)
+		if look.Mode == proxy.Legacy || look.Mode == proxy.None {
+			timer.Reset(legacyEvery)
+		}
+		c.Send(Looked{Asked: asked, Look: look})
+	}
+}
+
+// earliest is the earlier of two times, of which zero is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// message is an event, or somebody who asks for the status.
+type message struct {
+	event   Event
+	arrived time.Time
+	ask     chan Status
+}

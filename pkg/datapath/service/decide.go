@@ -1,0 +1,310 @@
+package service
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"flock.fritzlab.net/flock/pkg/datapath/proxy"
+	"flock.fritzlab.net/flock/pkg/pod"
+)
+
+// Reason says in one word why a node does or does not announce an address. Status, metrics
+// and log use the same word.
+type Reason string
+
+const (
+	// Serving: announced. The node can serve the address.
+	Serving Reason = "Serving"
+	// Kept: announced, because it was when the agent started, and something that the
+	// decision needs is not known yet.
+	Kept Reason = "Kept"
+
+	// NotAnnounced: spec.services.announce of the NodeConfig does not name the kind.
+	NotAnnounced Reason = "NotAnnounced"
+	// NotAdmitted: no AddressPool admits the external IP for the Service.
+	NotAdmitted Reason = "NotAdmitted"
+	// AddressInUse: a pod holds the address.
+	AddressInUse Reason = "AddressInUse"
+	// NodeExcluded: the Node has the label node.kubernetes.io/exclude-from-external-load-balancers.
+	NodeExcluded Reason = "NodeExcluded"
+	// NodeDeparting: the node is about to leave the network.
+	NodeDeparting Reason = "NodeDeparting"
+	// NodeNotServing: the node does not take pods yet.
+	NodeNotServing Reason = "NodeNotServing"
+	// ProxyUnhealthy: kube-proxy says that it cannot keep its rules up to date.
+	ProxyUnhealthy Reason = "ProxyUnhealthy"
+	// ProxyUnknown: the kernel's rules could not be read yet.
+	ProxyUnknown Reason = "ProxyUnknown"
+	// ProxyMissing: the kernel has no rules of kube-proxy.
+	ProxyMissing Reason = "ProxyMissing"
+	// NotProgrammed: an endpoint is Ready, but kube-proxy has not made the rules yet.
+	NotProgrammed Reason = "NotProgrammed"
+	// NoLocalEndpoint: the traffic policy is Local, and the node has no pod of the Service.
+	NoLocalEndpoint Reason = "NoLocalEndpoint"
+	// LocalEndpointNotReady: it has pods, and none is Ready.
+	LocalEndpointNotReady Reason = "LocalEndpointNotReady"
+	// LocalEndpointTerminating: all that are Ready are being deleted.
+	LocalEndpointTerminating Reason = "LocalEndpointTerminating"
+	// NoEndpoint: the traffic policy is Cluster, and no node has a Ready endpoint.
+	NoEndpoint Reason = "NoEndpoint"
+	// EndpointsUnknown: pods or EndpointSlices have not been reported yet.
+	EndpointsUnknown Reason = "EndpointsUnknown"
+	// SharedBlocked: a Service that shares the address has endpoints on other nodes only.
+	SharedBlocked Reason = "SharedBlocked"
+	// Deleted: the Service is gone, or does not have the address any more. Only in
+	// transitions.
+	Deleted Reason = "Deleted"
+)
+
+// Node is what decisions need of the node.
+type Node struct {
+	// Known: all below is known.
+	Known bool
+	// Excluded: the Node has the label that excludes it from load balancers.
+	Excluded bool
+	// Departing is why the node is about to leave the network; empty: it is not.
+	Departing string
+	// NotServing is why the node takes no pods yet; empty: it does.
+	NotServing string
+	// ProxyUnhealthy is what kube-proxy reports of itself; empty: nothing is wrong.
+	ProxyUnhealthy string
+}
+
+// Facts are what a decision about one address of one Service depends on.
+type Facts struct {
+	Service *Service
+	Address Address
+	Node    Node
+	// Taken is the pod that holds the address; empty: none.
+	Taken string
+	// Pods are those of the node that the Service selects, or that kube-proxy translates
+	// connections to; PodsKnown: a source of pods has reported all.
+	Pods      []Pod
+	PodsKnown bool
+	// Gone says of a pod of the node that it does not serve any more, whatever the slices
+	// say.
+	Gone func(pod.UID) bool
+	// Slices are the Service's; SlicesKnown: they are all.
+	Slices      []Slice
+	SlicesKnown bool
+	// Rules are kube-proxy's for the ports at the address; ProxyKnown: the kernel was
+	// read since the Service is known.
+	Rules      map[proxy.Key]proxy.Rule
+	Mode       proxy.Mode
+	ProxyKnown bool
+	// Announced: the address is announced for this Service so far.
+	Announced bool
+}
+
+// Pod is a pod of the node, as a decision sees it.
+type Pod struct {
+	Name  string
+	Addrs []netip.Addr
+	Ports []string // names of its ports
+	// Ready is what the last report says that knew it.
+	Ready       pod.Readiness
+	Terminating bool
+	// Detail is why it is not Ready.
+	Detail string
+}
+
+// Decision is what follows from facts.
+type Decision struct {
+	Announce bool
+	Reason   Reason
+	// Detail explains the reason to people; often empty.
+	Detail string
+	// Elsewhere: connections that come to this node would be dropped, though the Service has
+	// endpoints on other nodes.
+	Elsewhere bool
+}
+
+// Decide is the whole policy: the first reason that holds.
+func Decide(f Facts) Decision {
+	no := func(r Reason, format string, args ...any) Decision {
+		return Decision{Reason: r, Detail: fmt.Sprintf(format, args...)}
+	}
+	unknown := func(r Reason) Decision {
+		if f.Announced {
+			return Decision{Announce: true, Reason: Kept, Detail: string(r)}
+		}
+		return Decision{Reason: r}
+	}
+	policy := f.Service.policy(f.Address)
+	switch {
+	case f.Address.Refused != "":
+		return Decision{Reason: f.Address.Refused, Detail: f.Address.Detail}
+	case f.Taken != "":
+		return no(AddressInUse, "pod %s holds it", f.Taken)
+	case f.Node.Departing != "":
+		return no(NodeDeparting, "%s", f.Node.Departing)
+	case f.Node.Excluded:
+		return no(NodeExcluded, "")
+	case policy == Cluster && f.Node.NotServing != "":
+		return no(NodeNotServing, "%s", f.Node.NotServing)
+	case policy == Cluster && f.Node.ProxyUnhealthy != "":
+		return no(ProxyUnhealthy, "%s", f.Node.ProxyUnhealthy)
+	case !f.Node.Known:
+		return unknown(EndpointsUnknown)
+	}
+	var d Decision
+	var served []Port
+	if policy == Local {
+		served, d = f.servedHere()
+	} else {
+		served, d = f.servedAnywhere()
+	}
+	switch {
+	case d.Reason == EndpointsUnknown:
+		return unknown(d.Reason)
+	case len(served) == 0:
+		return d
+	case !f.ProxyKnown:
+		return unknown(ProxyUnknown)
+	case f.Mode == proxy.None:
+		return no(ProxyMissing, "the kernel has no rules of kube-proxy")
+	}
+	var missing []string
+	for _, p := range served {
+		if !f.programmed(p, policy) {
+			missing = append(missing, fmt.Sprintf("%s port %d", protocolName(p.Protocol), p.Number))
+		}
+	}
+	// What is announced stays while a port works: a port that is added must not take the
+	// others away.
+	if len(missing) == len(served) || len(missing) > 0 && !f.Announced {
+		return no(NotProgrammed, "kube-proxy has no rule for %s yet", strings.Join(missing, ", "))
+	}
+	return Decision{Announce: true, Reason: Serving}
+}
+
+func protocolName(protocol byte) string {
+	for name, number := range pod.Protocols {
+		if number == protocol {
+			return name
+		}
+	}
+	return fmt.Sprint(protocol)
+}
+
+// serves says whether a pod gets new connections now.
+func (f Facts) serves(p Pod) bool {
+	return f.Service.PublishNotReady || p.Ready == pod.Ready && !p.Terminating
+}
+
+// servedHere are the ports for which the node has an endpoint that is Ready, and if there
+// are none, why.
+func (f Facts) servedHere() (served []Port, d Decision) {
+	if f.Service.Selector == nil {
+		return f.servedBySlices()
+	}
+	var mine []Pod
+	for _, p := range f.Pods {
+		if slices.ContainsFunc(p.Addrs, f.sameFamily) {
+			mine = append(mine, p)
+		}
+	}
+	for _, port := range f.Service.Ports {
+		if slices.ContainsFunc(mine, func(p Pod) bool {
+			return f.serves(p) && (port.TargetName == "" || slices.Contains(p.Ports, port.TargetName))
+		}) {
+			served = append(served, port)
+		}
+	}
+	if len(served) > 0 {
+		return served, d
+	}
+	// A kubelet that has just started has not looked at its pods yet.
+	if !f.PodsKnown || slices.ContainsFunc(mine, func(p Pod) bool { return p.Ready == pod.Unknown && !p.Terminating }) {
+		return nil, Decision{Reason: EndpointsUnknown}
+	}
+	d = Decision{Reason: NoLocalEndpoint, Elsewhere: f.translatedAnyhow()}
+	for _, p := range f.Pods {
+		switch {
+		case f.serves(p):
+			d.Reason, d.Detail = NoLocalEndpoint, fmt.Sprintf("pod %s has no address of this family, or no port of the name that the Service wants", p.Name)
+		case p.Ready == pod.Ready: // and terminating
+			d.Reason, d.Detail = LocalEndpointTerminating, "pod "+p.Name
+		case d.Reason != LocalEndpointTerminating:
+			d.Reason, d.Detail = LocalEndpointNotReady, strings.TrimSuffix(fmt.Sprintf("pod %s: %s", p.Name, p.Detail), ": ")
+		}
+	}
+	return nil, d
+}
+
+// servedBySlices is servedHere for a Service without a selector. While EndpointSlices are not
+// known, kube-proxy's rules say the same.
+func (f Facts) servedBySlices() (served []Port, d Decision) {
+	for _, port := range f.Service.Ports {
+		here := func(a netip.Addr) bool { return f.Rules[port.key(f.Address.Addr)].IsHere(a) }
+		switch {
+		case !f.SlicesKnown && len(f.Rules[port.key(f.Address.Addr)].Here) > 0:
+			served = append(served, port)
+		case f.hasReady(port, func(e Endpoint) bool { return e.Here || here(e.Addr) }):
+			served = append(served, port)
+		}
+	}
+	switch {
+	case len(served) > 0:
+	case !f.SlicesKnown && !f.ProxyKnown:
+		d.Reason = EndpointsUnknown
+	default:
+		d = Decision{Reason: NoLocalEndpoint, Elsewhere: f.translatedAnyhow()}
+	}
+	return served, d
+}
+
+// servedAnywhere are the ports for which a node has an endpoint that is ready, and if there
+// are none, why.
+func (f Facts) servedAnywhere() (served []Port, d Decision) {
+	if !f.SlicesKnown {
+		return nil, Decision{Reason: EndpointsUnknown}
+	}
+	for _, port := range f.Service.Ports {
+		if f.hasReady(port, func(Endpoint) bool { return true }) {
+			served = append(served, port)
+		}
+	}
+	return served, Decision{Reason: NoEndpoint}
+}
+
+// hasReady says whether an endpoint for a port is ready. What the node knows of its own pods is
+// newer than what their slices say.
+func (f Facts) hasReady(port Port, which func(Endpoint) bool) bool {
+	for _, s := range f.Slices {
+		if !slices.Contains(s.Ports, port.Name) {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			if e.Ready && f.sameFamily(e.Addr) && which(e) && !(e.Here && e.Pod != "" && f.Gone != nil && f.Gone(e.Pod)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// programmed says whether kube-proxy translates connections to a port to an endpoint that is
+// Ready.
+func (f Facts) programmed(port Port, policy Policy) bool {
+	rule := f.Rules[port.key(f.Address.Addr)]
+	if policy == Cluster {
+		return rule.Translated
+	}
+	if f.Service.Selector == nil && !f.SlicesKnown {
+		return len(rule.Here) > 0
+	}
+	if f.Service.Selector == nil {
+		return f.hasReady(port, func(e Endpoint) bool { return rule.IsHere(e.Addr) })
+	}
+	return slices.ContainsFunc(f.Pods, func(p Pod) bool { return f.serves(p) && slices.ContainsFunc(p.Addrs, rule.IsHere) })
+}
+
+// translatedAnyhow says whether kube-proxy knows of endpoints, on whichever node.
+func (f Facts) translatedAnyhow() bool {
+	return slices.ContainsFunc(f.Service.Ports, func(p Port) bool { return f.Rules[p.key(f.Address.Addr)].Translated })
+}
+
+func (f Facts) sameFamily(a netip.Addr) bool { return a.Is4() == f.Address.Addr.Is4() }

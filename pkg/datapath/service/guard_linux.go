@@ -1,0 +1,158 @@
+package service
+
+import (
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/datapath"
+	"flock.fritzlab.net/flock/pkg/datapath/kernel"
+	"flock.fritzlab.net/flock/pkg/netlink/nft"
+)
+
+// The guard refuses what is about to leave by the link: nobody has translated it. Its rules
+// match the link, not addresses, so they do not change when addresses do.
+var (
+	table   = nft.Table{Family: nft.Inet, Name: kernel.ServiceTable}
+	refused = nft.Counter{Table: table, Name: "refused"}
+)
+
+// afterFilter is the priority of the guard's chains. At filter (0), kube-proxy rejects what
+// goes to a Service without endpoints, and drops what goes to one without local endpoints
+// while others have some, so that the client tries again. That comes first.
+const afterFilter = 10
+
+// ruled is a chain with its rules.
+type ruled struct {
+	chain nft.Chain
+	rules []nft.Rule
+}
+
+// chains are those of the table. The one that others go to comes first.
+func chains() []ruled {
+	// Of linux/netfilter/nf_conntrack_common.h.
+	const stateInvalid, statusDNAT = 1, 1 << 5
+	refuse := nft.Chain{Table: table, Name: "refuse", Plain: true}
+	link := append([]byte(kernel.ServiceLink), make([]byte, unix.IFNAMSIZ-len(kernel.ServiceLink))...)
+	toLink := nft.Rule{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Equal(link...)}
+	toRefuse := toLink.On(nft.Decide(nft.GoTo(refuse.Name)))
+	return []ruled{
+		{refuse, []nft.Rule{
+			{nft.To(refused)},
+			// ct state invalid drop: a late packet of a connection that is translated. An
+			// answer would end the connection.
+			{nft.Ct(unix.NFT_CT_STATE, nft.Reg1), nft.Bits(stateInvalid, 0), nft.EqualNative(stateInvalid), nft.Drop},
+			// meta l4proto tcp reject with tcp reset: unlike ICMP errors, resets are not
+			// limited to a few each second.
+			{nft.Meta(unix.NFT_META_L4PROTO, nft.Reg1), nft.Equal(unix.IPPROTO_TCP), nft.Reset},
+			// reject
+			{nft.Reject(unix.NFT_REJECT_ICMPX_PORT_UNREACH)},
+		}},
+		{nft.Chain{Table: table, Name: "forward", Hook: unix.NF_INET_FORWARD, Priority: afterFilter}, []nft.Rule{toRefuse}},
+		{nft.Chain{Table: table, Name: "output", Hook: unix.NF_INET_LOCAL_OUT, Priority: afterFilter}, []nft.Rule{
+			// oifname "flock-service" ct status dnat accept: in this hook the link is still
+			// the one of the first lookup. A packet without connection does not match.
+			toLink.On(nft.Ct(unix.NFT_CT_STATUS, nft.Reg1), nft.Bits(statusDNAT, 0), nft.EqualNative(statusDNAT), nft.Accept),
+			toRefuse,
+		}},
+	}
+}
+
+// syncGuard makes the kernel's table the guard's.
+func (f *fib) syncGuard() (repairs []datapath.Repair, err error) {
+	generation, err := f.tables.Generation()
+	if err != nil {
+		return nil, err
+	}
+	if generation != f.seen {
+		f.seen, f.looks = generation, 0
+	}
+	if f.looks >= enoughLooks {
+		return nil, nil
+	}
+	found, err := f.guardDiffers()
+	if err != nil {
+		return nil, err
+	}
+	if found != "" {
+		if err := f.replaceGuard(); err != nil {
+			return nil, err
+		}
+		return []datapath.Repair{{Kind: kernel.NFTables, Object: "table " + table.String(), Found: found}}, nil
+	}
+	f.looks++
+	return nil, nil
+}
+
+// enoughLooks at one generation of nftables are made. The kernel counts a transaction just
+// before it shows what has changed, so the first may have seen the table of before.
+const enoughLooks = 2
+
+// guardDiffers says how the kernel's table differs from the guard's; empty if it does not.
+func (f *fib) guardDiffers() (found string, err error) {
+	have, err := f.tables.Contents(table)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return datapath.Missing, nil
+	case err != nil:
+		return "", err
+	case have.Dormant:
+		return "dormant", nil
+	}
+	if _, err := f.tables.Counter(refused); errors.Is(err, unix.ENOENT) {
+		return "another counter", nil
+	} else if err != nil {
+		return "", err
+	}
+	all := chains()
+	if len(have.Chains) != len(all) || len(have.Sets) != 0 {
+		return "other chains or sets", nil
+	}
+	for _, r := range all {
+		var rules []string
+		for _, rule := range r.rules {
+			rules = append(rules, rule.Definition())
+		}
+		if have.Chains[r.chain.Name] != r.chain.Definition() || !slices.Equal(have.Rules[r.chain.Name], rules) {
+			return "another chain " + r.chain.Name, nil
+		}
+	}
+	return "", nil
+}
+
+// replaceGuard writes the table in one transaction. The count of refused packets begins
+// again.
+func (f *fib) replaceGuard() error {
+	var b nft.Batch
+	b.AddTable(table) // or it could not be deleted
+	b.DelTable(table)
+	b.AddTable(table)
+	b.AddCounter(refused)
+	for _, r := range chains() {
+		b.AddChain(r.chain)
+		b.AddRules(r.chain, r.rules...)
+	}
+	return f.tables.Commit(&b)
+}
+
+// deleteGuard deletes the table, and says whether there was one.
+func (f *fib) deleteGuard() (deleted bool, err error) {
+	f.looks = 0
+	if _, err := f.tables.Contents(table); errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	var b nft.Batch
+	b.AddTable(table)
+	b.DelTable(table)
+	return true, f.tables.Commit(&b)
+}
+
+// Refused counts the packets that the guard has refused since its table was made.
+func (f *fib) Refused() (uint64, error) {
+	count, err := f.tables.Counter(refused)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	return count.Packets, err
+}

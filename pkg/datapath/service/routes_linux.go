@@ -1,0 +1,156 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"sync"
+
+	"flock.fritzlab.net/flock/pkg/datapath"
+	"flock.fritzlab.net/flock/pkg/datapath/kernel"
+)
+
+var _ datapath.Feature = (*Routes)(nil)
+
+// Routes keeps the kernel's part: the routes to Services' addresses, the link that they are
+// on, and the guard that refuses what nobody has translated. A node without such addresses
+// has neither link nor guard. Its methods may be called from several goroutines.
+type Routes struct {
+	fib *fib
+
+	mu      sync.Mutex // guards what follows, and is held while the kernel is asked
+	known   bool       // Reset was called
+	desired map[netip.Prefix]Entry
+	mtu     int
+	stale   bool // after an error, what the kernel has is not known
+}
+
+// Open takes the calling thread's network namespace for the node's. It changes nothing.
+func Open() (*Routes, error) {
+	f, err := openFIB()
+	if err != nil {
+		return nil, err
+	}
+	return &Routes{fib: f, desired: map[netip.Prefix]Entry{}, stale: true}, nil
+}
+
+// Close gives the sockets up. Routes and guard stay.
+func (r *Routes) Close() { r.fib.Close() }
+
+// Kept is what an earlier run of the agent has left in the kernel. It changes nothing, and
+// has to be called before Reset.
+func (r *Routes) Kept() (map[netip.Prefix]Entry, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fib.peek()
+}
+
+// Reset makes these all the entries that there are.
+func (r *Routes) Reset(all map[netip.Prefix]Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known = true
+	r.desired = maps.Clone(all)
+	maps.DeleteFunc(r.desired, func(_ netip.Prefix, e Entry) bool { return e == Entry{} })
+	_, err := r.converge()
+	return err
+}
+
+// Set changes the entries of some prefixes; the zero Entry removes one. If the kernel
+// refuses, it has what it could get; Sync tries again.
+func (r *Routes) Set(changes map[netip.Prefix]Entry) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before, changed := len(r.desired), false
+	for p, e := range changes {
+		changed = changed || r.desired[p] != e
+		if e == (Entry{}) {
+			delete(r.desired, p)
+		} else {
+			r.desired[p] = e
+		}
+	}
+	if !r.known || !changed && !r.stale {
+		return nil
+	}
+	// The first needs link and guard, and the last takes them away.
+	if !r.stale && before > 0 && len(r.desired) > 0 {
+		if err := r.fib.Apply(Plan(changes, r.fib.Actual())); err == nil {
+			return nil
+		}
+	}
+	_, err := r.converge()
+	return err
+}
+
+// SetMTU sets the MTU of the link, in bytes: what a process of the node takes for the MTU of
+// the path to a Service. It should be that of the node's uplinks. 0 is the kernel's default.
+func (r *Routes) SetMTU(mtu int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed := r.mtu != mtu
+	r.mtu = mtu
+	if !changed || !r.known {
+		return nil
+	}
+	_, err := r.converge()
+	return err
+}
+
+// Actual is what the kernel had at the last look, with the changes since.
+func (r *Routes) Actual() map[netip.Prefix]Entry {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.fib.Actual())
+}
+
+// Refused counts the packets that the guard has refused since its table was made.
+func (r *Routes) Refused() (uint64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fib.Refused()
+}
+
+// Name implements [datapath.Feature].
+func (r *Routes) Name() string { return "services" }
+
+// Kinds implements [datapath.Feature].
+func (r *Routes) Kinds() []kernel.Kind {
+	return []kernel.Kind{kernel.Link, kernel.Route, kernel.Sysctl, kernel.NFTables}
+}
+
+// Sync implements [datapath.Feature].
+func (r *Routes) Sync(context.Context) ([]datapath.Repair, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.known {
+		return nil, nil
+	}
+	return r.converge()
+}
+
+// converge reads what the kernel has, and applies the difference to what is desired.
+func (r *Routes) converge() ([]datapath.Repair, error) {
+	r.stale = true
+	repairs, err := r.fib.Load(len(r.desired) > 0, r.mtu)
+	if err != nil {
+		return repairs, err
+	}
+	want := maps.Clone(r.desired)
+	for p := range r.fib.Actual() {
+		if _, ok := want[p]; !ok {
+			want[p] = Entry{}
+		}
+	}
+	plan := Plan(want, r.fib.Actual())
+	if err := r.fib.Apply(plan); err != nil {
+		_, again := r.fib.Load(len(r.desired) > 0, r.mtu) // what the kernel took
+		return repairs, errors.Join(err, again)
+	}
+	r.stale = false
+	for _, c := range plan {
+		repairs = append(repairs, c.repair())
+	}
+	return repairs, nil
+}

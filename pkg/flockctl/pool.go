@@ -1,0 +1,142 @@
+package flockctl
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+var poolCommand = command{
+	name: "pool", args: "[NAME]",
+	short: "Show the AddressPools, or one of them: who uses their addresses",
+	long: `Without a name there is a line for each AddressPool, and for each deleted one with
+addresses still in use. With a name it shows the nodes with pods that use the pool, and
+the first 8 pods of each. It shows what the agents of the nodes wrote last.`,
+	examples: `flockctl pool
+flockctl pool dns
+flockctl pools -o json | jq -r '.[] | select(.deleted) | .name'`,
+	flags: []string{"output", "watch"}, max: 1,
+	run: runPool,
+}
+
+// pool is an AddressPool and its use.
+type pool struct {
+	Name string `json:"name"`
+	// Deleted: there is no such AddressPool any more.
+	Deleted bool               `json:"deleted,omitempty"`
+	CIDRs   []v1alpha1.CIDR    `json:"cidrs,omitempty"`
+	Uses    []v1alpha1.PoolUse `json:"uses,omitempty"`
+	Nodes   []poolNode         `json:"nodes,omitempty"`
+}
+
+type poolNode struct {
+	Node      string   `json:"node"`
+	Addresses int32    `json:"addresses"`
+	Retained  int32    `json:"retained,omitempty"`
+	Pods      []string `json:"pods,omitempty"`
+}
+
+func runPool(ctx context.Context, s *session, args []string) error {
+	c, err := s.connect()
+	if err != nil {
+		return err
+	}
+	objects, err := c.pools(ctx)
+	if err != nil {
+		return err
+	}
+	configs, err := c.nodeConfigs(ctx)
+	if err != nil {
+		return err
+	}
+	pools := poolsOf(objects, configs)
+	if len(args) == 1 {
+		pools = slices.DeleteFunc(pools, func(p pool) bool { return p.Name != args[0] })
+		if len(pools) == 0 {
+			return fmt.Errorf("there is no AddressPool %s, and no pod has an address of one: kubectl get addresspools shows those that there are", args[0])
+		}
+	}
+	switch {
+	case s.output != "":
+		return s.structured(pools)
+	case len(args) == 1:
+		printPool(s.out, pools[0])
+	default:
+		printPools(s.out, pools)
+	}
+	return nil
+}
+
+// poolsOf are all pools, by name.
+func poolsOf(objects []v1alpha1.AddressPool, configs []v1alpha1.NodeConfig) []pool {
+	pools := []pool{}
+	for _, ap := range objects {
+		pools = append(pools, pool{Name: ap.Name, CIDRs: ap.Spec.CIDRs, Uses: ap.Spec.Uses})
+	}
+	slices.SortFunc(configs, func(a, b v1alpha1.NodeConfig) int { return strings.Compare(a.Name, b.Name) })
+	for _, nc := range configs {
+		for _, use := range nc.Status.Pools {
+			i := slices.IndexFunc(pools, func(p pool) bool { return p.Name == use.Name })
+			if i < 0 {
+				i = len(pools)
+				pools = append(pools, pool{Name: use.Name, Deleted: true})
+			}
+			pools[i].Nodes = append(pools[i].Nodes, poolNode{nc.Name, use.Addresses, use.Retained, use.Pods})
+		}
+	}
+	slices.SortFunc(pools, func(a, b pool) int { return cmp.Compare(a.Name, b.Name) })
+	return pools
+}
+
+func (p pool) addresses() (all, retained int32) {
+	for _, n := range p.Nodes {
+		all, retained = all+n.Addresses, retained+n.Retained
+	}
+	return all, retained
+}
+
+func printPools(w io.Writer, pools []pool) {
+	if len(pools) == 0 {
+		fmt.Fprintln(w, "There is no AddressPool: see docs/addresses.md for what one is for.")
+		return
+	}
+	rows := [][]string{{"POOL", "CIDRS", "USES", "IN USE", "NODES", "RETAINED"}}
+	for _, p := range pools {
+		all, retained := p.addresses()
+		cidrs := join(p.CIDRs, " ")
+		if p.Deleted {
+			cidrs = "(deleted)"
+		}
+		rows = append(rows, []string{p.Name, cidrs, or(join(p.Uses, " "), none), fmt.Sprint(all), fmt.Sprint(len(p.Nodes)), fmt.Sprint(retained)})
+	}
+	table(w, "", rows)
+}
+
+func printPool(w io.Writer, p pool) {
+	all, retained := p.addresses()
+	rows := [][]string{{"Pool", p.Name}}
+	if p.Deleted {
+		rows[0][1] += " (deleted)"
+	} else {
+		rows = append(rows, []string{"CIDRs", join(p.CIDRs, " ")}, []string{"Uses", join(p.Uses, " ")})
+	}
+	rows = append(rows, []string{"In use", fmt.Sprint(all)})
+	if retained > 0 {
+		rows = append(rows, []string{"Retained", fmt.Sprintf("%d: no longer covered; their routes keep the pool's attributes until their pods are gone", retained)})
+	}
+	table(w, "", rows)
+	if len(p.Nodes) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	rows = [][]string{{"NODE", "ADDRESSES", "RETAINED", "PODS"}}
+	for _, n := range p.Nodes {
+		rows = append(rows, []string{n.Node, fmt.Sprint(n.Addresses), fmt.Sprint(n.Retained), strings.Join(n.Pods, ", ")})
+	}
+	table(w, "", rows)
+}

@@ -1,0 +1,70 @@
+package flockctl
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestWatch: what changes is printed, and elsewhere than on a terminal nothing twice.
+func TestWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*watchEvery+time.Second)
+		defer cancel()
+		var out bytes.Buffer
+		s := &session{out: &out}
+		looks := 0
+		err := s.repeat(ctx, func(s *session) error {
+			looks++
+			if looks == 5 {
+				return fmt.Errorf("no answer")
+			}
+			fmt.Fprintf(s.out, "state %d\n", looks/3)
+			return nil
+		})
+		if err != nil || looks != 6 {
+			t.Errorf("%d looks: %v", looks, err)
+		}
+		if want := "state 0\nstate 1\nno answer\nstate 2\n"; out.String() != want {
+			t.Errorf("printed %q, want %q", out.String(), want)
+		}
+	})
+}
+
+// TestColours: they are for terminals alone.
+func TestColours(t *testing.T) {
+	var out bytes.Buffer
+	if isTerminal(&out) {
+		t.Error("a buffer is a terminal")
+	}
+	all := overall{Nodes: ratio{1, 1}, Problems: []problem{{"node1", "broken"}}}
+	(&session{}).printOverall(&out, all)
+	if strings.Contains(out.String(), "\x1b") {
+		t.Errorf("escapes where there is no terminal: %q", out.String())
+	}
+	out.Reset()
+	(&session{colour: true}).printOverall(&out, all)
+	if !strings.Contains(out.String(), "\x1b[31mWrong (1)\x1b[0m") {
+		t.Errorf("no colours on a terminal: %q", out.String())
+	}
+}
+
+// TestShellsTakeTheScripts: bash loads the script and completes with it.
+func TestShellsTakeTheScripts(t *testing.T) {
+	script := completionScripts["bash"] + `
+flockctl() { printf 'node1\nnode2\n'; }
+COMP_WORDS=(flockctl node n); COMP_CWORD=2
+_flockctl
+printf '%s,' "${COMPREPLY[@]}"
+complete -p flockctl
+`
+	out, err := exec.Command("bash", "-c", script).CombinedOutput()
+	if err != nil || string(out) != "node1,node2,complete -F _flockctl flockctl\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -1,0 +1,213 @@
+package departure
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/routing/departure/stop"
+)
+
+// condition of the NodeConfig: the node announces its anycast addresses.
+const condition = "Announcing"
+
+// askWithin bounds the questions to the API server at the agent's end, during which BIRD
+// waits for the answer (see package stop).
+const askWithin = 1500 * time.Millisecond
+
+// API is asked for what is not followed.
+type API interface {
+	GetNode(ctx context.Context, name string) (*corev1.Node, error)
+	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	GetDaemonSet(ctx context.Context, namespace, name string) (*appsv1.DaemonSet, error)
+}
+
+// Notifier wakes a channel when something has changed, see package cell.
+type Notifier interface{ Notify(chan<- struct{}) }
+
+// Config is what a Keeper needs.
+type Config struct {
+	NodeName string
+	// Namespace and Pod are those of flock's pod on the node, whose controller is the
+	// DaemonSet. An agent that is no pod has none.
+	Namespace, Pod string
+	API            API
+	// Node and NodeConfig are the node's objects as followed; nil where there is none.
+	// known: false while the API server has not sent them.
+	Node       func() (n *corev1.Node, known bool)
+	NodeConfig func() (nc *v1alpha1.NodeConfig, known bool)
+	// Changed wake the Keeper when one of them may have changed.
+	Changed []Notifier
+	// Dir is the directory of BIRD's configuration.
+	Dir string
+	Log *slog.Logger
+}
+
+// Keeper keeps the decision up to date: in Decision, which the routing daemon's
+// configuration follows, and in the file by which BIRD's container ends.
+type Keeper struct {
+	Config
+	// Decision for now.
+	Decision cell.Cell[Decision]
+
+	// What Run has asked for last, and for which labels and cordon of the Node.
+	daemonSet *appsv1.DaemonSet
+	deleted   bool
+	asked     *corev1.Node
+
+	owner string // the DaemonSet's name; empty while it is not known
+}
+
+// New returns a Keeper that does nothing until Run. Its decision is that of the agent
+// before it: the start of an agent announces nothing that was withdrawn.
+func New(c Config) *Keeper {
+	k := &Keeper{Config: c}
+	before, err := stop.Read(c.Dir)
+	k.Decision.Set(Decision{before.Withdraw, before.Leave, before.Reason})
+	if err == nil && before.Final { // the last of another agent
+		err = k.write(false)
+	}
+	if err != nil {
+		c.Log.Error("cannot read or write how BIRD is to end", "error", err)
+	}
+	return k
+}
+
+// Run decides until ctx ends, and then once more, by what the API server says at that
+// moment: the kubelet ends BIRD's container at the same time.
+func (k *Keeper) Run(ctx context.Context) error {
+	changed := cell.Signal()
+	for _, c := range k.Changed {
+		c.Notify(changed)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return k.last(context.WithoutCancel(ctx))
+		case <-changed:
+		}
+		node, known := k.Node()
+		config, configKnown := k.NodeConfig()
+		if !known || !configKnown {
+			continue
+		}
+		if k.asked == nil || node != nil && (!reflect.DeepEqual(node.Labels, k.asked.Labels) || node.Spec.Unschedulable != k.asked.Spec.Unschedulable) {
+			k.ask(ctx)
+			k.asked = node
+		}
+		k.decide(node, config, false)
+	}
+}
+
+// last decides at the end of the agent.
+func (k *Keeper) last(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	node, known := k.Node()
+	config, configKnown := k.NodeConfig()
+	asked := make(chan struct{})
+	go func() { defer close(asked); k.ask(ctx) }()
+	if now, err := k.API.GetNode(ctx, k.NodeName); err == nil {
+		node, known = now, true
+	} else if apierrors.IsNotFound(err) {
+		node, known = nil, true
+	}
+	<-asked
+	if !known || !configKnown {
+		return k.write(true)
+	}
+	k.decide(node, config, true)
+	return nil
+}
+
+// ask reads the DaemonSet.
+func (k *Keeper) ask(ctx context.Context) {
+	if k.Pod == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	if err := k.findOwner(ctx); err != nil {
+		k.Log.Warn("cannot find the DaemonSet of flock's pod; its deletion and its node selector are not noticed as a departure of the node", "namespace", k.Namespace, "pod", k.Pod, "error", err)
+		return
+	}
+	ds, err := k.API.GetDaemonSet(ctx, k.Namespace, k.owner)
+	switch {
+	case err == nil:
+		k.daemonSet, k.deleted = ds, false
+	case apierrors.IsNotFound(err):
+		k.deleted = true // the pod had it
+	default:
+		k.Log.Warn("cannot read flock's DaemonSet; its deletion and its node selector are not noticed as a departure of the node", "namespace", k.Namespace, "daemonset", k.owner, "error", err)
+	}
+}
+
+// findOwner asks for the pod's controller, which is the same for as long as the pod exists.
+func (k *Keeper) findOwner(ctx context.Context) error {
+	if k.owner != "" {
+		return nil
+	}
+	p, err := k.API.GetPod(ctx, k.Namespace, k.Pod)
+	if err != nil {
+		return err
+	}
+	c := metav1.GetControllerOf(p)
+	if c == nil || c.Kind != "DaemonSet" {
+		return fmt.Errorf("the pod has no DaemonSet as its controller (metadata.ownerReferences): %v", p.OwnerReferences)
+	}
+	k.owner = c.Name
+	return nil
+}
+
+func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) {
+	d := Decide(Facts{k.NodeName, node, k.daemonSet, k.deleted, config})
+	if d != k.Decision.Get() {
+		if d.Leave {
+			k.Log.Info("this node is leaving the network", "reason", d.Reason, "anycastWithdrawn", d.Withdraw)
+		} else {
+			k.Log.Info("this node stays in the network")
+		}
+	}
+	k.Decision.Set(d)
+	if err := k.write(final); err != nil {
+		k.Log.Error("cannot record how BIRD is to end", "error", err)
+	}
+}
+
+func (k *Keeper) write(final bool) error {
+	d := k.Decision.Get()
+	return stop.Write(k.Dir, stop.Decision{Leave: d.Leave, Withdraw: d.Withdraw, Final: final, Reason: d.Reason})
+}
+
+// Notify wakes ch when the decision changes.
+func (k *Keeper) Notify(ch chan<- struct{}) { k.Decision.Notify(ch) }
+
+// Conditions are those of the NodeConfig.
+func (k *Keeper) Conditions() []metav1.Condition {
+	c := metav1.Condition{Type: condition, Status: metav1.ConditionTrue, Reason: "Announcing"}
+	if d := k.Decision.Get(); d.Withdraw {
+		c.Status, c.Reason = metav1.ConditionFalse, "Draining"
+		c.Message = "anycast addresses are withdrawn, and routers are asked to prefer other paths (RFC 8326): " + d.Reason
+	}
+	return []metav1.Condition{c}
+}
+
+// Report corrects what the node's status says of its anycast addresses: those that the
+// kernel has are not announced while the node is drained.
+func (k *Keeper) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
+	d := k.Decision.Get()
+	for i := range status.Anycast {
+		if a := &status.Anycast[i]; d.Withdraw && a.Announced {
+			a.Announced, a.Reason, a.Message = false, "Draining", d.Reason
+		}
+	}
+}

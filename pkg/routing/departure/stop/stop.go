@@ -1,0 +1,131 @@
+// Package stop ends BIRD when its container is stopped: as a restart, over which peers
+// keep the node's routes (RFC 4724), or as the departure of the node, with a Cease.
+//
+// The agent decides which (package departure) and leaves the decision in a file beside
+// BIRD's configuration, so that BIRD ends rightly also when no agent runs. The package
+// is linked into a program that runs once and must start quickly: it imports nothing of
+// Kubernetes.
+package stop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"flock.fritzlab.net/flock/internal/atomicfile"
+	"flock.fritzlab.net/flock/internal/sys"
+	"flock.fritzlab.net/flock/pkg/routing/birdc"
+)
+
+const (
+	decisionFile = "departure"
+	// ConfigFile is the configuration of a departing node, in BIRD's directory.
+	ConfigFile = "bird.conf.departing"
+
+	// finalWithin is how long Run waits for the agent's last decision. The kubelet stops
+	// both containers at once, and the agent asks the API server first.
+	finalWithin = 2 * time.Second
+	// Converge is how long routers have to move traffic away, between the update that
+	// asks them to and the end of the sessions.
+	Converge = time.Second
+)
+
+// Decision is what the end of BIRD means.
+type Decision struct {
+	// Leave: the node leaves the network. Otherwise BIRD restarts.
+	Leave bool
+	// Withdraw: the node has withdrawn its anycast addresses already. It is for the next
+	// agent.
+	Withdraw bool
+	// Final: the agent is ending and decides no more.
+	Final  bool
+	Reason string
+}
+
+// Write leaves d in BIRD's directory.
+func Write(dir string, d Decision) error {
+	words := []string{"restart"}
+	if d.Leave {
+		words[0] = "leave"
+	}
+	if d.Withdraw {
+		words = append(words, "withdraw")
+	}
+	if d.Final {
+		words = append(words, "final")
+	}
+	return atomicfile.Write(filepath.Join(dir, decisionFile), []byte(strings.Join(words, " ")+"\n"+d.Reason+"\n"))
+}
+
+// Read returns the decision in BIRD's directory: a restart, if there is none.
+func Read(dir string) (Decision, error) {
+	content, err := sys.ReadFile(filepath.Join(dir, decisionFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return Decision{}, nil
+	}
+	words, reason, _ := strings.Cut(string(content), "\n")
+	return Decision{
+		Leave:    strings.HasPrefix(words, "leave"),
+		Withdraw: strings.Contains(words, " withdraw"),
+		Final:    strings.HasSuffix(words, " final"),
+		Reason:   strings.TrimSpace(reason),
+	}, err
+}
+
+// Run ends the BIRD that listens on socket as the decision in dir says, and returns when
+// it has ended.
+func Run(ctx context.Context, dir, socket string) (Decision, error) {
+	d, err := final(ctx, dir)
+	if err != nil {
+		return d, err
+	}
+	conn, err := birdc.Dial(ctx, socket)
+	if err != nil {
+		return d, err
+	}
+	defer conn.Close()
+	if !d.Leave {
+		if err := conn.GracefulRestart(ctx); err != nil {
+			return d, err
+		}
+		return d, conn.Ended(ctx)
+	}
+	// A node that could not ask routers to prefer other paths still leaves.
+	path := filepath.Join(dir, ConfigFile)
+	if _, err = conn.Configure(ctx, birdc.Options{File: path}); err != nil {
+		err = fmt.Errorf("cannot announce the departure by %s: %w", path, err)
+	} else {
+		select {
+		case <-time.After(Converge):
+		case <-ctx.Done():
+		}
+	}
+	if downErr := conn.Down(ctx); downErr != nil {
+		return d, errors.Join(err, downErr)
+	}
+	return d, errors.Join(err, conn.Ended(ctx))
+}
+
+// final waits for the agent's last decision, and takes the one before it if there is
+// none in time.
+func final(ctx context.Context, dir string) (Decision, error) {
+	ctx, cancel := context.WithTimeout(ctx, finalWithin)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		d, err := Read(dir)
+		if err != nil || d.Final {
+			return d, err
+		}
+		select {
+		case <-ctx.Done():
+			return d, nil
+		case <-tick.C:
+		}
+	}
+}
