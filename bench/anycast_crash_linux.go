@@ -7,7 +7,10 @@ import (
 	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/member"
@@ -57,17 +60,17 @@ func crashes(ctx context.Context, g *ground, n int) (results []Result, err error
 	}
 	defer seen.close()
 
-	args, err := g.agentArgs(ctx)
+	deployed, err := g.daemonSet(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, g.setAgentArgs(context.WithoutCancel(ctx), args)) }()
+	defer func() { err = errors.Join(err, g.deploy(context.WithoutCancel(ctx), deployed)) }()
 	ways := []struct{ name, notice string }{{byContainerd, exitContainerd}, {byCRI, exitCRI}, {byKubelet, published}}
 	times := map[string]*crashTimes{byContainerd: {}, byCRI: {}, byKubelet: {}}
 	turns := (n + atOnce - 1) / atOnce
 	for i := range turns {
 		for j, way := range ways {
-			if err := g.learnExitsBy(ctx, args, way.name); err != nil {
+			if err := g.learnExitsBy(ctx, deployed, way.name); err != nil {
 				return nil, err
 			}
 			gen := generation{ground: g, seen: seen}
@@ -142,24 +145,30 @@ func (g *generation) crash(ctx context.Context, number, size int, notice string,
 // flockDaemonSet is of which the agent is.
 const flockDaemonSet = "flock"
 
-// agentArgs are the agent's arguments as they are deployed.
-func (g *ground) agentArgs(ctx context.Context) ([]string, error) {
+// daemonSet is how flock is deployed.
+func (g *ground) daemonSet(ctx context.Context) (appsv1.DaemonSetSpec, error) {
 	ds, err := g.client.AppsV1().DaemonSets(flockNamespace).Get(ctx, flockDaemonSet, metav1.GetOptions{})
 	if err != nil {
-		return nil, err
+		return appsv1.DaemonSetSpec{}, err
 	}
-	for _, c := range ds.Spec.Template.Spec.Containers {
-		if c.Name == agentContainer {
-			return c.Args, nil
-		}
-	}
-	return nil, fmt.Errorf("DaemonSet %s/%s has no container %s", flockNamespace, flockDaemonSet, agentContainer)
+	return ds.Spec, nil
 }
 
-// learnExitsBy restarts the agents, which have the arguments args, with this exit
-// source only, and returns when the node's agent reports that it uses it.
-func (g *ground) learnExitsBy(ctx context.Context, args []string, way string) error {
-	if err := g.setAgentArgs(ctx, append(slices.Clip(args), "--exit-sources="+way)); err != nil {
+// learnExitsBy restarts the agents that are deployed so with this exit source only, and
+// returns when the node's agent reports that it uses it. All restart at once: one node
+// after the other would take most of the bench's time.
+func (g *ground) learnExitsBy(ctx context.Context, deployed appsv1.DaemonSetSpec, way string) error {
+	spec := *deployed.DeepCopy()
+	all := intstr.FromString("100%")
+	spec.MinReadySeconds = 0
+	spec.UpdateStrategy.RollingUpdate = &appsv1.RollingUpdateDaemonSet{MaxUnavailable: &all}
+	i := slices.IndexFunc(spec.Template.Spec.Containers, func(c corev1.Container) bool { return c.Name == agentContainer })
+	if i < 0 {
+		return fmt.Errorf("DaemonSet %s/%s has no container %s", flockNamespace, flockDaemonSet, agentContainer)
+	}
+	c := &spec.Template.Spec.Containers[i]
+	c.Args = append(c.Args, "--exit-sources="+way)
+	if err := g.deploy(ctx, spec); err != nil {
 		return err
 	}
 	return process.Await(ctx, "the agent to learn of exits by "+way, nil, func(ctx context.Context) error {
@@ -171,8 +180,8 @@ func (g *ground) learnExitsBy(ctx context.Context, args []string, way string) er
 	})
 }
 
-// setAgentArgs gives the agents these arguments, and returns when all have them.
-func (g *ground) setAgentArgs(ctx context.Context, args []string) error {
+// deploy has flock run so, and returns when it does on all nodes.
+func (g *ground) deploy(ctx context.Context, spec appsv1.DaemonSetSpec) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*podPatience, errors.New("gave up"))
 	defer cancel()
 	sets := g.client.AppsV1().DaemonSets(flockNamespace)
@@ -180,11 +189,7 @@ func (g *ground) setAgentArgs(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	for i := range ds.Spec.Template.Spec.Containers {
-		if c := &ds.Spec.Template.Spec.Containers[i]; c.Name == agentContainer {
-			c.Args = args
-		}
-	}
+	ds.Spec = spec
 	if ds, err = sets.Update(ctx, ds, metav1.UpdateOptions{}); err != nil {
 		return err
 	}

@@ -29,8 +29,8 @@ import (
 	"flock.fritzlab.net/flock/lab/process"
 )
 
-// Names are the demos that have been run.
-var Names = []string{"anycast"}
+// Names are the demos.
+var Names = []string{"anycast", "policy", "failure", "service"}
 
 // Settings of a demo.
 type Settings struct {

@@ -7,9 +7,6 @@ import (
 	"strings"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
 )
@@ -103,7 +100,7 @@ func (s *show) scenario(name string) (scenario, error) {
 		}, nil
 	case "service":
 		return scenario{
-			title: "service: an address of a Service, announced by the nodes with its endpoints", prepare: s.giveAddress, manifest: deployment(3, "service", "") + service, address: address, ready: 3, lasts: 16 * time.Second, result: lost,
+			title: "service: an address of a Service, announced by the nodes with its endpoints", manifest: deployment(3, "service", "") + service, address: address, ready: 3, lasts: 16 * time.Second, result: lost,
 			acts: []act{
 				{3 * time.Second, "the endpoint on node2 becomes not Ready: its node withdraws the Service's address", s.podReady("node2", false)},
 				{7 * time.Second, "it is Ready again", s.podReady("node2", true)},
@@ -133,16 +130,6 @@ spec:
   selector: {app: dns}
   ports: [{port: 8080}]
 `
-
-// giveAddress writes the Service's address into its status, where no flock-controller does.
-func (s *show) giveAddress(ctx context.Context) error {
-	_, err := s.client.AppsV1().Deployments("flock-system").Get(ctx, "flock-controller", metav1.GetOptions{})
-	if !apierrors.IsNotFound(err) {
-		return err
-	}
-	return s.kubectl("--namespace="+namespace, "patch", "service", "dns", "--subresource=status", "--type=merge",
-		fmt.Sprintf(`--patch={"status": {"loadBalancer": {"ingress": [{"ip": %q}]}}}`, address))(ctx)
-}
 
 func (s *show) kubectl(args ...string) func(context.Context) error {
 	return func(ctx context.Context) error {
