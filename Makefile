@@ -133,4 +133,4 @@ conformance: bin/lab ## Run Kubernetes' own tests: SUITE=kubernetes|network-poli
 check: lint check-generated test-unit ## Run everything but the cluster tests: a minute
 
 .PHONY: test
-test: check test-release test-cluster test-sources ## Run all tests (root)
+test: check test-release test-cluster test-sources ## Run what every change must pass (root)

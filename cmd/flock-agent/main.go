@@ -71,9 +71,9 @@ func main() {
 		c.RuntimeSockets = strings.Split(s, ",")
 		return nil
 	})
-	flag.StringVar(&c.ProxyHealthz, "kube-proxy-healthz", "http://localhost:10256/healthz", "where kube-proxy says how it is: a node whose kube-proxy answers 503 does not announce Services with externalTrafficPolicy Cluster; if empty, it is not asked")
+	flag.StringVar(&c.ProxyHealthz, "kube-proxy-healthz", "http://localhost:10256/healthz", "URL of kube-proxy's health check; while it answers 503 the node does not announce Services with externalTrafficPolicy Cluster; if empty, the agent does not check")
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port of /healthz, /readyz and /metrics (Prometheus); if empty, there are none")
-	flag.Func("policy-mark", "bits of the ct mark in which network policies note who has judged a connection: a mask of 8 or more bits side by side that no other program uses (default 0xffffff00)", func(s string) (err error) {
+	flag.Func("policy-mark", "bits of the ct mark in which network policies record that they have judged a connection: a mask of 8 or more bits side by side that no other program uses (default 0xffffff00)", func(s string) (err error) {
 		c.PolicyMark, err = policy.ParseMark(s)
 		return err
 	})
@@ -121,7 +121,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if err := agent.Run(ctx, c); err != nil {
-		c.Log.Error("flock-agent ends", "error", err)
+		c.Log.Error("flock-agent exits", "error", err)
 		os.Exit(1)
 	}
 }

@@ -37,9 +37,9 @@ func main() {
 	var kubeconfig, format string
 	var showVersion bool
 	hostname, _ := os.Hostname()
-	flag.StringVar(&c.Name, "name", os.Getenv("POD_NAME"), "name of this instance, unlike that of any other (default: $POD_NAME, or the host's name)")
+	flag.StringVar(&c.Name, "name", os.Getenv("POD_NAME"), "unique name of this instance (default: $POD_NAME, or the host's name)")
 	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of the Lease "+controller.LeaseName)
-	flag.DurationVar(&c.LeaseDuration, "lease-duration", controller.DefaultLeaseDuration, "after how long another instance takes over from one that does not renew the Lease any more; at least 2s")
+	flag.DurationVar(&c.LeaseDuration, "lease-duration", controller.DefaultLeaseDuration, "how long the Lease is valid without renewal before another instance takes over; at least 2s")
 	flag.BoolVar(&c.Classless, "without-class", false, "also give addresses to Services of type LoadBalancer without a loadBalancerClass; do not set it while another controller takes these")
 	flag.StringVar(&kubeconfig, "kubeconfig", "", "path to a kubeconfig; if empty, the controller uses the service account of its pod")
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9478", "address and port of /healthz, /readyz and /metrics (Prometheus); if empty, there are none")
@@ -87,12 +87,12 @@ func main() {
 			c.API, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 		}
 		if err != nil {
-			return fmt.Errorf("where is the API server? %w", err)
+			return fmt.Errorf("no way to reach the API server: %w", err)
 		}
 		return controller.Run(ctx, c)
 	}()
 	if err != nil {
-		c.Log.Error("flock-controller ends", "error", err)
+		c.Log.Error("flock-controller exits", "error", err)
 		os.Exit(1)
 	}
 }

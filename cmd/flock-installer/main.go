@@ -19,7 +19,7 @@ const usage = `flock-installer puts flock's CNI plugin onto a node, or takes it 
                               01-flock.conflist to --conf-dir: from then on the
                               runtime gives new pods to flock. Run again, it
                               changes only what differs.
-  flock-installer uninstall   removes both, as far as they are as installed, and
+  flock-installer uninstall   removes both, unless somebody edited them, and
                               flock's nftables tables if no pod of flock is left.
                               Pods that flock has wired keep their network until
                               they end, but nothing of flock is called then:

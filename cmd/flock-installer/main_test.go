@@ -51,7 +51,7 @@ func TestProgram(t *testing.T) {
 	}{
 		{[]string{"--help"}, 0, "puts flock's CNI plugin onto a node", false},
 		{append([]string{"install"}, flags...), 0, "msg=installed", true},
-		{append([]string{"install"}, flags...), 0, "is in place already", true},
+		{append([]string{"install"}, flags...), 0, "already installed", true},
 		{append([]string{"uninstall"}, flags...), 0, "msg=removed", false},
 		{[]string{"install", "--bin-dir", "/nonexistent"}, 1, "flock-installer: --bin-dir /nonexistent", false},
 	} {

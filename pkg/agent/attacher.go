@@ -314,7 +314,7 @@ func (a *attacher) free(ctx context.Context, containerID string) error {
 		}
 		a.announcer.freed()
 		if err := a.guard.Remove(r.HostIf); err != nil {
-			a.log.ErrorContext(ctx, "cannot remove a pod's source addresses from nftables; the next look at the kernel does it", "pod", r.Pod, "container", containerID, "hostIf", r.HostIf, "error", err)
+			a.log.ErrorContext(ctx, "cannot remove a pod's source addresses from nftables, will retry at the next sync", "pod", r.Pod, "container", containerID, "hostIf", r.HostIf, "error", err)
 		}
 		a.log.InfoContext(ctx, "pod detached", "pod", r.Pod, "container", containerID, "hostIf", r.HostIf, "addresses", addrs(r))
 	}

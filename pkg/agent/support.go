@@ -73,7 +73,7 @@ func (s *supported) Run(ctx context.Context) error {
 				if f.Breaks {
 					level = slog.LevelError
 				}
-				s.log.Log(ctx, level, "something that flock needs is missing", "object", f.Object, "found", f.Found, "needed", f.Needed, "without", f.Without, "remedy", f.Remedy)
+				s.log.Log(ctx, level, "the node lacks a requirement of flock", "object", f.Object, "found", f.Found, "needed", f.Needed, "without", f.Without, "remedy", f.Remedy)
 			}
 		}
 	})

@@ -68,7 +68,7 @@ func TestSupported(t *testing.T) {
 	var mu sync.Mutex
 	logged := 0
 	log := slog.New(onMessage(func(m string) {
-		if strings.Contains(m, "something that flock needs is missing") {
+		if strings.Contains(m, "the node lacks a requirement of flock") {
 			mu.Lock()
 			logged++
 			mu.Unlock()

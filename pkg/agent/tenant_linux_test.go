@@ -60,7 +60,7 @@ func TestTenantAddresses(t *testing.T) {
 	for _, pod := range []string{"one", "part"} {
 		refused(pod, pod, "spec.podCIDRs.static of nodeconfig node1 is not set")
 	}
-	refused("all", "all", "255 addresses would be the pod's, and a pod may have 8 on node node1")
+	refused("all", "all", "255 addresses are too many, as a pod may have 8 on node node1")
 
 	api.put("a", 4, granted)
 	api.accepted(n, 4, metav1.ConditionTrue, "")

@@ -161,7 +161,7 @@ func CheckPageAddress(address string) error {
 	case err != nil || port == "":
 		return fmt.Errorf("--page-address=%s: want an address and a port, as in 127.0.0.1:9481", address)
 	case !isLoopback(host):
-		return fmt.Errorf("--page-address=%s: the page asks nobody who reads it, so it is for the loopback only: use 127.0.0.1:%s, and kubectl port-forward from elsewhere", address, port)
+		return fmt.Errorf("--page-address=%s: the page has no authentication, so it is served on the loopback only: use 127.0.0.1:%s, and kubectl port-forward from elsewhere", address, port)
 	}
 	return nil
 }

@@ -564,7 +564,7 @@ func deadNodes(t *testing.T, s *server) {
 			}
 		}
 	}
-	become("silent", "Ready=Unknown NodeUnknown: the kubelet of the node does not report since ")
+	become("silent", "Ready=Unknown NodeUnknown: the kubelet of the node has not reported since ")
 	become("silent", "SessionsUp=Unknown NodeUnknown: ")
 	become("silent", "the agent reported last: False, Down")
 	become("gone", "Ready=Unknown NodeUnknown: there is no Node of this name; the agent reported last: True, ServingPods")

@@ -101,7 +101,7 @@ func (c *controller) lead(ctx context.Context) {
 	}
 	c.synced.Store(true)
 	defer c.synced.Store(false)
-	c.Log.Info("all objects are there, working")
+	c.Log.Info("caches are synced, assigning addresses")
 	for _, run := range []func(context.Context){
 		c.recorder.Run,
 		(&services{world: w, api: c.client, classless: c.Classless, events: c.recorder, log: c.Log, metrics: c.metrics}).Run,

@@ -50,7 +50,7 @@ func (n *nodes) Run(ctx context.Context) {
 		}
 		delay := retry.Next()
 		if !apierrors.IsConflict(err) {
-			n.log.Warn("cannot turn the conditions of a NodeConfig to Unknown, will retry", "error", err, "retry", delay)
+			n.log.Warn("cannot set the conditions of a NodeConfig to Unknown, will retry", "error", err, "retry", delay)
 		}
 		return delay
 	})
@@ -84,7 +84,7 @@ func (n *nodes) pass(ctx context.Context) (failed error) {
 			continue
 		}
 		n.turned[nc.UID] = state
-		n.log.Warn("turned the conditions of a NodeConfig to Unknown", "node", nc.Name, "reason", why)
+		n.log.Warn("set the conditions of a NodeConfig to Unknown", "node", nc.Name, "reason", why)
 	}
 	for uid := range n.turned {
 		if !there[uid] {
@@ -104,7 +104,7 @@ func silence(node *corev1.Node) (state turned, why string, dead bool) {
 	if !unknown {
 		return turned{}, "", false
 	}
-	return turned{since: since}, fmt.Sprintf("the kubelet of the node does not report since %s", since.UTC().Format(time.RFC3339)), true
+	return turned{since: since}, fmt.Sprintf("the kubelet of the node has not reported since %s", since.UTC().Format(time.RFC3339)), true
 }
 
 // unknownConditions turns conditions to Unknown, and says whether there is something to turn:

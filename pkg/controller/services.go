@@ -213,7 +213,7 @@ func (s *services) next(p *pass, now time.Time) time.Duration {
 		}
 		if !outdated(err) {
 			s.metrics.failures.Inc()
-			s.log.Error("cannot give a Service what it is to have, will retry", "service", key, "error", err, "retry", delay)
+			s.log.Error("cannot write the addresses of a Service, will retry", "service", key, "error", err, "retry", delay)
 		}
 	}
 	for key := range s.retries {
@@ -415,11 +415,11 @@ func (p *pass) report(key service.Key, svc *corev1.Service) {
 		for _, h := range had {
 			if !has(d.Holdings, h.Addr) {
 				p.metrics.released.Inc()
-				p.log.Info("took an address from a Service", "service", key, "address", h.Addr)
+				p.log.Info("released an address of a Service", "service", key, "address", h.Addr)
 			}
 		}
 		if len(gained) > 0 {
-			p.log.Info("gave a Service addresses", "service", key, "addresses", strings.Join(gained, ","))
+			p.log.Info("assigned addresses to a Service", "service", key, "addresses", strings.Join(gained, ","))
 		}
 		for _, why := range d.Lost {
 			event(kube.Warning, "AddressLost", "Assign", why)

@@ -94,7 +94,7 @@ func (w *world) await(ctx context.Context, log *slog.Logger) bool {
 			return false
 		case now := <-tick.C:
 			if now.After(warn) {
-				log.Warn("waiting for objects of the API server; nothing is decided before", "missing", strings.Join(missing, ", "))
+				log.Warn("waiting for the caches to sync; no address is assigned until then", "missing", strings.Join(missing, ", "))
 				warn = now.Add(time.Minute)
 			}
 		}

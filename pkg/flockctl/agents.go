@@ -114,7 +114,7 @@ func compareReport(v policy.Verdict, node string) func(*policy.PodReport, error)
 		case len(report.Links) == 0:
 			return fmt.Sprintf("node %s does not know the pod", node)
 		case !report.InForce:
-			return fmt.Sprintf("node %s is not in step: %s", node, report.Why)
+			return fmt.Sprintf("node %s is behind: %s", node, report.Why)
 		case len(report.Verdicts) != 1:
 			return fmt.Sprintf("node %s gives no answer", node)
 		case report.Verdicts[0].Allowed != v.Allowed:

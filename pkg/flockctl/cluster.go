@@ -125,7 +125,7 @@ func (c *cluster) explain(err error, verb, resource string) error {
 	case errors.As(err, &status):
 		return fmt.Errorf("API server %s: %w", c.host, err)
 	case errors.As(err, &noAnswer), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return fmt.Errorf("the API server %s does not answer: %w: check --context and the way there; without it, ask a node itself: birdc -s /run/flock/bird/bird.ctl show protocols all", c.host, err)
+		return fmt.Errorf("the API server %s does not answer: %w: check --context and the network path; without it, ask a node itself: birdc -s /run/flock/bird/bird.ctl show protocols all", c.host, err)
 	}
 	return fmt.Errorf("cannot read the answer of API server %s about %s: %w: is this flockctl as new as the cluster's flock?", c.host, resource, err)
 }

@@ -100,7 +100,7 @@ func (s *session) run(ctx context.Context, program string, args []string) error 
 	flags := pflag.NewFlagSet(program, pflag.ContinueOnError)
 	flags.SetOutput(io.Discard) // the error says it
 	flags.SortFlags = false
-	help := flags.BoolP("help", "h", false, "say more")
+	help := flags.BoolP("help", "h", false, "show help")
 	flags.StringVarP(&s.output, "output", "o", "", "answer in a `format`: json or yaml for programs; of nodes and services also wide, for more columns")
 	flags.BoolVarP(&s.watch, "watch", "w", false, "show it again every two seconds")
 	flags.StringVarP(&s.filename, "filename", "f", "", "`file` with NodeConfig, AddressPools, NodeConfigTemplates, - for standard input; with sysdump, the archive to write")
@@ -139,7 +139,7 @@ func (s *session) run(ctx context.Context, program string, args []string) error 
 		}
 	}
 	if formats := c.formats(); s.output != "" && !slices.Contains(formats, s.output) {
-		return usageError(fmt.Sprintf("--output %s: want %s, or no such flag for a table", s.output, strings.Join(formats, " or ")))
+		return usageError(fmt.Sprintf("--output %s: want %s; leave the flag out for a table", s.output, strings.Join(formats, " or ")))
 	}
 	s.program = program
 	if s.output == "wide" {
@@ -207,7 +207,7 @@ func names() string {
 func overview(w io.Writer, program string, flags *pflag.FlagSet) error {
 	fmt.Fprintf(w, `%[1]s shows what flock is doing, and why.
 
-  %[1]s status                    the cluster at a glance, what is wrong, what to type next
+  %[1]s status                    the cluster at a glance, what is wrong, the next command
   %[1]s node                      a line for each node, and what is wrong
   %[1]s node node1                one node: configuration, sessions, anycast addresses
   %[1]s pod shop/web-0            a pod: what it asks for, what it has, what happened
@@ -234,7 +234,7 @@ Commands:
 		}
 	}
 	table(w, "  ", rows)
-	fmt.Fprintf(w, "\nFlags, those of kubectl among them:\n%s\n%s COMMAND --help says more of each.\n", usages(flags, nil), program)
+	fmt.Fprintf(w, "\nFlags, those of kubectl among them:\n%s\n%s COMMAND --help describes each command.\n", usages(flags, nil), program)
 	return nil
 }
 

@@ -182,7 +182,7 @@ func (s *session) askKernel(ctx context.Context, c *cluster, a *podAnswer) error
 	case problems > 0:
 		return fmt.Errorf("%d problem(s) in the kernel of node %s", problems, a.Node)
 	case len(a.Kernel) == 0 && a.Phase == string(corev1.PodRunning):
-		return fmt.Errorf("the agent of node %s does not know the pod: another network plugin wired it, and it is flock's when it is deleted and comes again", a.Node)
+		return fmt.Errorf("the agent of node %s does not know the pod: another network plugin wired it; delete the pod, and flock wires its successor", a.Node)
 	}
 	return nil
 }
@@ -376,7 +376,7 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 	}
 	table(w, "", rows)
 	if a.HostNet {
-		fmt.Fprintln(w, "\nIt is in the host's network: flock has no part in it.")
+		fmt.Fprintln(w, "\nIt uses the host's network (hostNetwork), so flock gives it no addresses.")
 		return
 	}
 	fmt.Fprintln(w, "\nAsks for, by its annotations and the node's defaults")
@@ -404,12 +404,12 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 		fmt.Fprintln(w, "\nAnycast")
 		table(w, "  ", s.pathRows(a.Anycast, "ADDRESS"))
 	} else if a.Node != "" && a.Asks != nil && len(a.Asks.Anycast) > 0 {
-		fmt.Fprintln(w, "\nAnycast\n  its node has it at none of these addresses: either what happened says why, or it is not wired yet")
+		fmt.Fprintln(w, "\nAnycast\n  its node reports it at none of these addresses: the Events below may say why, or it has no network yet")
 	}
 	if a.Kernel != nil || a.KernelUnknown != "" {
 		printKernel(w, a)
 	}
-	fmt.Fprintln(w, "\nWhat happened, the last at the end")
+	fmt.Fprintln(w, "\nEvents, the newest last")
 	rows = [][]string{{"AGO", "TYPE", "REASON", "TIMES", "MESSAGE"}}
 	for _, e := range a.Events {
 		message := e.Message
@@ -419,7 +419,7 @@ func (s *session) printPod(w io.Writer, a podAnswer, nodeKnown bool) {
 		rows = append(rows, []string{s.age(e.Last), e.Type, e.Reason, fmt.Sprint(e.Count), strings.TrimSpace(message)})
 	}
 	if len(rows) == 1 {
-		fmt.Fprintln(w, "  nothing that the API server still knows of")
+		fmt.Fprintln(w, "  none that the API server still has")
 		return
 	}
 	table(w, "  ", rows)

@@ -189,7 +189,7 @@ func printPolicy(w io.Writer, a *policyAnswer) {
 		}
 		table(w, "  ", rows)
 		if !r.InForce {
-			table(w, "  ", [][]string{{"the node is not in step: " + r.Why}})
+			table(w, "  ", [][]string{{"the node is behind: " + r.Why}})
 		}
 	}
 	if len(a.NotEnforced) > 0 {

@@ -12,7 +12,7 @@ import (
 
 var statusCommand = command{
 	name:  "status",
-	short: "Show the cluster at a glance: nodes, sessions, pools, what is wrong, what to type next",
+	short: "Show the cluster at a glance: nodes, sessions, pools, what is wrong, the next command",
 	long: `One screen for the whole cluster. Below the counts is what is wrong, as "flockctl check"
 has it, and for each object the command that shows more. With --watch it is shown again
 every two seconds.`,

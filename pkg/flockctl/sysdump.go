@@ -92,7 +92,7 @@ func (c *cluster) dump(ctx context.Context, s *session) map[string][]byte {
 	}
 
 	pods := &corev1.PodList{}
-	if err := c.list(ctx, c.core, "pods", flockNamespace, flockPods, "", pods); err != nil {
+	if err := c.list(ctx, c.core, "pods", flockNamespace, "app.kubernetes.io/name in (flock,flock-controller)", "", pods); err != nil {
 		fail("logs", err)
 	}
 	for _, p := range pods.Items {

@@ -722,14 +722,14 @@ func (a *assigner) decision(p *plan) Decision {
 	case reason == "":
 		d.Complete, d.Reason = len(got) > 0, Assigned
 		if p.Invalid != "" {
-			p.notes = append(p.notes, "what it asks for is ignored: "+p.Invalid)
+			p.notes = append(p.notes, "its request is ignored: "+p.Invalid)
 		}
 		if len(got) == 0 {
 			d.Reason, text = Waiting, "it is being deleted, or has no ipFamilies yet"
 		}
 	case prefer && len(got) > 0:
 		d.Complete, d.Reason = true, PartlyAssigned
-		text += ", and of the other family, which it prefers to have, nothing: " + strings.Join(missing, "; ")
+		text += "; no address of the other family, which ipFamilyPolicy prefers: " + strings.Join(missing, "; ")
 	default:
 		d.Reason = reason
 		if p.Policy == corev1.IPFamilyPolicyRequireDualStack {
@@ -759,7 +759,7 @@ func (a *assigner) describe(p *plan, h Holding) string {
 	}
 	switch {
 	case pool == nil:
-		text += " (it keeps it, though no AddressPool with use service covers it any more, and no node announces it)"
+		text += " (kept, though no AddressPool with use service covers it any more)"
 	case a.Namespaces[p.Namespace] != nil && !pool.Admits(a.Namespaces[p.Namespace]):
 		text += fmt.Sprintf(" of AddressPool %s (it keeps it, though the pool does not admit namespace %s any more)", pool.Name, p.Namespace)
 	default:

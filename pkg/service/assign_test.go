@@ -206,7 +206,7 @@ func TestAssign(t *testing.T) {
 
 		{"PreferDualStack", world{services: []*corev1.Service{object("shop/a", prefer)}, pools: []config.Pool{web}}, map[string]string{"shop/a": "2001:db8:80::1 203.0.113.1"}},
 		{"PreferDualStack, one there", world{services: []*corev1.Service{object("shop/a", prefer)}, pools: []config.Pool{six}},
-			map[string]string{"shop/a": "2001:db8:6::1 PartlyAssigned: 2001:db8:6::1 of AddressPool six, and of the other family, which it prefers to have, nothing: no AddressPool grants an IPv4 address to namespace shop: AddressPool six has no IPv4 CIDR"}},
+			map[string]string{"shop/a": "2001:db8:6::1 PartlyAssigned: 2001:db8:6::1 of AddressPool six; no address of the other family, which ipFamilyPolicy prefers: no AddressPool grants an IPv4 address to namespace shop: AddressPool six has no IPv4 CIDR"}},
 		{"PreferDualStack, the second becomes possible", world{services: []*corev1.Service{object("shop/a", prefer, hasPorts("2001:db8:6::7", tcp(80)))}, pools: []config.Pool{six, web}}, map[string]string{"shop/a": "2001:db8:6::7 203.0.113.1"}},
 		{"PreferDualStack, none there", world{services: []*corev1.Service{object("shop/a", prefer)}, pools: []config.Pool{dns}}, map[string]string{"shop/a": "NoPool: *"}},
 		{"RequireDualStack", world{services: []*corev1.Service{object("shop/a", require)}, pools: []config.Pool{web}}, map[string]string{"shop/a": "203.0.113.1 2001:db8:80::1"}},
@@ -379,14 +379,14 @@ func TestMessage(t *testing.T) {
 		want string
 	}{
 		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:80::5"))}, pools: []config.Pool{web}}, "2001:db8:80::5 of AddressPool web"},
-		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:99::5"))}, pools: []config.Pool{web}}, "2001:db8:99::5 (it keeps it, though no AddressPool with use service covers it any more, and no node announces it)"},
+		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:99::5"))}, pools: []config.Pool{web}}, "2001:db8:99::5 (kept, though no AddressPool with use service covers it any more)"},
 		{world{services: []*corev1.Service{object("dns/a", has("2001:db8:80::5"))}, pools: []config.Pool{web}}, "2001:db8:80::5 of AddressPool web (it keeps it, though the pool does not admit namespace dns any more)"},
 		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:80::5"))}, pools: []config.Pool{web}, taken: map[string]string{"2001:db8:80::5": "an address of node node1"}}, "2001:db8:80::5 of AddressPool web (which is also an address of node node1: change one of them)"},
 		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:80::5")), object("shop/b", ports(1), has("2001:db8:80::5"))}, pools: []config.Pool{web}}, "2001:db8:80::5 of AddressPool web shared with shop/b"},
 		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:80::5"), annotated("addresses", "2001:db8:99::1"))}, pools: []config.Pool{web}},
 			"2001:db8:80::5 of AddressPool web; it keeps 2001:db8:80::5 because it cannot have what it asks for: annotation flock.fritzlab.net/addresses: no AddressPool covers 2001:db8:99::1: choose an address of a pool with use service that admits namespace shop, or ask the cluster's operator for one"},
 		{world{services: []*corev1.Service{object("shop/a", has("2001:db8:80::5"), annotated("shared-with", "A!"))}, pools: []config.Pool{web}},
-			`2001:db8:80::5 of AddressPool web; what it asks for is ignored: annotation flock.fritzlab.net/shared-with="A!": "A!" names no Service: want NAME or NAMESPACE/NAME of Services, separated by commas`},
+			`2001:db8:80::5 of AddressPool web; its request is ignored: annotation flock.fritzlab.net/shared-with="A!": "A!" names no Service: want NAME or NAMESPACE/NAME of Services, separated by commas`},
 	} {
 		for key, d := range service.Assign(tc.in.world()) {
 			if key.Name == "a" && (d.Message != tc.want || !d.Complete) {

@@ -48,7 +48,7 @@ func Node(kernel, runtime, kubelet string) (all []Finding) {
 	if older(kernel, oldestKernel) {
 		all = append(all, Finding{
 			Breaks: true, Object: "kernel", Found: "Linux " + kernel, Needed: "Linux " + oldestKernel + " or newer",
-			Without: "pods get no source guard, and the agent serves none", Remedy: "run a newer kernel on the node",
+			Without: "pods get no source guard, and the agent does not start", Remedy: "run a newer kernel on the node",
 		})
 	}
 	if older(kubelet, oldestKubernetes) {

@@ -296,7 +296,7 @@ func (p *parser) checkFamilies(r Request) {
 	} {
 		static, _ := r.Primary(f.is)
 		if f.cidr.IsValid() && static.IsValid() {
-			p.refuse(f.cidrKey, "contradicts the static address %s of %s, which is not allocated: remove one of the two", static, Addresses)
+			p.refuse(f.cidrKey, "contradicts the static address %s of %s: remove one of the two", static, Addresses)
 		}
 		if f.on {
 			continue

@@ -128,8 +128,8 @@ func TestWhatIsRefused(t *testing.T) {
 		{"anycast of a family that is off", map[string]string{Anycast: "2001:db8::53,192.0.2.53"}, builtIn, `annotation flock.fritzlab.net/anycast="2001:db8::53,192.0.2.53": asks for 192.0.2.53, but IPv4 is off by the node's default: remove it, or set flock.fritzlab.net/ipv4 to "true"`},
 		{"cidr4 of a family that is off", map[string]string{CIDR4: "10.1.0.0/24"}, builtIn, `annotation flock.fritzlab.net/cidr4="10.1.0.0/24": IPv4 is off by the node's default: remove this annotation, or set flock.fritzlab.net/ipv4 to "true"`},
 		{"cidr6 of a family that is off", map[string]string{CIDR6: "2001:db8::/64"}, onlyV4, `annotation flock.fritzlab.net/cidr6="2001:db8::/64": IPv6 is off by the node's default: remove this annotation, or set flock.fritzlab.net/ipv6 to "true"`},
-		{"static and cidr6", map[string]string{Addresses: "2001:db8::7", CIDR6: "2001:db8::/64"}, builtIn, `annotation flock.fritzlab.net/cidr6="2001:db8::/64": contradicts the static address 2001:db8::7 of flock.fritzlab.net/addresses, which is not allocated: remove one of the two`},
-		{"static and cidr4", map[string]string{Addresses: "192.0.2.7", CIDR4: "192.0.2.0/24"}, dual, `annotation flock.fritzlab.net/cidr4="192.0.2.0/24": contradicts the static address 192.0.2.7 of flock.fritzlab.net/addresses, which is not allocated: remove one of the two`},
+		{"static and cidr6", map[string]string{Addresses: "2001:db8::7", CIDR6: "2001:db8::/64"}, builtIn, `annotation flock.fritzlab.net/cidr6="2001:db8::/64": contradicts the static address 2001:db8::7 of flock.fritzlab.net/addresses: remove one of the two`},
+		{"static and cidr4", map[string]string{Addresses: "192.0.2.7", CIDR4: "192.0.2.0/24"}, dual, `annotation flock.fritzlab.net/cidr4="192.0.2.0/24": contradicts the static address 192.0.2.7 of flock.fritzlab.net/addresses: remove one of the two`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, _, err := Parse(tc.in, tc.defaults)

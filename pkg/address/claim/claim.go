@@ -52,14 +52,14 @@ func (e *HeldError) Error() string {
 	case e.Service != "":
 		return fmt.Sprintf("%s is held by Service %s: choose another address, or delete that Service", e.Addr, e.Service)
 	case e.Gone:
-		return fmt.Sprintf("%s was held by pod %s on node %s, which is gone: the agent of that node releases it, or flock-controller once the Node is gone or not heard of", e.Addr, e.Pod, e.Node)
+		return fmt.Sprintf("%s is still claimed for pod %s on node %s, though that pod is gone: the agent of that node releases the claim, or flock-controller does once the Node is deleted or its condition Ready is Unknown", e.Addr, e.Pod, e.Node)
 	}
 	return fmt.Sprintf("%s is held by pod %s on node %s: choose another address, or wait until that pod has gone", e.Addr, e.Pod, e.Node)
 }
 
 // ErrUnavailable says that the API server gave no answer: the same call may well
 // succeed later.
-var ErrUnavailable = errors.New("the API server, which keeps addresses of AddressPools from being given twice, does not answer; pods that have theirs keep them")
+var ErrUnavailable = errors.New("the API server does not answer, so no address of an AddressPool can be claimed; running pods keep theirs")
 
 // API is what claims need of the API server. The errors are those of
 // k8s.io/apimachinery/pkg/api/errors; any other says that there was no answer.
@@ -163,7 +163,7 @@ func (k *Keeper) Acquire(ctx context.Context, attachment string, claims []Claim,
 	for _, c := range claims {
 		if c.Pod.UID == "" {
 			k.giveBack(attachment, taken)
-			return fmt.Errorf("pod %s has no UID, so nothing can be claimed for it: only a pod of the kubelet may have an address of an AddressPool", c.Pod)
+			return fmt.Errorf("pod %s has no UID, so no address can be claimed for it: only pods of the kubelet may have addresses of an AddressPool", c.Pod)
 		}
 		h := k.take(c, attachment)
 		taken = append(taken, h)

@@ -47,7 +47,7 @@ func (c *Collector) Collect(ctx context.Context, claims []*v1alpha1.AddressClaim
 		switch {
 		case err == nil:
 			ended++
-			c.Log.Info("ended the AddressClaim of a pod that is gone, as its node is", "address", claim.Spec.Address,
+			c.Log.Info("released the AddressClaim of a pod that is gone, on a node that is gone or unreachable", "address", claim.Spec.Address,
 				"pod", claim.Spec.PodNamespace+"/"+claim.Spec.PodName, "node", claim.Spec.NodeName)
 		case !apierrors.IsNotFound(err) && !apierrors.IsConflict(err):
 			errs = append(errs, err)

@@ -93,7 +93,7 @@ func (k *Keeper) tryEnsure(ctx context.Context, h *hold) error {
 		}
 		k.setState(h, unknown)
 	}
-	return fmt.Errorf("claim %s: others make and delete it: %w", name, ErrUnavailable)
+	return fmt.Errorf("claim %s: other agents keep creating and deleting it: %w", name, ErrUnavailable)
 }
 
 // gone says whether the claim's pod does not need it any more; see the package's
@@ -118,7 +118,7 @@ func podOf(ctx context.Context, api podReader, c *v1alpha1.AddressClaim) (pod *c
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("claim %s: does pod %s/%s still live? %w", c.Name, c.Spec.PodNamespace, c.Spec.PodName, err)
+		return nil, fmt.Errorf("claim %s: cannot look up pod %s/%s: %w", c.Name, c.Spec.PodNamespace, c.Spec.PodName, err)
 	}
 	if !IsOf(c, pod.UID, pod.Annotations) {
 		return nil, nil

@@ -210,7 +210,7 @@ func TestGrantInTheNode(t *testing.T) {
 			grant *config.StaticGrant
 			why   string
 		}{
-			{nil, "of which no pod may pick an address, because spec.podCIDRs.static of nodeconfig node1 is not set"},
+			{nil, "where no pod may pick an address, because spec.podCIDRs.static of nodeconfig node1 is not set"},
 			{&config.StaticGrant{Namespaces: labels.SelectorFromSet(labels.Set{"team": "dns"})}, "and spec.podCIDRs.static of nodeconfig node1 admits only namespaces with labels team=dns, not namespace shop"},
 			{&config.StaticGrant{Namespaces: labels.Nothing()}, "and spec.podCIDRs.static of nodeconfig node1 admits only namespaces with labels that no namespace has, not namespace shop"},
 			{&config.StaticGrant{Namespaces: labels.Everything()}, ""},
@@ -224,7 +224,7 @@ func TestGrantInTheNode(t *testing.T) {
 				}
 				continue
 			}
-			want := "annotation " + ask.key + ": " + ask.what + " is of the pod CIDRs of node node1, "
+			want := "annotation " + ask.key + ": " + ask.what + " is in the pod CIDRs of node node1, "
 			if err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), g.why+remedy) {
 				t.Errorf("%s:\n got %v\nwant %s%s%s", ask.what, err, want, g.why, remedy)
 			}
@@ -260,12 +260,12 @@ func TestNumberOfAddresses(t *testing.T) {
 		{asks(0, 6), 0, ""}, // and one of each family is allocated
 		{asks(7, 0), 0, ""},
 		{asks(4, 3), 0, ""},
-		{asks(0, 7), 0, "annotation flock.fritzlab.net/anycast: 9 addresses would be the pod's, and a pod may have 8 on node node1: list fewer, or ask the cluster's operator to raise spec.maxAddressesPerPod of nodeconfig node1"},
+		{asks(0, 7), 0, "annotation flock.fritzlab.net/anycast: 9 addresses are too many, as a pod may have 8 on node node1: list fewer, or ask the cluster's operator to raise spec.maxAddressesPerPod of nodeconfig node1"},
 		{asks(8, 0), 0, "annotation flock.fritzlab.net/addresses: 9 addresses would be"},
 		{asks(4, 4), 0, "annotation flock.fritzlab.net/addresses: 9 addresses would be"},
 		{asks(4, 4), 9, ""},
 		{asks(1023, 0), 1024, ""},
-		{asks(1024, 0), 1024, "annotation flock.fritzlab.net/addresses: 1025 addresses would be the pod's, and a pod may have 1024"},
+		{asks(1024, 0), 1024, "annotation flock.fritzlab.net/addresses: 1025 addresses are too many, as a pod may have 1024"},
 	} {
 		in := input(c.request, all)
 		in.Holder, in.Node.MaxAddresses = nobody, c.most

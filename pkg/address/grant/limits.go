@@ -33,7 +33,7 @@ func (in Input) checkNumber() error {
 	if len(r.Anycast) > len(r.Static) {
 		key = annotation.Anycast
 	}
-	return &Refusal{key, fmt.Sprintf("%d addresses", total), fmt.Sprintf("would be the pod's, and a pod may have %d on node %s: list fewer, or ask the cluster's operator to raise spec.maxAddressesPerPod of nodeconfig %s",
+	return &Refusal{key, fmt.Sprintf("%d addresses", total), fmt.Sprintf("are too many, as a pod may have %d on node %s: list fewer, or ask the cluster's operator to raise spec.maxAddressesPerPod of nodeconfig %s",
 		most, in.NodeName, in.NodeName)}
 }
 
@@ -54,9 +54,9 @@ func (in Input) named(cidr string) string {
 	field := fmt.Sprintf("spec.podCIDRs.static of nodeconfig %s", in.NodeName)
 	switch s := in.Node.Static; {
 	case s == nil:
-		return fmt.Sprintf("is of the pod CIDRs of node %s, of which no pod may pick an address, because %s is not set: %s", in.NodeName, field, remedy)
+		return fmt.Sprintf("is in the pod CIDRs of node %s, where no pod may pick an address, because %s is not set: %s", in.NodeName, field, remedy)
 	case !s.Namespaces.Matches(labels.Set(in.NamespaceLabels)):
-		return fmt.Sprintf("is of the pod CIDRs of node %s, and %s admits only namespaces with %s, not namespace %s: %s", in.NodeName, field, config.Admission(s.Namespaces), in.Namespace, remedy)
+		return fmt.Sprintf("is in the pod CIDRs of node %s, and %s admits only namespaces with %s, not namespace %s: %s", in.NodeName, field, config.Admission(s.Namespaces), in.Namespace, remedy)
 	}
 	return ""
 }

@@ -178,7 +178,7 @@ func idOf(name string) ID {
 func (f files) dropEarlierBoot() {
 	now, err := sys.ReadFile(bootIDPath)
 	if err != nil {
-		f.log.Warn("cannot find out whether the attachment records are from this boot", "error", err)
+		f.log.Warn("cannot determine whether the attachment records are from this boot", "error", err)
 		return
 	}
 	path := filepath.Join(f.dir, bootName)
@@ -195,6 +195,6 @@ func (f files) dropEarlierBoot() {
 		}
 	}
 	if err := atomicfile.Write(path, now); err != nil {
-		f.log.Warn("cannot write down of which boot the attachment records are", "file", path, "error", err)
+		f.log.Warn("cannot record the boot ID of the attachment records", "file", path, "error", err)
 	}
 }

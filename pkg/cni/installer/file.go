@@ -23,7 +23,7 @@ func (i *Installer) put(path string, content []byte, mode fs.FileMode) error {
 		return err
 	}
 	if holds(path, content, mode) {
-		i.Log.Info("is in place already", "path", path)
+		i.Log.Info("already installed", "path", path)
 		return nil
 	}
 	i.at()

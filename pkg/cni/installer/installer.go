@@ -236,7 +236,7 @@ func (i *Installer) warnOfEarlier() {
 		switch filepath.Ext(e.Name()) {
 		case ".conf", ".conflist", ".json":
 			if e.Name() < ConflistName {
-				i.Log.Warn("the runtime takes the first configuration, which is not flock's", "path", filepath.Join(i.ConfDir, e.Name()))
+				i.Log.Warn("another configuration sorts before flock's, and the runtime uses that one", "path", filepath.Join(i.ConfDir, e.Name()))
 			}
 		}
 	}

@@ -125,7 +125,7 @@ func (p *Ports) replace(want map[string][]nft.Element, changed []Binding) error 
 		return err
 	}
 	if err := p.forgetFlows(changed...); err != nil {
-		p.log.Warn("cannot delete conntrack entries of UDP host ports; clients that go on sending are not forwarded before they pause for 30 s", "error", err)
+		p.log.Warn("cannot delete conntrack entries of UDP host ports; clients that keep sending are not forwarded until they pause for 30 s", "error", err)
 	}
 	return nil
 }

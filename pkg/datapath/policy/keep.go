@@ -94,13 +94,13 @@ func (e *Enforcer) restore() {
 	}
 	j, err := journal.Open(e.c.File, load)
 	if errors.Is(err, journal.ErrCorrupt) {
-		e.c.Log.Warn("cannot read the network policies that were kept for this start; waiting for the API server", "error", err)
+		e.c.Log.Warn("cannot read the cached network policies; waiting for the API server", "error", err)
 		if err = sys.Remove(e.c.File); err == nil {
 			j, err = journal.Open(e.c.File, load)
 		}
 	}
 	if err != nil {
-		e.c.Log.Error("cannot keep network policies for the next start of the agent, which will wait for the API server", "error", err)
+		e.c.Log.Error("cannot cache network policies; the next start of the agent will wait for the API server", "error", err)
 		return
 	}
 	e.journal = j
@@ -110,7 +110,7 @@ func (e *Enforcer) restore() {
 	var counts []any
 	for _, w := range e.watches {
 		if err := unreadable[w]; err != nil {
-			e.c.Log.Warn("cannot read what was kept for this start; waiting for the API server", "kind", w.name, "error", err)
+			e.c.Log.Warn("cannot read cached objects; waiting for the API server", "kind", w.name, "error", err)
 			continue
 		}
 		if w.fresh {
@@ -120,7 +120,7 @@ func (e *Enforcer) restore() {
 		}
 	}
 	if len(counts) > 0 {
-		e.c.Log.Info("network policies are those known last, until the API server answers", counts...)
+		e.c.Log.Info("enforcing the cached network policies until the API server answers", counts...)
 		e.dirty = true
 	}
 }
@@ -137,7 +137,7 @@ func (w *watch) record(name objectName, o metav1.Object) {
 	}
 	b, err := encode(o)
 	if err != nil {
-		w.e.c.Log.Error("cannot keep an object for the next start of the agent", "kind", w.name, "namespace", name.namespace, "name", name.name, "error", err)
+		w.e.c.Log.Error("cannot cache an object for the next start of the agent", "kind", w.name, "namespace", name.namespace, "name", name.name, "error", err)
 		return
 	}
 	j.Put(w.key(name), b)
@@ -170,9 +170,9 @@ func (e *Enforcer) flush() {
 	if (err != nil) != e.unkept {
 		e.unkept = err != nil
 		if err != nil {
-			e.c.Log.Error("cannot keep network policies for the next start of the agent", "error", err)
+			e.c.Log.Error("cannot cache network policies for the next start of the agent", "error", err)
 		} else {
-			e.c.Log.Info("network policies are kept again")
+			e.c.Log.Info("network policies are cached again")
 		}
 	}
 }

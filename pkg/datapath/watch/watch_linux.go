@@ -155,11 +155,11 @@ func (w *Watcher) note(r result) {
 	}
 	for _, fault := range r.faults {
 		if !slices.Contains(before, fault) {
-			w.cfg.Log.Error("kernel state cannot be kept", "feature", r.feature, "error", fault)
+			w.cfg.Log.Error("cannot restore the kernel's state, will retry", "feature", r.feature, "error", fault)
 		}
 	}
 	if len(r.faults) == 0 {
-		w.cfg.Log.Info("kernel state is complete again", "feature", r.feature)
+		w.cfg.Log.Info("the kernel's state is restored", "feature", r.feature)
 	}
 	w.cfg.OnStatus()
 }

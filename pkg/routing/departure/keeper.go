@@ -196,7 +196,7 @@ func (k *Keeper) Conditions() []metav1.Condition {
 	c := metav1.Condition{Type: condition, Status: metav1.ConditionTrue, Reason: "Announcing"}
 	if d := k.Decision.Get(); d.Withdraw {
 		c.Status, c.Reason = metav1.ConditionFalse, "Draining"
-		c.Message = "anycast addresses are withdrawn, and routers are asked to prefer other paths (RFC 8326): " + d.Reason
+		c.Message = "anycast and Service addresses are withdrawn, and routers are asked to prefer other paths (RFC 8326): " + d.Reason
 	}
 	return []metav1.Condition{c}
 }
