@@ -77,7 +77,7 @@ func (h *health) serveSocket(ctx context.Context, handler http.Handler) error {
 	for _, a := range each[Answerer](h.parts) {
 		mux.Handle(a.Answer())
 	}
-	return serve(ctx, listener, mux)
+	return serve(ctx, listener, mux, h.log)
 }
 
 // serveAddress serves at the address of a flag, over TLS if there is a configuration for
@@ -95,7 +95,7 @@ func (h *health) serveAddress(ctx context.Context, flag, address string, fault *
 			if config != nil {
 				listener = tls.NewListener(listener, config)
 			}
-			err = serve(ctx, listener, handler)
+			err = serve(ctx, listener, handler, h.log)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -112,10 +112,13 @@ func (h *health) serveAddress(ctx context.Context, flag, address string, fault *
 	}
 }
 
-func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+// serve answers until ctx ends. What a client does wrong is logged for debugging alone:
+// whoever can connect can cause it.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 64 << 10,
+		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	defer context.AfterFunc(ctx, func() { server.Close() })()
 	return server.Serve(listener)

@@ -276,6 +276,9 @@ func (p *policies) Conditions() []metav1.Condition {
 		reason, message = "OutOfDate", p.Status().Stale
 	}
 	if message == "" {
+		reason, message = "WaitingForPeers", p.Status().Pending
+	}
+	if message == "" {
 		return []metav1.Condition{condition(conditionPolicies, nil, "InForce", "")}
 	}
 	return []metav1.Condition{condition(conditionPolicies, errors.New("network policies: "+message), "", reason)}

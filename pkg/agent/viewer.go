@@ -102,7 +102,7 @@ func (v *viewer) Run(ctx context.Context) error {
 		listener, err := net.Listen("tcp", v.address)
 		if err == nil {
 			v.log.Info("serving the node's page", "url", "http://"+listener.Addr().String()+"/")
-			err = serve(ctx, listener, v.page())
+			err = serve(ctx, listener, v.page(), v.log)
 		}
 		if ctx.Err() != nil {
 			return nil

@@ -66,12 +66,14 @@ func (n *Namespaces) Run(ctx context.Context) {
 	n.running.Wait()
 }
 
-// forget ends following what was not asked for since.
+// forget ends following what was not asked for since, and what is no more.
 func (n *Namespaces) forget(since time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, ns := range n.followed {
-		if !ns.lasting && ns.asked.Before(since) {
+		synced := ns.Synced() // before the look: what is not there then is not there at all
+		_, there := ns.Get(name)
+		if (!ns.lasting || synced && !there) && ns.asked.Before(since) {
 			ns.stop()
 			delete(n.followed, name)
 		}

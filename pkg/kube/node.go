@@ -19,14 +19,14 @@ const (
 )
 
 // Node follows the Node object of one node, of which only what a template takes from
-// it is kept (name, UID, labels, pod CIDRs and addresses), taints and conditions, and
-// whether it is cordoned or being deleted.
+// it is kept (name, UID, labels, pod CIDRs and addresses), taints, conditions and the
+// versions of its software, and whether it is cordoned or being deleted.
 func (c *Client) Node(name string, changed func()) *Cache[*corev1.Node] {
 	only := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
 			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels, DeletionTimestamp: n.DeletionTimestamp}
 			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs, Taints: n.Spec.Taints, Unschedulable: n.Spec.Unschedulable}
-			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: n.Status.Conditions}
+			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: n.Status.Conditions, NodeInfo: n.Status.NodeInfo}
 		}
 		return obj, nil
 	}

@@ -90,7 +90,7 @@ func ownNode(t *testing.T, s *server) {
 		}
 	}
 	seen(func(n *corev1.Node) bool {
-		return len(n.Spec.Taints) == 4 && len(n.Status.Conditions) == 1 && n.Status.Images == nil && n.Annotations == nil
+		return len(n.Spec.Taints) == 4 && len(n.Status.Conditions) == 1 && n.Status.NodeInfo.KernelVersion == "6" && n.Status.Images == nil && n.Annotations == nil
 	})
 
 	condition := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "FlockIsStarting", Message: "BGP peer tor is down", LastTransitionTime: metav1.Now(), LastHeartbeatTime: metav1.Now()}

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -28,9 +30,16 @@ const (
 	maxToken = 16 << 10
 	// maxKnown is how many answers are remembered.
 	maxKnown = 256
+	// warnEvery is how often it is logged that requests could not be judged: whoever can
+	// connect can cause them.
+	warnEvery = time.Minute
 	// Somebody who sends one token after the other costs the API server so many questions
-	// a second.
-	questionsPerSecond, questionsAtOnce = 5, 20
+	// a second, from one address and from all. One address does not use up what others
+	// have.
+	questionsPerSecond, questionsAtOnce           = 1, 5
+	questionsOfAllPerSecond, questionsOfAllAtOnce = 20, 40
+	// maxSources is how many addresses have a limit of their own.
+	maxSources = 256
 )
 
 // Reviewer is the API server.
@@ -47,10 +56,13 @@ type Reviewer interface {
 type Guard struct {
 	api   Reviewer
 	log   *slog.Logger
-	limit *rate.Limiter
+	limit *rate.Limiter // of all
 
-	mu    sync.Mutex
-	known map[question]answer
+	mu       sync.Mutex
+	known    map[question]answer
+	sources  map[string]*rate.Limiter // by address; the empty one has those without their own
+	unjudged int                      // requests since the last line of the log
+	warned   time.Time                // when that was
 }
 
 type question struct {
@@ -74,7 +86,7 @@ func (a answer) lasts() time.Duration {
 
 // NewGuard returns a guard that asks api.
 func NewGuard(api Reviewer, log *slog.Logger) *Guard {
-	return &Guard{api: api, log: log, limit: rate.NewLimiter(questionsPerSecond, questionsAtOnce), known: map[question]answer{}}
+	return &Guard{api: api, log: log, limit: rate.NewLimiter(questionsOfAllPerSecond, questionsOfAllAtOnce), known: map[question]answer{}, sources: map[string]*rate.Limiter{}}
 }
 
 // Protect returns next for those who may do what they ask for. The others get 401 without
@@ -104,7 +116,11 @@ func (g *Guard) admit(r *http.Request) answer {
 	if ok && time.Since(before.at) < before.lasts() {
 		return before
 	}
-	now, err := g.ask(r.Context(), token, q)
+	from, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		from = ""
+	}
+	now, err := g.ask(r.Context(), from, token, q)
 	if err == nil {
 		g.remember(q, now)
 		return now
@@ -113,13 +129,18 @@ func (g *Guard) admit(r *http.Request) answer {
 		g.log.Debug("the API server does not say who may read the metrics; admitting who was admitted last", "error", err)
 		return before
 	}
-	g.log.Warn("the API server does not say who may read the metrics", "error", err)
+	if r.Context().Err() == nil { // else nobody waits for the answer
+		g.warn(err)
+	}
 	return answer{status: http.StatusServiceUnavailable, reason: "the API server does not say whether you may: try again"}
 }
 
-func (g *Guard) ask(ctx context.Context, token string, q question) (answer, error) {
-	if !g.limit.Allow() {
-		return answer{}, fmt.Errorf("more than %d questions a second", questionsPerSecond)
+func (g *Guard) ask(ctx context.Context, from, token string, q question) (answer, error) {
+	switch {
+	case !g.source(from).Allow():
+		return answer{}, fmt.Errorf("more than %d questions a second from %s", questionsPerSecond, from)
+	case !g.limit.Allow():
+		return answer{}, fmt.Errorf("more than %d questions a second", questionsOfAllPerSecond)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -139,6 +160,38 @@ func (g *Guard) ask(ctx context.Context, token string, q question) (answer, erro
 		return answer{http.StatusForbidden, fmt.Sprintf("%s may not %s the non-resource URL %s: bind it to the ClusterRole flock-metrics", user.Username, q.verb, q.path), now}, nil
 	}
 	return answer{http.StatusOK, "", now}, nil
+}
+
+// source returns the limit of an address.
+func (g *Guard) source(from string) *rate.Limiter {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.sources[from] == nil && len(g.sources) >= maxSources {
+		// Those that have asked nothing for a while need none.
+		maps.DeleteFunc(g.sources, func(_ string, l *rate.Limiter) bool { return l.Tokens() >= questionsAtOnce })
+		if len(g.sources) >= maxSources {
+			from = ""
+		}
+	}
+	if g.sources[from] == nil {
+		g.sources[from] = rate.NewLimiter(questionsPerSecond, questionsAtOnce)
+	}
+	return g.sources[from]
+}
+
+// warn logs that a request could not be judged: the first at once, and then how many there
+// were.
+func (g *Guard) warn(err error) {
+	g.mu.Lock()
+	g.unjudged++
+	n, due := g.unjudged, time.Since(g.warned) >= warnEvery
+	if due {
+		g.unjudged, g.warned = 0, time.Now()
+	}
+	g.mu.Unlock()
+	if due {
+		g.log.Warn("the API server does not say who may read the metrics", "requests", n, "error", err)
+	}
 }
 
 func (g *Guard) recall(q question) (answer, bool) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -127,29 +128,44 @@ func TestAnswersLast(t *testing.T) {
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := &server{users: map[string]string{"p": "prometheus"}, may: map[string]bool{"prometheus get /metrics": true}}
-		g := NewGuard(api, slog.New(slog.DiscardHandler))
+		var log strings.Builder
+		g := NewGuard(api, slog.New(slog.NewTextHandler(&log, nil)))
 		h := g.Protect(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-		get := func(token string) int {
+		get := func(from, token string) int {
 			r := httptest.NewRequest("GET", "/metrics", nil)
+			r.RemoteAddr = net.JoinHostPort(from, "4711")
 			r.Header.Set("Authorization", "Bearer "+token)
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, r)
 			return w.Code
 		}
-		if got := get("p"); got != 200 {
+		const reader, other = "2001:db8::9", "192.0.2.66"
+		if got := get(reader, "p"); got != 200 {
 			t.Fatal(got)
 		}
 		for second := range 200 {
 			for i := range 100 {
-				get(fmt.Sprintf("x%d-%d", second, i))
+				get(other, fmt.Sprintf("x%d-%d", second, i))
 			}
-			if got := get("p"); got != 200 {
+			if second == 100 { // the token is a new one
+				api.users["q"], api.users["p"] = "prometheus", ""
+			}
+			if got := get(reader, map[bool]string{false: "p", true: "q"}[second >= 100]); got != 200 {
 				t.Fatalf("after %d s of a flood the reader gets %d", second, got)
 			}
 			time.Sleep(time.Second)
 		}
-		if limit := questionsAtOnce + 201*questionsPerSecond; api.reviews > limit || len(g.known) > maxKnown {
+		if limit := 2*questionsAtOnce + 201*questionsPerSecond; api.reviews > limit || len(g.known) > maxKnown {
 			t.Errorf("%d questions and %d answers remembered, want at most %d and %d", api.reviews, len(g.known), limit, maxKnown)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n == 0 || n > 5 {
+			t.Errorf("%d lines in the log, want one a minute:\n%s", n, log.String())
+		}
+		for i := range 2 * maxSources {
+			get(fmt.Sprintf("2001:db8:1::%x", i), "y")
+		}
+		if len(g.sources) > maxSources+1 {
+			t.Errorf("%d addresses have a limit of their own", len(g.sources))
 		}
 	})
 }

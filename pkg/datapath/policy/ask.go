@@ -54,6 +54,8 @@ func (e *Enforcer) About(ctx context.Context, namespace, name string, questions 
 			r.Why = status.Refusal.Error()
 		case status.Stale != "":
 			r.Why = status.Stale
+		case status.Pending != "":
+			r.Why = status.Pending
 		case e.dirty:
 			r.Why = "a change is about to be put into force"
 		}

@@ -68,6 +68,7 @@ type Enforcer struct {
 	inbox *cell.Inbox[func()] // what Run does next, one after the other
 
 	// Run's own:
+	undone    []func()               // taken from the inbox and still to do
 	local     bool                   // all pods of this node are known
 	localPods map[podKey]Pod         // those of Set and Prepare, as they said
 	labels    map[podKey]versioned   // of pods of this node, as the API server says
@@ -152,11 +153,17 @@ func (e *Enforcer) Run(ctx context.Context) {
 	}
 }
 
-// drain does what has come: one transaction for all of it.
+// drain does what has come: one transaction for all of it. A Sync calls it from within
+// drain, so that what is done next is what came first, whoever does it.
 func (e *Enforcer) drain() {
-	for _, do := range e.inbox.Take() {
+	e.undone = append(e.undone, e.inbox.Take()...)
+	for len(e.undone) > 0 {
+		do := e.undone[0]
+		e.undone[0] = nil
+		e.undone = e.undone[1:]
 		do()
 	}
+	e.undone = nil
 }
 
 // post has Run do something. It does not wait.
@@ -240,10 +247,17 @@ func (e *Enforcer) SetComplete() { e.change(func() { e.local = true }) }
 // Sync implements [datapath.Feature].
 func (e *Enforcer) Sync(ctx context.Context) (repairs []datapath.Repair, err error) {
 	done := make(chan struct{})
-	e.post(func() {
+	var look func()
+	waited := false
+	look = func() {
+		if e.dirty && e.known() && e.refusal == nil && !waited {
+			waited = true
+			e.post(look) // behind the enforce of what has just come
+			return
+		}
 		defer close(done)
 		if !e.known() || e.dirty || e.syncing {
-			return // enforce will write the whole table, or the desired state is not known
+			return // the desired state is not known, or enforce tries again
 		}
 		e.syncing = true
 		defer func() { e.syncing = false }()
@@ -252,7 +266,8 @@ func (e *Enforcer) Sync(ctx context.Context) (repairs []datapath.Repair, err err
 			e.drain()
 			e.enforce()
 		})
-	})
+	}
+	e.post(look)
 	select {
 	case <-done:
 		return repairs, err

@@ -78,9 +78,16 @@ type fakeTable struct {
 	stale   int
 	ruleset *policy.Ruleset
 	counts  policy.Counts
+	// gate holds Apply until it is closed; nil: there is none.
+	gate chan struct{}
+	// inSync is called once, while a Sync is at work.
+	inSync func()
 }
 
 func (f *fakeTable) Apply(r *policy.Ruleset, c policy.Change) error {
+	if f.gate != nil {
+		<-f.gate
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {
@@ -92,6 +99,10 @@ func (f *fakeTable) Apply(r *policy.Ruleset, c policy.Change) error {
 }
 
 func (f *fakeTable) Sync(_ *policy.Ruleset, between func()) ([]datapath.Repair, error) {
+	if do := f.inSync; do != nil {
+		f.inSync = nil
+		do()
+	}
 	between()
 	return []datapath.Repair{{Object: "table"}}, nil
 }
@@ -276,6 +287,9 @@ func TestFollowsWhatPoliciesNeed(t *testing.T) {
 		if r.table.applied != before || r.table.stale == 0 {
 			t.Errorf("applied %d times without the pods that the policy is about", r.table.applied-before)
 		}
+		if s := r.e.Status(); !strings.Contains(s.Pending, "pods (later)") {
+			t.Errorf("status %+v", s)
+		}
 		// A pod that starts does not wait for them for long.
 		other := r.web
 		other.Name, other.UID, other.Links = "other", "other", []string{"flock2"}
@@ -286,6 +300,9 @@ func TestFollowsWhatPoliciesNeed(t *testing.T) {
 		r.pods.setRefuse(nil)
 		time.Sleep(time.Minute)
 		r.wantPasses("10.1.0.2", true)
+		if s := r.e.Status(); s.Pending != "" {
+			t.Errorf("status %+v", s)
+		}
 
 		// A pod of the same name takes its place, one ends, one is deleted.
 		r.pods.Modify(apiPod("peer", "2", "friend", "10.1.0.3"))
@@ -313,6 +330,69 @@ func TestFollowsWhatPoliciesNeed(t *testing.T) {
 		synctest.Wait()
 		if r.pods.times() != times+1 {
 			t.Errorf("the pods were followed %d times more, want 1: as nobody needed them, they were not", r.pods.times()-times)
+		}
+	})
+}
+
+// What comes while a Sync is at work is done after what came before it.
+func TestOrderDuringSync(t *testing.T) {
+	inRig(t, func(r *rig) {
+		r.policies.Add(ingressPolicy("deny", "web", ""))
+		r.complete()
+		if err := r.e.Prepare(r.t.Context(), r.web); err != nil {
+			t.Fatal(err)
+		}
+		other := r.web
+		other.Name, other.UID, other.Links = "other", "other", []string{"flock2"}
+		r.table.inSync = func() { r.e.Delete("shop", "other", "other") }
+		// The change waits behind the Sync, in one batch.
+		looked := make(chan error)
+		r.table.gate = make(chan struct{})
+		changed := r.web
+		changed.Links = []string{"flock1", "flock3"}
+		r.e.Set(changed) // Run is held at the table
+		synctest.Wait()
+		go func() {
+			_, err := r.e.Sync(r.t.Context())
+			looked <- err
+		}()
+		synctest.Wait()
+		r.e.Set(other)
+		close(r.table.gate)
+		if err := <-looked; err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		r.table.mu.Lock()
+		defer r.table.mu.Unlock()
+		if _, ok := r.table.ruleset.Links["flock2"]; ok || r.table.inSync != nil {
+			t.Errorf("the pod that was deleted last is there: %v", r.table.ruleset.Links)
+		}
+	})
+}
+
+// A proxy before the API server may answer 404 for what it serves. No policy is gone for
+// that.
+func TestNotFoundIsNotEmpty(t *testing.T) {
+	inRig(t, func(r *rig) {
+		r.policies.Add(ingressPolicy("deny", "web", ""))
+		r.complete()
+		if err := r.e.Prepare(r.t.Context(), r.web); err != nil {
+			t.Fatal(err)
+		}
+		r.wantPasses("10.1.0.2", false)
+		notFound := apierrors.NewNotFound(schema.GroupResource{Resource: "anything"}, "")
+		r.policies.setRefuse(notFound)
+		r.policies.ResetWatch()
+		time.Sleep(time.Minute)
+		r.wantPasses("10.1.0.2", false)
+		if s := r.e.Status(); !strings.Contains(s.Stale, "networkpolicies") {
+			t.Errorf("status %+v", s)
+		}
+		r.policies.setRefuse(nil)
+		time.Sleep(time.Minute)
+		if s := r.e.Status(); s.Stale != "" {
+			t.Errorf("status %+v", s)
 		}
 	})
 }

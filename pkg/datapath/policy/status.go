@@ -21,6 +21,9 @@ type Status struct {
 	// Stale says what the API server refuses to tell, so that what is in force gets out
 	// of date; empty if it refuses nothing. That it cannot be reached is not a refusal.
 	Stale string
+	// Pending says what of the cluster is not known that the newest policies need, so that
+	// they are not enforced; empty if they are, or if there has been no error so far.
+	Pending string
 	// Refusal is why the kernel does not take the last change; nil if it did.
 	Refusal error
 }
@@ -32,14 +35,18 @@ func (e *Enforcer) Status() Status { return e.status.Get() }
 func (e *Enforcer) Notify(ch chan<- struct{}) { e.status.Notify(ch) }
 
 func (e *Enforcer) setStatus() {
-	var missing, stale []string
+	var missing, stale, pending []string
 	counts := counts{kinds: map[string]count{}, links: len(e.index.Ruleset().Links), findings: len(e.findings), refusals: e.refusals}
 	for _, w := range e.watches {
 		counts.kinds[w.name] = count{len(w.objects), w.synced && w.current}
 		switch {
 		case w.synced && refused(w.err):
 			stale = append(stale, fmt.Sprintf("%s (%v)", w.name, w.err))
-		case !w.isPolicy || w.synced:
+		case w.synced:
+		case !w.isPolicy:
+			if w.needed() && w.err != nil && !e.pressed {
+				pending = append(pending, fmt.Sprintf("%s (%v)", w.name, w.err))
+			}
 		case w.err != nil:
 			missing = append(missing, fmt.Sprintf("%s from the API server (%v)", w.name, w.err))
 		default:
@@ -56,6 +63,9 @@ func (e *Enforcer) setStatus() {
 	}
 	if len(stale) > 0 {
 		s.Stale = "the API server refuses, and what it sent last is in force: " + strings.Join(stale, ", ")
+	}
+	if len(pending) > 0 {
+		s.Pending = "the newest policies are not enforced, because the API server does not tell what they need: " + strings.Join(pending, ", ")
 	}
 	e.status.Set(s)
 }

@@ -50,6 +50,7 @@ type watch struct {
 	source   cache.ListerWatcher
 	example  runtime.Object
 	isPolicy bool
+	optional bool // the API server may have no such kind
 	needed   func() bool
 	trim     cache.TransformFunc // makes a copy without what set does not look at
 	// set takes an object in. It is not for the index if false.
@@ -98,7 +99,7 @@ func (e *Enforcer) newWatches() []*watch {
 			delete: ofPolicy,
 		},
 		{
-			name: "clusternetworkpolicies", source: e.c.Sources.ClusterNetworkPolicies, example: &policyv1beta1.ClusterNetworkPolicy{}, isPolicy: true, needed: always,
+			name: "clusternetworkpolicies", source: e.c.Sources.ClusterNetworkPolicies, example: &policyv1beta1.ClusterNetworkPolicy{}, isPolicy: true, optional: true, needed: always,
 			trim: trimmed(func(cnp *policyv1beta1.ClusterNetworkPolicy) *policyv1beta1.ClusterNetworkPolicy {
 				return &policyv1beta1.ClusterNetworkPolicy{ObjectMeta: trimMeta(cnp.ObjectMeta), Spec: cnp.Spec}
 			}),
@@ -469,11 +470,12 @@ func (s *store) change(do func()) {
 }
 
 // noteError takes in what came of a request to the API server. If there is no such
-// kind, there are no such objects, until the next try says otherwise.
+// kind, there are no such objects, until the next try says otherwise. All API servers
+// have the other kinds: a proxy before them may answer 404 too, and that says nothing.
 func (s *store) noteError(err error) error {
 	switch {
 	case s.ctx.Err() != nil:
-	case apierrors.IsNotFound(err):
+	case apierrors.IsNotFound(err) && s.watch.optional:
 		s.change(func() {
 			s.watch.round++
 			s.watch.finish()

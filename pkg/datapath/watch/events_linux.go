@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +31,8 @@ type events struct {
 	links   map[int]linkState
 	service int // the index of the link of Services' addresses; 0: there is none
 	pending []pending
+	// stale: links are to be read again. It is the goroutine's that reads routes.
+	stale bool
 }
 
 // linkState is a host end as of its last notification.
@@ -117,11 +120,13 @@ func (w *Watcher) notice(kind kernel.Kind, link int, by string) {
 	if len(e.pending) == 0 {
 		time.AfterFunc(settle, w.report)
 	}
-	const most = 64 // more kinds and links would add nothing
-	if p := (pending{kind, link, by}); len(e.pending) < most {
+	const most = 64 // behind so many, only the kind matters
+	p := pending{kind, link, by}
+	if len(e.pending) >= most {
+		p = pending{kind: kind}
+	}
+	if !slices.Contains(e.pending, p) {
 		e.pending = append(e.pending, p)
-	} else {
-		e.pending[most-1] = pending{kind, 0, by}
 	}
 }
 
@@ -175,12 +180,16 @@ func (w *Watcher) tableEvent(m netlink.Message) {
 func (w *Watcher) routeEvent(n rtnl.Notification) {
 	e := &w.events
 	if n.Type == 0 {
-		// Some were lost: any may have changed.
-		if e.readLinks() == nil {
-			for _, k := range kernel.Kinds {
-				w.changed(k, "")
-			}
+		// Some were lost: any may have changed, links too.
+		e.stale = true
+		for _, k := range kernel.Kinds {
+			w.changed(k, "")
 		}
+	}
+	if e.stale {
+		e.stale = e.readLinks() != nil
+	}
+	if n.Type == 0 {
 		return
 	}
 	if n.Type == unix.RTM_NEWLINK || n.Type == unix.RTM_DELLINK {

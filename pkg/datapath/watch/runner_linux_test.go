@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -96,6 +97,29 @@ func TestLooksAtOnceOnChangesAndNowAndThen(t *testing.T) {
 		time.Sleep(10*lookEvery + time.Second)
 		if n := f.count(); n != 12 {
 			t.Errorf("%d looks in ten periods", n-2)
+		}
+	})
+}
+
+// However many changes of one kind come at once, the others are not forgotten.
+func TestBurstOfOneKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		w := start(t, Config{Features: []datapath.Feature{f}})
+		for i := range 200 {
+			w.notice(kernel.NFTables, 0, fmt.Sprint("nft ", i))
+		}
+		w.notice(kernel.Route, 0, "ip (pid 7)")
+		for i := range 200 {
+			w.notice(kernel.NFTables, 0, fmt.Sprint("nft ", i))
+		}
+		if n := len(w.events.pending); n > 66 {
+			t.Errorf("%d changes are to be reported", n)
+		}
+		time.Sleep(2 * settle)
+		synctest.Wait()
+		if f.count() != 2 {
+			t.Errorf("%d looks, want one at the start and one for the route", f.count())
 		}
 	})
 }

@@ -76,6 +76,7 @@ func (h *Host) Sync(context.Context) ([]datapath.Repair, error) {
 type actual struct {
 	node   NodeActual
 	links  map[string]rtnl.Link // flock's own, by name
+	there  map[int]bool         // all links, by index
 	addrs  map[int][]address    // by link, as are the others
 	neighs map[int][]neighbour
 	routes map[int][]rtnl.Route // unicast ones of flock's protocol, on no nexthop
@@ -87,7 +88,7 @@ type actual struct {
 
 // look reads all that the wiring is about, each table once.
 func (h *Host) look() (actual, error) {
-	have := actual{links: map[string]rtnl.Link{}, addrs: map[int][]address{}, neighs: map[int][]neighbour{}, routes: map[int][]rtnl.Route{}}
+	have := actual{links: map[string]rtnl.Link{}, there: map[int]bool{}, addrs: map[int][]address{}, neighs: map[int][]neighbour{}, routes: map[int][]rtnl.Route{}}
 	addrs, err := h.looks.Addrs(0)
 	if err != nil {
 		return have, err
@@ -130,6 +131,7 @@ func (h *Host) look() (actual, error) {
 	}
 	have.renamed, have.unnamed = h.restoreNames(links)
 	for _, l := range links {
+		have.there[l.Index] = true
 		switch {
 		case kernel.IsLink(l.Name):
 			have.links[l.Name] = l
@@ -146,7 +148,9 @@ func (h *Host) syncPod(w wanted, have actual) ([]datapath.Repair, error) {
 	a := w.attachment
 	l, ok := have.links[a.HostIf]
 	if !ok {
-		h.forgetGone(w)
+		if !have.there[w.index] { // else it has another name, and have.unnamed says so
+			h.forgetGone(w)
+		}
 		return nil, nil
 	}
 	if is := listed(l); w.index != l.Index && !is.IsOf(a) {

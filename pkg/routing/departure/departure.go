@@ -59,12 +59,18 @@ func Decide(f Facts) Decision {
 		return leave(true, "Node %s is being deleted", f.NodeName)
 	case shutsDown(f.Node):
 		return leave(true, "Node %s is shutting down", f.NodeName)
-	case ds != nil && !labels.SelectorFromSet(ds.Spec.Template.Spec.NodeSelector).Matches(labels.Set(f.Node.Labels)):
+	case unselected(f.Node, ds):
 		return leave(true, "Node %s no longer has the labels that flock's DaemonSet selects: %s", f.NodeName, labels.FormatLabels(ds.Spec.Template.Spec.NodeSelector))
 	case f.Node.Spec.Unschedulable && !rollsOut(ds):
 		return leave(false, "Node %s is cordoned", f.NodeName)
 	}
 	return Decision{}
+}
+
+// unselected reports whether the DaemonSet does not select the node, so that its controller
+// deletes flock's pod there.
+func unselected(n *corev1.Node, ds *appsv1.DaemonSet) bool {
+	return n != nil && ds != nil && !labels.SelectorFromSet(ds.Spec.Template.Spec.NodeSelector).Matches(labels.Set(n.Labels))
 }
 
 // shutsDown reports whether the kubelet is in its graceful shutdown (KEP-2000).

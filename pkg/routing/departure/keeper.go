@@ -1,6 +1,7 @@
 package departure
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,12 @@ const condition = "Announcing"
 // askWithin bounds the questions to the API server at the agent's end, during which BIRD
 // waits for the answer (see package stop).
 const askWithin = 1500 * time.Millisecond
+
+// returnAfter is how long a node stays withdrawn after it was seen without its label. The
+// DaemonSet's controller, which acts within a second, may have begun to delete flock's pod
+// although the label is back: then nobody withdraws what ends on the node until the next
+// agent is there.
+const returnAfter = 5 * time.Second
 
 // API is asked for what is not followed.
 type API interface {
@@ -65,6 +72,9 @@ type Keeper struct {
 	asked     *corev1.Node
 
 	owner string // the DaemonSet's name; empty while it is not known
+
+	unselected time.Time // when the DaemonSet did not select the node, last; zero: it is over
+	ending     bool      // flock's pod is being deleted for that
 }
 
 // New returns a Keeper that does nothing until Run. Its decision is that of the agent
@@ -89,11 +99,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 	for _, c := range k.Changed {
 		c.Notify(changed)
 	}
+	again := time.NewTimer(0)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return k.last(context.WithoutCancel(ctx))
 		case <-changed:
+		case <-again.C:
 		}
 		node, known := k.Node()
 		config, configKnown := k.NodeConfig()
@@ -104,8 +117,33 @@ func (k *Keeper) Run(ctx context.Context) error {
 			k.ask(ctx)
 			k.asked = node
 		}
+		if k.returns(node) && !k.ending && time.Since(k.unselected) >= returnAfter {
+			if k.ending = k.isEnding(ctx); !k.ending {
+				k.unselected = time.Time{}
+			}
+		}
 		k.decide(node, config, false)
+		if k.returns(node) && !k.ending {
+			again.Reset(max(0, returnAfter-time.Since(k.unselected)))
+		}
 	}
+}
+
+// returns reports whether the node has its label again, so soon that it is still withdrawn.
+func (k *Keeper) returns(node *corev1.Node) bool {
+	return !k.unselected.IsZero() && !unselected(node, k.daemonSet)
+}
+
+// isEnding asks whether flock's pod is being deleted. If the API server does not say, it is
+// not.
+func (k *Keeper) isEnding(ctx context.Context) bool {
+	if k.Pod == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	p, err := k.API.GetPod(ctx, k.Namespace, k.Pod)
+	return apierrors.IsNotFound(err) || err == nil && p.DeletionTimestamp != nil
 }
 
 // last decides at the end of the agent.
@@ -170,10 +208,20 @@ func (k *Keeper) findOwner(ctx context.Context) error {
 
 func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) {
 	d := Decide(Facts{k.NodeName, node, k.daemonSet, k.deleted, config})
+	switch {
+	case unselected(node, k.daemonSet):
+		k.unselected, k.ending = time.Now(), false
+	case k.returns(node) && !d.Withdraw:
+		d.Withdraw = true
+		d.Reason = cmp.Or(d.Reason, "the Node was without its label a moment ago, for which flock's pod may be deleted")
+	}
 	if d != k.Decision.Get() {
-		if d.Leave {
+		switch {
+		case d.Leave:
 			k.Log.Info("this node is leaving the network", "reason", d.Reason, "anycastWithdrawn", d.Withdraw)
-		} else {
+		case d.Withdraw:
+			k.Log.Info("this node keeps its anycast addresses withdrawn", "reason", d.Reason)
+		default:
 			k.Log.Info("this node stays in the network")
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -26,6 +27,7 @@ type cluster struct {
 	node      *corev1.Node
 	daemonSet *appsv1.DaemonSet
 	podAway   bool
+	podEnds   bool
 	away      bool
 
 	followed, known bool // whether the Keeper's view of the Node is that of now
@@ -56,6 +58,9 @@ func (c *cluster) GetPod(_ context.Context, namespace, name string) (*corev1.Pod
 		return nil, errAway
 	}
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	if c.podEnds {
+		p.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+	}
 	controller := true
 	p.OwnerReferences = []metav1.OwnerReference{
 		{APIVersion: "example.com/v1", Kind: "DaemonSet", Name: "wrong"},
@@ -164,11 +169,53 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
+// TestLabelComesBack: a node that gets its label back announces again when it is clear that
+// flock's pod stays, and else stays withdrawn, for nobody could withdraw until the next
+// agent runs. For BIRD that is a restart.
+func TestLabelComesBack(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		podEnds   bool
+		want, end stop.Decision
+	}{
+		{false, stop.Decision{}, stop.Decision{Final: true}},
+		{true, stop.Decision{Withdraw: true}, stop.Decision{Withdraw: true, Final: true}},
+	} {
+		dir, cluster := t.TempDir(), newCluster()
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			k := keeper(t, cluster, dir)
+			done := make(chan error)
+			go func() { done <- k.Run(ctx) }()
+			synctest.Wait()
+			cluster.set(func() { cluster.node = &corev1.Node{} })
+			synctest.Wait()
+			wantFile(t, dir, stop.Decision{Leave: true, Withdraw: true})
+			time.Sleep(100 * time.Millisecond)
+			cluster.set(func() { cluster.node, cluster.podEnds = labelled(false), c.podEnds })
+			synctest.Wait()
+			wantFile(t, dir, stop.Decision{Withdraw: true})
+			time.Sleep(returnAfter - 101*time.Millisecond)
+			wantFile(t, dir, stop.Decision{Withdraw: true})
+			time.Sleep(time.Second)
+			wantFile(t, dir, c.want)
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			wantFile(t, dir, c.end)
+			if next := New(k.Config).Decision.Get(); next.Withdraw != c.end.Withdraw {
+				t.Errorf("the next agent begins with %+v", next)
+			}
+		})
+	}
+}
+
 func wantFile(t *testing.T, dir string, want stop.Decision) {
 	t.Helper()
 	got, err := stop.Read(dir)
-	if (got.Reason == "") == got.Leave {
-		t.Errorf("%+v: want a reason where the node leaves", got)
+	if (got.Reason == "") == (got.Leave || got.Withdraw) {
+		t.Errorf("%+v: want a reason where the node leaves or withdraws", got)
 	}
 	if got.Reason = ""; err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
