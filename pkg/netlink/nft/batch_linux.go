@@ -106,7 +106,7 @@ func (b *Batch) AddSet(s Set) {
 			a.BE32(unix.NFTA_SET_DATA_TYPE, typ)
 			a.BE32(unix.NFTA_SET_DATA_LEN, uint32(lenOf(s.Data)))
 		}
-		if s.Interval {
+		if s.boxes() {
 			a.Nest(unix.NFTA_SET_DESC, func() {
 				a.Nest(nftaSetDescConcat, func() {
 					for _, f := range s.Key {
@@ -245,7 +245,11 @@ func (b *Batch) elements(verb string, s Set, typ, flags uint16, elements []Eleme
 			a.Str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 			a.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
 				for start := len(*a); n < len(elements) && len(*a)-start < maxElements; n++ {
-					appendElement(a, &elements[n], verdicts)
+					if s.ranges() {
+						appendRange(a, elements[n])
+					} else {
+						appendElement(a, &elements[n], verdicts)
+					}
 				}
 			})
 		})
@@ -256,6 +260,9 @@ func (b *Batch) elements(verb string, s Set, typ, flags uint16, elements []Eleme
 func appendElement(a *netlink.Request, e *Element, verdict bool) {
 	a.Nest(unix.NFTA_LIST_ELEM, func() {
 		a.Nest(unix.NFTA_SET_ELEM_KEY, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte(e.Key)) })
+		if e.last {
+			a.BE32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
+		}
 		if e.End != "" {
 			a.Nest(nftaSetElemKeyEnd, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte(e.End)) })
 		}
@@ -268,6 +275,28 @@ func appendElement(a *netlink.Request, e *Element, verdict bool) {
 	})
 }
 
+// appendRange appends what the kernel has for an interval of one field: an element for
+// its first key and, unless it goes to the end, one for the first key behind it.
+func appendRange(a *netlink.Request, e Element) {
+	behind, more := next(e.End)
+	e.End = ""
+	appendElement(a, &e, false)
+	if more && !e.last {
+		appendElement(a, &Element{Key: behind, last: true}, false)
+	}
+}
+
+// next is the key behind another; false if that is the last.
+func next(key string) (string, bool) {
+	b := []byte(key)
+	for i := len(b) - 1; i >= 0; i-- {
+		if b[i]++; b[i] != 0 {
+			return string(b), true
+		}
+	}
+	return "", false
+}
+
 // Empty deletes all members of a set.
 func (b *Batch) Empty(s Set) {
 	b.add("empty set", s, unix.NFT_MSG_DELSETELEM, 0, s.Table.Family, func(a *netlink.Request) {
@@ -276,9 +305,17 @@ func (b *Batch) Empty(s Set) {
 	})
 }
 
+// boxes says that the elements are intervals of several fields, ranges that they are of
+// one.
+func (s Set) boxes() bool  { return s.Interval && len(s.Key) > 1 }
+func (s Set) ranges() bool { return s.Interval && len(s.Key) == 1 }
+
 func (s Set) flags() (flags uint32) {
 	if s.Interval {
-		flags |= unix.NFT_SET_INTERVAL | nftSetConcat
+		flags |= unix.NFT_SET_INTERVAL
+	}
+	if s.boxes() {
+		flags |= nftSetConcat
 	}
 	if s.dataType() != 0 {
 		flags |= unix.NFT_SET_MAP

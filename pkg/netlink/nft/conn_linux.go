@@ -109,10 +109,21 @@ func (c *Conn) Elements(s Set) (elements []Element, err error) {
 		if err != nil {
 			return nil, err
 		}
-		slices.SortFunc(elements, func(a, b Element) int { return strings.Compare(a.Key, b.Key) })
-		if !interrupted && !twice(elements) {
-			return elements, nil
+		slices.SortFunc(elements, func(a, b Element) int {
+			if c := strings.Compare(a.Key, b.Key); c != 0 || a.last == b.last {
+				return c
+			} else if a.last {
+				return -1
+			}
+			return 1
+		})
+		if interrupted || twice(elements) {
+			continue
 		}
+		if s.ranges() {
+			elements = joinRanges(elements)
+		}
+		return elements, nil
 	}
 	return nil, failed(what, netlink.ErrInterrupted)
 }
@@ -124,11 +135,43 @@ func (c *Conn) Elements(s Set) (elements []Element, err error) {
 // that is listed twice, one may not be listed at all.
 func twice(sorted []Element) bool {
 	for i := 1; i < len(sorted); i++ {
-		if sorted[i-1].Key == sorted[i].Key {
+		if sorted[i-1].Key == sorted[i].Key && sorted[i-1].last == sorted[i].last {
 			return true
 		}
 	}
 	return false
+}
+
+// joinRanges makes intervals of what the kernel has for their ends. An end without a
+// beginning, as nft(8) may leave one, stays an element of its own.
+func joinRanges(sorted []Element) []Element {
+	out := sorted[:0]
+	for i := 0; i < len(sorted); i++ {
+		e := sorted[i]
+		switch {
+		case e.last:
+		case i+1 < len(sorted):
+			e.End = before(sorted[i+1].Key)
+			if sorted[i+1].last {
+				i++
+			}
+		default:
+			e.End = strings.Repeat("\xff", len(e.Key))
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// before is the key before another that is not the first.
+func before(key string) string {
+	b := []byte(key)
+	for i := len(b) - 1; i >= 0; i-- {
+		if b[i]--; b[i] != 0xff {
+			break
+		}
+	}
+	return string(b)
 }
 
 // Counter is the count of a named counter.

@@ -87,6 +87,17 @@ func Bits(mask, xor uint32) Expr {
 	}}
 }
 
+// ByteBits makes the first byte of register 1 what it is & mask.
+func ByteBits(mask byte) Expr {
+	return Expr{"bitwise", func(a *netlink.Request) {
+		a.BE32(unix.NFTA_BITWISE_SREG, Reg1)
+		a.BE32(unix.NFTA_BITWISE_DREG, Reg1)
+		a.BE32(unix.NFTA_BITWISE_LEN, 1)
+		a.Nest(unix.NFTA_BITWISE_MASK, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte{mask}) })
+		a.Nest(unix.NFTA_BITWISE_XOR, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte{0}) })
+	}}
+}
+
 // Equal matches if register 1 begins with these bytes.
 func Equal(b ...byte) Expr { return compare(unix.NFT_CMP_EQ, b) }
 

@@ -45,6 +45,8 @@ func (e *Element) parse(b []byte) error {
 			e.Key, err = within(v, unix.NFTA_DATA_VALUE)
 		case nftaSetElemKeyEnd:
 			e.End, err = within(v, unix.NFTA_DATA_VALUE)
+		case unix.NFTA_SET_ELEM_FLAGS:
+			e.last = be32(v)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_DATA:
 			var verdict string
 			if verdict, err = within(v, unix.NFTA_DATA_VERDICT); err == nil {

@@ -54,7 +54,9 @@ type Set struct {
 	// Else they do not match.
 	Limit uint32
 	// Interval: an element is a box, from Key to End in each field, both included.
-	// Elements must not overlap. The key has two fields or more.
+	// Elements must not overlap, and with a key of one field not touch either. The
+	// kernel makes a copy of a set with more fields for each transaction that changes
+	// it; one field is a tree, of which it changes only what it must.
 	Interval bool
 	// Verdicts: the set is a map, and each element has a verdict.
 	Verdicts bool
@@ -168,6 +170,8 @@ type Element struct {
 	Data     string
 	Verdict  Verdict
 	Count
+	// last marks what the kernel has for the end of an interval of one field.
+	last bool
 }
 
 // A Verdict is what a rule or an element of a map decides (NFT_JUMP, NF_DROP, …).

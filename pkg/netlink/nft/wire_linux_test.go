@@ -38,6 +38,12 @@ const policyTable = `table inet %s {
 		elements = { fd00::/64 . 0-255 }
 	}
 
+	set ranges {
+		type ipv4_addr
+		flags interval
+		elements = { 0.0.0.0/8, 10.0.0.0/24, 10.0.2.0, 255.255.0.0/16 }
+	}
+
 	set pairs {
 		type ifname . ifname
 		elements = { "flock1" . "flock1" }
@@ -59,6 +65,8 @@ const policyTable = `table inet %s {
 		ip6 saddr . meta l4proto @blocks6 return
 		meta l4proto 6 th dport 80-90 return
 		iifname @logged limit rate 20/second burst 30 packets log prefix "denied" group 85 snaplen 64
+		ip saddr @ranges return
+		tcp flags & syn == 0 return
 		counter name "denied" drop
 	}
 
@@ -89,6 +97,7 @@ func writePolicyTable(b *Batch, t Table) (sets []Set, elements [][]Element) {
 		{Table: t, Name: "pods", Key: []Field{IPv4Addr, InetProto, InetPort}},
 		{Table: t, Name: "blocks", Key: []Field{IPv4Addr, InetProto, InetPort}, Interval: true},
 		{Table: t, Name: "blocks6", Key: []Field{IPv6Addr, InetProto}, Interval: true},
+		{Table: t, Name: "ranges", Key: []Field{IPv4Addr}, Interval: true},
 		{Table: t, Name: "pairs", Key: []Field{IfName, IfName}},
 		{Table: t, Name: "logged", Key: []Field{IfName}, Limit: 3},
 		{Table: t, Name: "links", Key: []Field{IfName}, Verdicts: true},
@@ -99,6 +108,10 @@ func writePolicyTable(b *Batch, t Table) (sets []Set, elements [][]Element) {
 		{{Key: "\x0a\x00\x00\x01\x06\x00\x00\x00\x00\x50\x00\x00"}},
 		{{Key: "\x0a\x00\x00\x00\x06\x00\x00\x00\x00\x50\x00\x00", End: "\x0a\x00\x00\xff\x06\x00\x00\x00\x00\x5a\x00\x00"}},
 		{{Key: fd00 + strings.Repeat("\x00", 12), End: fd00 + strings.Repeat("\xff", 9) + "\x00\x00\x00"}},
+		{
+			{Key: "\x00\x00\x00\x00", End: "\x00\xff\xff\xff"}, {Key: "\x0a\x00\x00\x00", End: "\x0a\x00\x00\xff"},
+			{Key: "\x0a\x00\x02\x00", End: "\x0a\x00\x02\x00"}, {Key: "\xff\xff\x00\x00", End: "\xff\xff\xff\xff"},
+		},
 		{{Key: link + link}},
 		{{Key: link}},
 		{{Key: link, Verdict: JumpTo("allowed")}},
@@ -120,10 +133,12 @@ func writePolicyTable(b *Batch, t Table) (sets []Set, elements [][]Element) {
 		Rule{proto, Equal(unix.NFPROTO_IPV4), Payload(network, 16, 4, Word(0)), Meta(unix.NFT_META_L4PROTO, Word(1)), Payload(transport, 2, 2, Word(2)), In(sets[0]), Return},
 		Rule{proto, Equal(unix.NFPROTO_IPV6), Payload(network, 8, 16, Word(0)), Meta(unix.NFT_META_L4PROTO, Word(4)), In(sets[2]), Return},
 		Rule{Meta(unix.NFT_META_L4PROTO, Reg1), Equal(6), Payload(transport, 2, 2, Reg1), AtLeast(0, 80), AtMost(0, 90), Return},
-		Rule{Meta(unix.NFT_META_IIFNAME, Reg1), In(sets[4]), Limit(20, 30), Log(85, "denied", 64)},
+		Rule{Meta(unix.NFT_META_IIFNAME, Reg1), In(sets[5]), Limit(20, 30), Log(85, "denied", 64)},
+		Rule{proto, Equal(unix.NFPROTO_IPV4), Payload(network, 12, 4, Reg1), In(sets[3]), Return},
+		Rule{Meta(unix.NFT_META_L4PROTO, Reg1), Equal(6), Payload(transport, 13, 1, Reg1), ByteBits(2), Equal(0), Return},
 		Rule{To(denied), Drop},
 	)
-	b.AddRules(plain("orig"), Rule{Meta(unix.NFT_META_IIFNAME, Reg1), Map(sets[5])})
+	b.AddRules(plain("orig"), Rule{Meta(unix.NFT_META_IIFNAME, Reg1), Map(sets[6])})
 	b.AddRules(plain("judge"),
 		Rule{Ct(unix.NFT_CT_DIRECTION, Reg1), Equal(1), Decide(GoTo("allowed"))},
 		Rule{Decide(GoTo("orig"))},
@@ -133,7 +148,7 @@ func writePolicyTable(b *Batch, t Table) (sets []Set, elements [][]Element) {
 	b.AddRules(forward,
 		Rule{Ct(unix.NFT_CT_MARK, Reg1), Bits(0xffffff00, 0), Equal(mark(0x2a00)...), Accept},
 		Rule{Ct(unix.NFT_CT_STATE, Reg1), Bits(4, 0), Differ(mark(0)...), Accept},
-		Rule{Meta(unix.NFT_META_IIFNAME, Reg1), Meta(unix.NFT_META_OIFNAME, Reg2), In(sets[3]), Accept},
+		Rule{Meta(unix.NFT_META_IIFNAME, Reg1), Meta(unix.NFT_META_OIFNAME, Reg2), In(sets[4]), Accept},
 		Rule{Decide(JumpTo("judge"))},
 		Rule{Ct(unix.NFT_CT_MARK, Reg1), Bits(0xff, 0x2a00), SetCt(unix.NFT_CT_MARK)},
 		Rule{CountHere, Reject(unix.NFT_REJECT_ICMPX_PORT_UNREACH)},
@@ -279,7 +294,8 @@ func TestDeleteParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = Batch{}
-	b.Delete(sets[5], elements[5]...)
+	b.Delete(sets[6], elements[6]...)
+	b.Delete(sets[3], elements[3]...)
 	b.Delete(sets[1], elements[1]...)
 	b.DelChain(Chain{Table: ours, Name: "forward"})
 	for _, name := range []string{"judge", "orig", "allowed"} {
