@@ -117,9 +117,7 @@ func (p *policies) prepare(ctx context.Context, r ledger.Record, s *source.Pod) 
 	}
 	if !known {
 		p.attach(r)
-		if p.seen[r.Pod.UID] == nil { // else by an event, which is as new
-			p.seen[r.Pod.UID] = s
-		}
+		p.see(r.Pod.UID, s)
 		delete(p.unseen, r.Pod)
 		p.set(r.Pod)
 		p.settle()
@@ -130,6 +128,21 @@ func (p *policies) prepare(ctx context.Context, r ledger.Record, s *source.Pod) 
 		return cni.TryAgainLater("%w", err)
 	}
 	return err
+}
+
+// see takes in a pod as some source has it. An event and the answer to a question overtake
+// each other: labels are those of the later version. The status is what came last, because
+// a kubelet reports it before the API server gives it a version.
+func (p *policies) see(uid pod.UID, s *source.Pod) {
+	if s == nil {
+		return
+	}
+	if seen := p.seen[uid]; seen != nil && 0 < s.Version && s.Version < seen.Version {
+		later := *s
+		later.Labels, later.Version = seen.Labels, seen.Version
+		s = &later
+	}
+	p.seen[uid] = s
 }
 
 // forget takes in that an attachment is no more: no packet comes from it or gets to it.
@@ -200,13 +213,13 @@ func (p *policies) podChanged(e source.Event) {
 		}
 		// Its labels stay in force until its sandbox is gone too.
 		p.gone[e.Pod.UID] = true
-		p.seen[e.Pod.UID] = e.Pod
+		p.see(e.Pod.UID, e.Pod)
 		p.set(e.Pod.Ref)
 	default:
 		p.identify(e.Pod.Ref)
 		delete(p.gone, e.Pod.UID)
 		delete(p.unseen, e.Pod.Ref)
-		p.seen[e.Pod.UID] = e.Pod
+		p.see(e.Pod.UID, e.Pod)
 		if len(p.attached[e.Pod.Ref]) > 0 {
 			p.set(e.Pod.Ref)
 		}
