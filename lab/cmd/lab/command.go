@@ -227,7 +227,7 @@ time. Ends with status 1 if a test fails.
 --suite network-policy-api runs the conformance tests of ClusterNetworkPolicy,
 experimental ones included, and leaves its CRD in the lab. As the kernel may lack
 SCTP, the servers and clients of SCTP in their pods are a substitute.`,
-		Example: `  lab conformance --focus NetworkPolicy --skip SCTP
+		Example: `  lab conformance --focus NetworkPolicy --skip SCTPConnectivity
   lab conformance --suite network-policy-api --focus AdminTier`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
