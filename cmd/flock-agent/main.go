@@ -77,6 +77,7 @@ func main() {
 		c.PolicyMark, err = policy.ParseMark(s)
 		return err
 	})
+	flag.IntVar(&c.PolicyBudget, "policy-budget", policy.DefaultBudget, "how many elements (addresses of pods for each port, and blocks of addresses) the NetworkPolicies of one namespace may have on the node; policies above it, the newest, allow nothing")
 	flag.StringVar(&c.MetricsAddress, "metrics-address", "", "address and port of /metrics for other machines, over TLS: the API server must allow the client's token to get this path (TokenReview, SubjectAccessReview); :9480 in deploy/; if empty, there is none")
 	flag.StringVar(&c.MetricsCertFile, "metrics-cert-file", "", "PEM file with the certificate for --metrics-address, read again when it changes; if empty, the agent makes one itself")
 	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
@@ -101,6 +102,10 @@ func main() {
 	}
 	if err := agent.CheckPageAddress(c.PageAddress); err != nil {
 		fmt.Fprintln(os.Stderr, "flock-agent:", err)
+		os.Exit(2)
+	}
+	if c.PolicyBudget < 1 {
+		fmt.Fprintf(os.Stderr, "flock-agent: --policy-budget=%d: want 1 or more elements, %d if it is left out\n", c.PolicyBudget, policy.DefaultBudget)
 		os.Exit(2)
 	}
 	if flag.NArg() > 0 {

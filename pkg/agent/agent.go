@@ -63,6 +63,9 @@ type Config struct {
 	RuntimeSockets []string
 	// PolicyMark are the bits of the ct mark for network policies; 0: the default.
 	PolicyMark policy.Mark
+	// PolicyBudget is how many elements the NetworkPolicies of one namespace may have; 0:
+	// the default.
+	PolicyBudget int
 	// ProxyHealthz is where kube-proxy says how it is; empty: it is not asked.
 	ProxyHealthz string
 	Log          *slog.Logger
@@ -200,7 +203,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	}
 	peers := &peers{namespaces: namespaces, pools: pools, claims: api.AddressClaims(grantsChanged.Wake), grants: &grantsChanged, wake: make(chan struct{}, 1)}
 	policies := newPolicies(policy.Config{
-		Sources: policySources, File: c.path("policies"), Addrs: peers.addrs, Annotations: peerAnnotations, Log: c.Log,
+		Sources: policySources, File: c.path("policies"), Addrs: peers.addrs, Annotations: peerAnnotations, Budget: c.PolicyBudget, Log: c.Log,
 	}, policyTable, announcer.pods, recorder)
 	peers.onRegranted = policies.AddrsChanged
 	attacher := newAttacher(attacherConfig{

@@ -292,6 +292,9 @@ func (p *policies) Conditions() []metav1.Condition {
 		reason, message = "WaitingForPeers", p.Status().Pending
 	}
 	if message == "" {
+		reason, message = "OverBudget", p.Status().OverBudget
+	}
+	if message == "" {
 		return []metav1.Condition{condition(conditionPolicies, nil, "InForce", "")}
 	}
 	return []metav1.Condition{condition(conditionPolicies, errors.New("network policies: "+message), "", reason)}

@@ -72,10 +72,18 @@ func (e *Enforcer) About(ctx context.Context, namespace, name string, questions 
 		}
 		r.Links = slices.Clone(found.Links)
 		about := map[PolicyRef]bool{}
+		var withheld []PolicyRef
 		for g := range found.groups {
-			for ref := range g.members {
+			for ref, m := range g.members {
 				about[ref] = true
+				if m.withheld {
+					withheld = append(withheld, ref)
+				}
 			}
+		}
+		if len(withheld) > 0 && r.InForce {
+			slices.SortFunc(withheld, PolicyRef.compare)
+			r.InForce, r.Why = false, overBudget(slices.Compact(withheld))
 		}
 		for s, n := range e.tally.Totals() {
 			if about[s.Policy] {

@@ -31,11 +31,14 @@ func (c *Counter) Policies() (out []PolicyRef) {
 
 // has says whether the contribution is a reason for the lookup.
 func (c *contribution) has(l lookup) bool {
+	if c.withheld {
+		return false
+	}
 	if !l.interval() {
 		return slices.Contains(c.lookups, l)
 	}
 	return slices.ContainsFunc(c.nets, func(t netTerm) bool {
-		return t.port.isAll() == (l.kind == kindNet) && slices.ContainsFunc(t.spans, func(s span) bool { return familyOf(s.from) == l.family })
+		return (l.kind == kindNetPort && !t.port.isAll() || l.guard == t.port.guard()) && slices.ContainsFunc(t.spans, func(s span) bool { return familyOf(s.from) == l.family })
 	})
 }
 

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,9 @@ type Config struct {
 	// It must not wait. May be nil.
 	Addrs       func(pod *corev1.Pod, before []netip.Addr) []netip.Addr
 	Annotations []string
+	// Budget is how many elements the NetworkPolicies of one namespace may have in the
+	// kernel's sets; 0: [DefaultBudget].
+	Budget int
 	// Report is called with what is newly found that policies say and this node
 	// cannot enforce. It must not wait. May be nil.
 	Report func([]Finding)
@@ -108,6 +112,7 @@ func New(c Config) *Enforcer {
 		c: c, index: NewIndex(), changes: changeMetric.NewHistogram(prometheus.ExponentialBuckets(0.0001, 2, 16)), inbox: cell.NewInbox[func()](), backoff: firstRetry,
 		localPods: map[podKey]Pod{}, labels: map[podKey]versioned{}, asking: map[podKey]*corev1.Pod{},
 	}
+	e.index.SetBudget(cmp.Or(c.Budget, DefaultBudget))
 	e.watches = e.newWatches()
 	e.setStatus()
 	return e

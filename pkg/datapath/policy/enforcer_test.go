@@ -139,6 +139,7 @@ type rig struct {
 	file                                               string
 	stop                                               func()
 	held                                               func(*corev1.Pod, []netip.Addr) []netip.Addr
+	budget                                             int
 }
 
 const asksAnnotation = "asks"
@@ -158,9 +159,9 @@ func (r *rig) start() {
 			}
 			return r.held(p, before)
 		},
-		Annotations: []string{asksAnnotation},
-		Report:      func(fs []policy.Finding) { r.reported = append(r.reported, fs...) },
-		Log:         slog.New(slog.DiscardHandler),
+		Annotations: []string{asksAnnotation}, Budget: r.budget,
+		Report: func(fs []policy.Finding) { r.reported = append(r.reported, fs...) },
+		Log:    slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(r.t.Context())
 	done := make(chan struct{})
@@ -535,6 +536,45 @@ func TestReportsFindings(t *testing.T) {
 		synctest.Wait()
 		if len(r.reported) != 1 || r.reported[0].Policy.String() != "NetworkPolicy shop/odd" {
 			t.Errorf("reported %v", r.reported)
+		}
+	})
+}
+
+// A policy over the budget is reported once, and the status names it until it fits.
+func TestReportsWhatIsOverBudget(t *testing.T) {
+	inRig(t, func(r *rig) {
+		r.stop()
+		r.budget = 1
+		r.start()
+		r.complete()
+		if err := r.e.Prepare(r.t.Context(), r.web); err != nil {
+			t.Fatal(err)
+		}
+		r.policies.Add(ingressPolicy("many", "web", "friend"))
+		r.pods.Add(apiPod("one", "1", "friend", "10.1.0.2"))
+		synctest.Wait()
+		if s := r.e.Status(); s.OverBudget != "" || len(r.reported) > 0 {
+			t.Errorf("status %+v, reported %v; want nothing", s, r.reported)
+		}
+		r.pods.Add(apiPod("two", "2", "friend", "10.1.0.3"))
+		r.pods.Add(apiPod("three", "3", "friend", "10.1.0.4"))
+		synctest.Wait()
+		s := r.e.Status()
+		if !strings.Contains(s.OverBudget, "NetworkPolicy shop/many") || s.Missing != "" || s.Refusal != nil {
+			t.Errorf("status %+v, want the policy over the budget and nothing else", s)
+		}
+		if len(r.reported) != 1 || !r.reported[0].OverBudget || !strings.HasPrefix(r.reported[0].Message, "spec.ingress: ") {
+			t.Errorf("reported %+v, want once", r.reported)
+		}
+		about, err := r.e.About(r.t.Context(), "shop", "web", policy.Question{Direction: policy.Ingress, Peer: netip.MustParseAddr("10.1.0.2"), Protocol: 6, Port: 80})
+		if err != nil || about.InForce || !strings.Contains(about.Why, "shop/many") || about.Verdicts[0].Allowed {
+			t.Errorf("about the pod: %+v, %v; want that it is not in force and denied", about, err)
+		}
+		r.pods.Delete(apiPod("two", "2", "friend", "10.1.0.3"))
+		r.pods.Delete(apiPod("three", "3", "friend", "10.1.0.4"))
+		synctest.Wait()
+		if s := r.e.Status(); s.OverBudget != "" {
+			t.Errorf("status %+v after the pods have gone", s)
 		}
 	})
 }

@@ -67,6 +67,9 @@ type Verdict struct {
 	Passed *RuleRef `json:"passed,omitempty"`
 	// Isolating are the NetworkPolicies that select the pod in this direction.
 	Isolating []PolicyRef `json:"isolating,omitempty"`
+	// Withheld are rules that would allow it, of NetworkPolicies that are over their
+	// namespace's budget.
+	Withheld []RuleRef `json:"withheld,omitempty"`
 }
 
 // Reason is the verdict in a few words.
@@ -83,6 +86,9 @@ func (v Verdict) Reason() string {
 		out = append(out, verb+List(v.By))
 	case !v.Allowed:
 		out = append(out, "denied because no rule of the policies that select the pod allows it: "+List(v.Isolating))
+		if len(v.Withheld) > 0 {
+			out = append(out, fmt.Sprintf("and %s, which would, is over its namespace's budget", List(v.Withheld)))
+		}
 	case len(v.Isolating) == 0:
 		out = append(out, "allowed because no policy decides about it")
 	}
@@ -194,21 +200,29 @@ func (p *pod) explain(q Question, holders []*pod) (v Verdict) {
 		for ref, m := range g.members {
 			v.Isolating = append(v.Isolating, ref)
 			for i, r := range m.rules {
-				if p.matches(r, d, q, holders) {
+				switch {
+				case !p.matches(r, d, q, holders):
+				case m.withheld:
+					v.Withheld = append(v.Withheld, g.ruleRef(ref, i))
+				default:
 					v.By = append(v.By, g.ruleRef(ref, i))
 				}
 			}
 		}
 	}
 	slices.SortFunc(v.Isolating, PolicyRef.compare)
-	slices.SortFunc(v.By, func(a, b RuleRef) int {
-		if c := a.Policy.compare(b.Policy); c != 0 {
-			return c
-		}
-		return ruleIndex(a.Rule) - ruleIndex(b.Rule)
-	})
+	for _, rules := range [][]RuleRef{v.By, v.Withheld} {
+		slices.SortFunc(rules, func(a, b RuleRef) int {
+			if c := a.Policy.compare(b.Policy); c != 0 {
+				return c
+			}
+			return ruleIndex(a.Rule) - ruleIndex(b.Rule)
+		})
+	}
 	if len(v.Isolating) > 0 {
-		v.Allowed = len(v.By) > 0
+		if v.Allowed = len(v.By) > 0; v.Allowed {
+			v.Withheld = nil
+		}
 		return v
 	}
 	v.Allowed = true

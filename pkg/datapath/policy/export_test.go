@@ -152,12 +152,20 @@ func (r *Ruleset) matches(s step, peer netip.Addr, proto uint8, port uint16) boo
 	}
 	keys := map[kind]string{
 		kindPorts: portsKey(proto, port), kindAddr: addrKey(peer), kindPort: portKey(peer, proto, port),
-		kindNet: string(appendProto(appendAddr(nil, peer), proto)), kindNetPort: portKey(peer, proto, port),
+		kindNetPort: portKey(peer, proto, port),
 	}
 	if l.kind == kindAny {
 		return true
 	}
 	set, key := r.Sets[s.set], keys[l.kind]
+	if l.kind == kindNet {
+		for member := range set.members {
+			if n := len(member) / 2; member[:n] <= addrKey(peer) && addrKey(peer) <= member[n:] {
+				return true
+			}
+		}
+		return false
+	}
 	if l.interval() {
 		return slices.ContainsFunc(set.boxes, func(b box) bool {
 			n := len(appendAddr(nil, peer))

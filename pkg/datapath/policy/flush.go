@@ -175,10 +175,11 @@ func (x *Index) Flush() Change {
 	for b := range x.unused {
 		b.destroy(x)
 	}
+	x.settle()
 	for g := range x.idle {
 		if !g.active() {
 			for _, m := range g.members {
-				*m = member{parse: m.parse}
+				m.forget()
 			}
 			clear(g.troubled)
 		}
@@ -225,7 +226,7 @@ func (x *Index) Flush() Change {
 		// when they were another pod's.
 		c.Revokes = c.Revokes || l.New != (Link{}) && l.New.judgedAs() != l.Old.judgedAs()
 	}
-	x.settle()
+	x.begin()
 	return c
 }
 
@@ -277,6 +278,9 @@ func (x *Index) Findings() []Finding {
 		for _, m := range g.troubled {
 			out = append(out, m.findings...)
 		}
+	}
+	for _, a := range x.accounts {
+		out = append(out, a.findings...)
 	}
 	slices.SortFunc(out, func(a, b Finding) int {
 		return slices.Compare([]string{a.Policy.Namespace, a.Policy.Name, a.Message}, []string{b.Policy.Namespace, b.Policy.Name, b.Message})

@@ -52,13 +52,19 @@ type group struct {
 // A member is a policy's part in a group. Its rules are only parsed while a pod of
 // this node is selected.
 type member struct {
+	author
 	parse    func() ([]rule, []Finding)
 	parsed   bool
 	rules    []rule
 	findings []Finding
 	// needs is what contribution.needs has found without named ports; nil is not known.
 	needs map[lookup]bool
+	// withheld: it is over its namespace's budget, and allows nothing.
+	withheld bool
 }
+
+// forget drops what is known of a member whose group selects no pod of this node.
+func (m *member) forget() { *m = member{author: m.author, parse: m.parse} }
 
 func (m *member) read() {
 	if !m.parsed {
@@ -141,8 +147,14 @@ type bundle struct {
 	parts       []part
 	refs        int // how many pods' directions use it
 	contributed map[*member]*contribution
+	account     *account         // that of the namespace; nil for a ClusterNetworkPolicy
 	reasons     map[lookup]int32 // how many contributions need the lookup
+	netReasons  map[lookup]int32 // the same for blocks of addresses
+	guards      map[guard]int32  // how many blocks' ports, withheld ones too, are these
 	sets        map[lookup]*Set  // of the lookups, where the kind has one
+	// stale: the sets of pods' addresses are not kept up to date, because they are too
+	// many, and staleNets the same for blocks of addresses. The next Flush makes them.
+	stale, staleNets bool
 }
 
 // A contribution is what a member puts into a bundle.
@@ -151,6 +163,12 @@ type contribution struct {
 	static  []staticElement
 	nets    []netTerm
 	uses    []*use
+	// Since it is in a bundle:
+	bundle   *bundle
+	member   *member
+	cost     int // elements
+	netCost  int // those of cost that are for nets
+	withheld bool
 }
 
 type staticElement struct {
@@ -165,12 +183,59 @@ type use struct {
 	ports  []port
 	within []span
 	// Since it is in a bundle:
-	bundle   *bundle
-	selector *selector
+	contribution *contribution
+	selector     *selector
 }
 
 // contribute adds a pod to the bundle's sets, or takes it out.
 func (u *use) contribute(x *Index, p *pod, n int32) {
+	u.contribution.charge(x, int(n)*u.count(p))
+	if b := u.contribution.bundle; !u.contribution.withheld && !b.stale {
+		u.each(p, func(l lookup, key string) { b.sets[l].add(x, key, n) })
+	}
+}
+
+// contributeAll is contribute for all pods that the selector selects.
+func (u *use) contributeAll(x *Index, n int32) {
+	b := u.contribution.bundle
+	u.eachPod(func(p *pod) { u.each(p, func(l lookup, key string) { b.sets[l].add(x, key, n) }) })
+}
+
+func (u *use) eachPod(f func(*pod)) {
+	for cl := range u.selector.classes {
+		for p := range cl.pods {
+			f(p)
+		}
+	}
+}
+
+// count is how often each calls.
+func (u *use) count(p *pod) int {
+	addrs, ports := len(p.Addrs), 0
+	if len(u.within) > 0 {
+		addrs = 0
+		for _, a := range p.Addrs {
+			if anyContains(u.within, a) {
+				addrs++
+			}
+		}
+	}
+	for _, q := range u.ports {
+		if q.name == "" {
+			ports++
+			continue
+		}
+		for _, named := range p.Ports {
+			if q.isNamed(named) {
+				ports++
+			}
+		}
+	}
+	return addrs * ports
+}
+
+// each calls f with what a pod has in the bundle's sets.
+func (u *use) each(p *pod, f func(l lookup, key string)) {
 	for _, a := range p.Addrs {
 		if len(u.within) > 0 && !anyContains(u.within, a) {
 			continue
@@ -181,22 +246,22 @@ func (u *use) contribute(x *Index, p *pod, n int32) {
 			case q.name != "":
 				for _, named := range p.Ports {
 					if q.isNamed(named) {
-						u.bundle.sets[lookup{kind: kindPort, family: family}].add(x, portKey(a, q.proto, named.Number), n)
+						f(lookup{kind: kindPort, family: family}, portKey(a, q.proto, named.Number))
 					}
 				}
 			case q.isExact():
-				u.bundle.sets[lookup{kind: kindPort, family: family}].add(x, portKey(a, q.proto, q.lo), n)
+				f(lookup{kind: kindPort, family: family}, portKey(a, q.proto, q.lo))
 			default:
-				u.bundle.sets[q.addrLookup(family)].add(x, addrKey(a), n)
+				f(q.addrLookup(family), addrKey(a))
 			}
 		}
 	}
 }
 
 // addrLookup is the lookup for addresses that may use a range of ports.
-func (p port) addrLookup(family uint8) lookup {
-	return lookup{kindAddr, family, guard{p.proto, p.lo, p.hi}}
-}
+func (p port) addrLookup(family uint8) lookup { return lookup{kindAddr, family, p.guard()} }
+
+func (p port) guard() guard { return guard{p.proto, p.lo, p.hi} }
 
 // bundle returns the bundle of some parts.
 func (x *Index) bundle(parts ...part) *bundle {
@@ -217,7 +282,11 @@ func (x *Index) bundle(parts ...part) *bundle {
 	b := &bundle{
 		key: key, prefix: fmt.Sprintf("%s-%s-%s", g.dir, owner, digest(keys...)),
 		effect: g.action, parts: parts,
-		contributed: map[*member]*contribution{}, reasons: map[lookup]int32{}, sets: map[lookup]*Set{},
+		contributed: map[*member]*contribution{}, sets: map[lookup]*Set{},
+		reasons: map[lookup]int32{}, netReasons: map[lookup]int32{}, guards: map[guard]int32{},
+	}
+	if g.order.tier == namespaced {
+		b.account = x.account(owner)
 	}
 	x.bundles[key] = b
 	x.unused[b] = struct{}{}
@@ -227,29 +296,104 @@ func (x *Index) bundle(parts ...part) *bundle {
 			b.add(x, p, m)
 		}
 	}
-	b.remakeNets(x)
 	return b
 }
 
-// add puts a member's contribution in. What is in sets of intervals is for
-// remakeNets.
+// add puts a member's contribution in, unless there is no room for it. What is in sets of
+// intervals is for settle.
 func (b *bundle) add(x *Index, from part, m *member) {
 	c := from.contribution(m)
+	c.bundle, c.member = b, m
 	b.contributed[m] = c
+	for _, t := range c.nets {
+		b.guards[t.port.guard()]++
+		c.netCost += len(t.spans)
+	}
+	cost := len(c.static) + c.netCost
+	for _, u := range c.uses {
+		u.contribution, u.selector = c, x.selector(u.pods)
+		u.selector.uses[u] = struct{}{}
+		u.eachPod(func(p *pod) { cost += u.count(p) })
+	}
+	if b.account != nil {
+		b.account = x.account(b.account.namespace)
+		b.account.contributions[c] = struct{}{}
+	}
+	c.withheld = !b.account.fits(x, cost)
+	c.charge(x, cost)
+	if !c.withheld {
+		b.admit(x, c)
+	}
+	b.touchNets(x, c)
+}
+
+// admit makes a contribution one that is held.
+func (b *bundle) admit(x *Index, c *contribution) {
 	for _, l := range c.lookups {
 		if b.reasons[l]++; b.reasons[l] == 1 && l.kind != kindAny {
 			b.sets[l] = x.makeSet(b.prefix+"-"+l.String(), l, b.effect, nil)
 		}
 	}
+	for l := range c.netLookups {
+		b.netReasons[l]++
+	}
+	if !b.stale {
+		b.contributeAll(x, c, 1)
+	}
+	b.touchNets(x, c)
+}
+
+// retract takes back what admit did.
+func (b *bundle) retract(x *Index, c *contribution) {
+	if !b.stale {
+		b.contributeAll(x, c, -1)
+	}
+	for _, l := range c.lookups {
+		if b.reasons[l]--; b.reasons[l] > 0 {
+			continue
+		}
+		delete(b.reasons, l)
+		b.drop(x, l)
+	}
+	for l := range c.netLookups {
+		if b.netReasons[l]--; b.netReasons[l] == 0 {
+			delete(b.netReasons, l)
+		}
+	}
+	b.touchNets(x, c)
+}
+
+func (b *bundle) contributeAll(x *Index, c *contribution, n int32) {
 	for _, e := range c.static {
-		b.sets[e.lookup].add(x, e.key, 1)
+		b.sets[e.lookup].add(x, e.key, n)
 	}
 	for _, u := range c.uses {
-		u.bundle, u.selector = b, x.selector(u.pods)
-		u.selector.uses[u] = struct{}{}
-		for cl := range u.selector.classes {
-			for p := range cl.pods {
-				u.contribute(x, p, 1)
+		u.contributeAll(x, n)
+	}
+}
+
+func (b *bundle) touchNets(x *Index, c *contribution) {
+	if len(c.nets) > 0 {
+		b.staleNets = true
+		x.unsettled[b] = struct{}{}
+	}
+}
+
+func (b *bundle) drop(x *Index, l lookup) {
+	if s := b.sets[l]; s != nil {
+		x.dropSet(s)
+		delete(b.sets, l)
+	}
+}
+
+// netLookups are those for the blocks, while there are few guards; one is there as often
+// as there are blocks of its family.
+func (c *contribution) netLookups(yield func(lookup) bool) {
+	for _, t := range c.nets {
+		for _, family := range []uint8{4, 6} {
+			if slices.ContainsFunc(t.spans, func(s span) bool { return familyOf(s.from) == family }) &&
+				!yield(lookup{kindNet, family, t.port.guard()}) {
+				return
 			}
 		}
 	}
@@ -365,63 +509,20 @@ func (c *contribution) needs() map[lookup]bool {
 func (b *bundle) remove(x *Index, m *member) {
 	c := b.contributed[m]
 	delete(b.contributed, m)
-	for _, e := range c.static {
-		b.sets[e.lookup].add(x, e.key, -1)
+	if !c.withheld {
+		b.retract(x, c)
 	}
 	for _, u := range c.uses {
-		for cl := range u.selector.classes {
-			for p := range cl.pods {
-				u.contribute(x, p, -1)
-			}
-		}
 		delete(u.selector.uses, u)
 		x.forgetSelector(u.selector)
 	}
-	for _, l := range c.lookups {
-		if b.reasons[l]--; b.reasons[l] > 0 {
-			continue
-		}
-		delete(b.reasons, l)
-		if s := b.sets[l]; s != nil {
-			x.dropSet(s)
-			delete(b.sets, l)
+	for _, t := range c.nets {
+		if b.guards[t.port.guard()]--; b.guards[t.port.guard()] == 0 {
+			delete(b.guards, t.port.guard())
 		}
 	}
-}
-
-// remakeNets makes the sets of intervals, if a contribution has any. A set never
-// changes: its name says what is in it.
-func (b *bundle) remakeNets(x *Index) {
-	var terms []netTerm
-	for _, c := range b.contributed {
-		terms = append(terms, c.nets...)
-	}
-	for _, family := range []uint8{4, 6} {
-		nets, netPorts := netBoxes(terms, family)
-		b.setBoxes(x, lookup{kind: kindNet, family: family}, nets)
-		b.setBoxes(x, lookup{kind: kindNetPort, family: family}, netPorts)
-	}
-}
-
-func (b *bundle) setBoxes(x *Index, l lookup, boxes []box) {
-	name := ""
-	if len(boxes) > 0 {
-		parts := make([]string, 0, 2*len(boxes))
-		for _, bx := range boxes {
-			parts = append(parts, bx.from, bx.to)
-		}
-		name = b.prefix + "-" + l.String() + "-" + digest(parts...)
-	}
-	if old := b.sets[l]; old != nil {
-		if old.Name == name {
-			return
-		}
-		x.dropSet(old)
-		delete(b.sets, l)
-	}
-	if name != "" {
-		b.sets[l] = x.makeSet(name, l, b.effect, boxes)
-	}
+	b.touchNets(x, c)
+	c.close(x)
 }
 
 // destroy drops a bundle that nothing uses, without taking out one element after
@@ -435,11 +536,13 @@ func (b *bundle) destroy(x *Index) {
 			delete(u.selector.uses, u)
 			x.forgetSelector(u.selector)
 		}
+		c.close(x)
 	}
 	for _, s := range b.sets {
 		x.dropSet(s)
 	}
 	delete(x.bundles, b.key)
+	delete(x.unsettled, b)
 }
 
 // steps are the bundle's lookups, in an order of their own: the cheap ones first.
@@ -448,8 +551,13 @@ func (b *bundle) steps() []step {
 	for l := range b.reasons {
 		lookups = append(lookups, l)
 	}
+	for l := range b.netReasons {
+		if !b.boxed(l) {
+			lookups = append(lookups, l)
+		}
+	}
 	for l := range b.sets {
-		if l.interval() {
+		if l.kind == kindNetPort {
 			lookups = append(lookups, l)
 		}
 	}
@@ -459,6 +567,8 @@ func (b *bundle) steps() []step {
 		out[i] = step{lookup: l, effect: b.effect, counter: b.prefix + "-" + l.String(), bundle: b}
 		if set := b.sets[l]; set != nil {
 			out[i].set = set.Name
+		} else if l.kind == kindNet {
+			out[i].set = out[i].counter // which settle makes
 		}
 	}
 	return out

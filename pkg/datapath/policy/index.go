@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,6 +23,8 @@ type Index struct {
 	groups           map[string]*group
 	clusterGroups    map[*group]struct{}
 	bundles          map[string]*bundle
+	accounts         map[string]*account // by namespace
+	budget           int                 // of each account
 
 	// What has findings: policies as a whole, and groups by their members.
 	troubledPolicies map[PolicyRef]*policy
@@ -34,6 +37,8 @@ type Index struct {
 	emptied      map[*group]struct{} // groups without members
 	idle         map[*group]struct{} // groups that selected a pod, and perhaps do no more
 	unused       map[*bundle]struct{}
+	unsettled    map[*bundle]struct{}  // bundles of which some sets are to be made anew
+	overdrawn    map[*account]struct{} // accounts that are or were over the budget
 	changedSets  []*Set
 	newSets      map[string]*Set
 	goneSets     map[string]*Set
@@ -86,15 +91,19 @@ func NewIndex() *Index {
 		groups:           map[string]*group{},
 		clusterGroups:    map[*group]struct{}{},
 		bundles:          map[string]*bundle{},
+		accounts:         map[string]*account{},
+		budget:           DefaultBudget,
 		troubledPolicies: map[PolicyRef]*policy{},
 		troubledGroups:   map[*group]struct{}{},
 	}
-	x.settle()
+	x.begin()
 	return x
 }
 
-func (x *Index) settle() {
+// begin begins to note what happens.
+func (x *Index) begin() {
 	x.changed, x.unused = map[*pod]struct{}{}, map[*bundle]struct{}{}
+	x.unsettled, x.overdrawn = map[*bundle]struct{}{}, map[*account]struct{}{}
 	x.emptied, x.idle = map[*group]struct{}{}, map[*group]struct{}{}
 	x.changedSets = nil
 	x.newSets, x.goneSets = map[string]*Set{}, map[string]*Set{}
@@ -102,6 +111,10 @@ func (x *Index) settle() {
 	x.newCounters, x.goneCounters = map[string]*Counter{}, map[string]*Counter{}
 	x.links = map[string]LinkChange{}
 }
+
+// SetBudget says how many elements the NetworkPolicies of one namespace may have. It is
+// for an Index of nothing. [DefaultBudget] is that of a new one.
+func (x *Index) SetBudget(elements int) { x.budget = elements }
 
 // SetPod adds a pod, or changes what is known of it.
 func (x *Index) SetPod(p Pod) {
@@ -284,6 +297,7 @@ func (x *Index) SetNetworkPolicy(np *networkingv1.NetworkPolicy) {
 		}
 		joins = append(joins, join{
 			group{key: fmt.Sprintf("%s|%s", d, s.key()), dir: d, subject: s, order: order{tier: namespaced}},
+			author{ref, np.UID, np.CreationTimestamp.Time, d},
 			func() ([]rule, []Finding) { return parseNetworkPolicy(np, d) },
 		})
 	}
@@ -295,8 +309,9 @@ func (x *Index) DeletePolicy(ref PolicyRef) { x.setPolicy(ref, nil, nil) }
 
 // join is a policy's wish to be a member of a group.
 type join struct {
-	group group // as it is made, if it is not there
-	parse func() ([]rule, []Finding)
+	group  group // as it is made, if it is not there
+	author author
+	parse  func() ([]rule, []Finding)
 }
 
 func (x *Index) setPolicy(ref PolicyRef, joins []join, findings []Finding) {
@@ -313,7 +328,7 @@ func (x *Index) setPolicy(ref PolicyRef, joins []join, findings []Finding) {
 		}
 	}
 	for i, j := range joins {
-		x.setMember(now.groups[i], ref, &member{parse: j.parse})
+		x.setMember(now.groups[i], ref, &member{author: j.author, parse: j.parse})
 	}
 	if x.policies[ref] = now; len(joins)+len(findings) == 0 {
 		delete(x.policies, ref)
@@ -366,7 +381,6 @@ func (x *Index) setMember(g *group, ref PolicyRef, m *member) {
 				b.remove(x, old)
 			}
 		}
-		b.remakeNets(x)
 	}
 	if len(g.members) == 0 || !before.equal(g.shape()) {
 		for p := range g.local {
@@ -421,11 +435,15 @@ type Input struct {
 	Nodes                  []Node
 	// Logged are the namespaces of whose pods denied packets are logged.
 	Logged []string
+	// Budget is how many elements the NetworkPolicies of one namespace may have; 0:
+	// [DefaultBudget].
+	Budget int
 }
 
 // Compile makes the Ruleset of a node: of the pods in the input that have Links.
 func Compile(in Input) (*Ruleset, []Finding) {
 	x := NewIndex()
+	x.SetBudget(cmp.Or(in.Budget, DefaultBudget))
 	x.SetLogged(in.Logged...)
 	for _, n := range in.Namespaces {
 		x.SetNamespace(n)

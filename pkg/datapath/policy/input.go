@@ -101,6 +101,8 @@ type Finding struct {
 	// UID is the policy's.
 	UID     types.UID `json:"-"`
 	Message string    `json:"message"`
+	// OverBudget: it is more than the namespace may have on a node.
+	OverBudget bool `json:"overBudget,omitempty"`
 }
 
 // direction is a pod's side of a connection.

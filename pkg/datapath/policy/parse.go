@@ -66,7 +66,7 @@ type parser struct {
 }
 
 func (p *parser) find(field, format string, args ...any) {
-	p.findings = append(p.findings, Finding{p.ref, p.uid, field + ": " + fmt.Sprintf(format, args...)})
+	p.findings = append(p.findings, Finding{Policy: p.ref, UID: p.uid, Message: field + ": " + fmt.Sprintf(format, args...)})
 }
 
 // selector returns nil after a finding.

@@ -48,7 +48,7 @@ func (x *Index) SetClusterNetworkPolicy(cnp *policyv1beta1.ClusterNetworkPolicy)
 			g.toNode = g.toNode || d == egress && (pe.Nodes != nil || pe.Networks != nil)
 		}
 		g.key = fmt.Sprintf("%v|%d|%d|%v|%v|%v|%s", p.ref, d, i, g.order, effect, g.toNode, subject.key())
-		joins = append(joins, join{g, func() ([]rule, []Finding) { return rules, findings }})
+		joins = append(joins, join{g, author{p.ref, p.uid, cnp.CreationTimestamp.Time, d}, func() ([]rule, []Finding) { return rules, findings }})
 	}
 	for i, r := range cnp.Spec.Ingress {
 		var peers []clusterPeer

@@ -119,6 +119,19 @@ func (m Mark) stamp(generation uint32) nft.Rule {
 	return nft.Rule{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(^uint32(m), m.value(generation)), nft.SetCt(unix.NFT_CT_MARK)}
 }
 
+// baseRules are those of the chains forward and input.
+func (m Mark) baseRules(generation uint32) [2][]nft.Rule {
+	return [2][]nft.Rule{m.forwardRules(generation), m.inputRules(generation)}
+}
+
+// openRules are baseRules without a generation: every packet is judged.
+func (m Mark) openRules(uint32) (out [2][]nft.Rule) {
+	for i, rules := range m.baseRules(0) {
+		out[i] = rules[1 : len(rules)-1] // less the first of seen, and stamp
+	}
+	return out
+}
+
 func (m Mark) forwardRules(generation uint32) []nft.Rule {
 	return append(m.seen(generation),
 		// iifname . oifname @hairpin accept
@@ -145,20 +158,22 @@ func (m Mark) inputRules(generation uint32) []nft.Rule {
 }
 
 // staticChains are those that are the same whatever the policies are.
-var staticChains = []chainState{
-	// Not a map by direction: what conntrack calls invalid has none, and would pass.
-	{judge, []nft.Rule{
-		{nft.Ct(unix.NFT_CT_DIRECTION, nft.Reg1), nft.Equal(isReply), nft.Decide(nft.GoTo(reply.Name))},
-		{nft.Decide(nft.GoTo(orig.Name))},
-	}},
-	{orig, []nft.Rule{
-		{nft.Meta(unix.NFT_META_IIFNAME, nft.Reg1), nft.Map(fromPod)},
-		{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Map(toPod)},
-	}},
-	{reply, []nft.Rule{
-		{nft.Meta(unix.NFT_META_IIFNAME, nft.Reg1), nft.Map(replyFromPod)},
-		{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Map(replyToPod)},
-	}},
+func (m Mark) staticChains() []chainState {
+	return []chainState{
+		// Not a map by direction: what conntrack calls invalid has none, and would pass.
+		{judge, []nft.Rule{
+			{nft.Ct(unix.NFT_CT_DIRECTION, nft.Reg1), nft.Equal(isReply), nft.Decide(nft.GoTo(reply.Name))},
+			{nft.Decide(nft.GoTo(orig.Name))},
+		}},
+		{orig, []nft.Rule{
+			{nft.Meta(unix.NFT_META_IIFNAME, nft.Reg1), nft.Map(fromPod)},
+			{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Map(toPod)},
+		}},
+		{reply, []nft.Rule{
+			{nft.Meta(unix.NFT_META_IIFNAME, nft.Reg1), nft.Map(replyFromPod)},
+			{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Map(replyToPod)},
+		}},
+	}
 }
 
 // denyChains count a packet of the pod behind an interface, log it if log says so, and
@@ -273,12 +288,8 @@ func (p *Profile) rule(s step, reply bool, next string) (r nft.Rule) {
 			r = r.On(loadPort(0), nft.AtLeast(byte(g.lo>>8), byte(g.lo)), nft.AtMost(byte(g.hi>>8), byte(g.hi)))
 		}
 	}
-	if l.kind == kindPorts || l.kind == kindPort || l.kind == kindNet || l.kind == kindNetPort {
-		load = append(load, nft.Meta(unix.NFT_META_L4PROTO, nft.Word(words)))
-		words++
-	}
-	if l.kind == kindPorts || l.kind == kindPort || l.kind == kindNetPort {
-		load = append(load, loadPort(words))
+	if l.hasPort() {
+		load = append(load, nft.Meta(unix.NFT_META_L4PROTO, nft.Word(words)), loadPort(words+1))
 	}
 	if s.set != "" {
 		r = r.On(load...).On(nft.In(l.nftSet(s.set)))
@@ -304,11 +315,8 @@ func (l lookup) nftSet(name string) nft.Set {
 	case 6:
 		s.Key = append(s.Key, nft.IPv6Addr)
 	}
-	if l.kind != kindAddr {
-		s.Key = append(s.Key, nft.InetProto)
-	}
-	if l.kind == kindPorts || l.kind == kindPort || l.kind == kindNetPort {
-		s.Key = append(s.Key, nft.InetPort)
+	if l.hasPort() {
+		s.Key = append(s.Key, nft.InetProto, nft.InetPort)
 	}
 	return s
 }
@@ -316,7 +324,7 @@ func (l lookup) nftSet(name string) nft.Set {
 func (s *Set) nftSet() nft.Set { return s.lookup.nftSet(s.Name) }
 
 func (s *Set) elements() []nft.Element {
-	if s.lookup.interval() {
+	if s.lookup.kind == kindNetPort {
 		out := make([]nft.Element, len(s.boxes))
 		for i, b := range s.boxes {
 			out[i] = nft.Element{Key: b.from, End: b.to}
@@ -325,9 +333,17 @@ func (s *Set) elements() []nft.Element {
 	}
 	out := make([]nft.Element, 0, len(s.members))
 	for key := range s.members {
-		out = append(out, nft.Element{Key: key})
+		out = append(out, s.element(key))
 	}
 	return out
+}
+
+// element is a member as the kernel has it.
+func (s *Set) element(key string) nft.Element {
+	if s.lookup.kind == kindNet {
+		return nft.Element{Key: key[:len(key)/2], End: key[len(key)/2:]}
+	}
+	return nft.Element{Key: key}
 }
 
 func ifName(link string) string {
@@ -429,7 +445,7 @@ func (r *Ruleset) state(m Mark, generation uint32) *tableState {
 	for name, c := range r.Counters {
 		s.counters[name] = c.nftCounter()
 	}
-	chains := slices.Concat(staticChains, denyChains(r.logs()), []chainState{{forward, m.forwardRules(generation)}})
+	chains := slices.Concat(m.staticChains(), denyChains(r.logs()), []chainState{{forward, m.forwardRules(generation)}})
 	if r.judgesInput() {
 		chains = append(chains, chainState{input, m.inputRules(generation)})
 	}

@@ -18,7 +18,7 @@ const (
 	kindPorts               // every peer: protocol . port
 	kindAddr                // address
 	kindPort                // address . protocol . port
-	kindNet                 // intervals: address . protocol
+	kindNet                 // intervals: address
 	kindNetPort             // intervals: address . protocol . port
 )
 
@@ -63,6 +63,11 @@ func (l lookup) compare(o lookup) int {
 
 func (l lookup) interval() bool { return l.kind == kindNet || l.kind == kindNetPort }
 
+// hasPort says that the key ends in the protocol and its port.
+func (l lookup) hasPort() bool {
+	return l.kind == kindPorts || l.kind == kindPort || l.kind == kindNetPort
+}
+
 // effect is what being in a set does to a packet.
 type effect uint8
 
@@ -77,9 +82,10 @@ type Set struct {
 	Name   string
 	lookup lookup
 	effect effect
-	// boxes are the elements of a set of intervals, in order.
+	// boxes are the elements of a set of kindNetPort, in order.
 	boxes []box
-	// members are those of another set, with how many reasons each has to be in it.
+	// members are those of another set, with how many reasons each has to be in it. Those
+	// of kindNet are two addresses, the first and the last.
 	members map[string]int32
 	// was says of each member that changed since the last [Index.Flush] whether it
 	// was in the set then.
@@ -110,6 +116,20 @@ func (s *Set) add(x *Index, key string, n int32) {
 	}
 	if _, known := s.was[key]; !known {
 		s.was[key] = before > 0
+	}
+}
+
+// replace makes the members these.
+func (s *Set) replace(x *Index, members map[string]int32) {
+	for key, n := range s.members {
+		if members[key] == 0 {
+			s.add(x, key, -n)
+		}
+	}
+	for key, n := range members {
+		if more := n - s.members[key]; more != 0 {
+			s.add(x, key, more)
+		}
 	}
 }
 
@@ -158,27 +178,21 @@ type netTerm struct {
 	port  port
 }
 
-// netBoxes are the boxes of kindNet and kindNetPort that cover the terms' addresses
-// of one family. They do not overlap, as the kernel wants it.
-func netBoxes(terms []netTerm, family uint8) (nets, netPorts []box) {
-	spansOf := func(match func(port) bool) (spans []span) {
-		for _, t := range terms {
-			if match(t.port) {
-				for _, s := range t.spans {
-					if familyOf(s.from) == family {
-						spans = append(spans, s)
-					}
-				}
-			}
+// key is the span as an element of a set of blocks: its first address and its last.
+func (s span) key() string { return string(appendAddr(appendAddr(nil, s.from), s.to)) }
+
+func appendFamily(out, spans []span, family uint8) []span {
+	for _, s := range spans {
+		if familyOf(s.from) == family {
+			out = append(out, s)
 		}
-		return union(spans)
 	}
-	for _, s := range spansOf(port.isAll) {
-		nets = append(nets, box{
-			string(appendProto(appendAddr(nil, s.from), 0)),
-			string(appendProto(appendAddr(nil, s.to), 255)),
-		})
-	}
+	return out
+}
+
+// netBoxes are the boxes of kindNetPort that cover the terms' addresses of one family,
+// less the terms for all ports. They do not overlap, as the kernel wants it.
+func netBoxes(terms []netTerm, family uint8) (boxes []box) {
 	for _, proto := range []uint8{tcp, udp, sctp} {
 		// Between two cuts, the same terms match every port.
 		var cuts []int
@@ -191,15 +205,21 @@ func netBoxes(terms []netTerm, family uint8) (nets, netPorts []box) {
 		cuts = slices.Compact(cuts)
 		for i := 1; i < len(cuts); i++ {
 			lo, hi := uint16(cuts[i-1]), uint16(cuts[i]-1)
-			for _, s := range spansOf(func(p port) bool { return p.proto == proto && p.lo <= lo && hi <= p.hi }) {
-				netPorts = append(netPorts, box{
+			var spans []span
+			for _, t := range terms {
+				if t.port.proto == proto && t.port.lo <= lo && hi <= t.port.hi {
+					spans = appendFamily(spans, t.spans, family)
+				}
+			}
+			for _, s := range union(spans) {
+				boxes = append(boxes, box{
 					string(appendPort(appendProto(appendAddr(nil, s.from), proto), lo)),
 					string(appendPort(appendProto(appendAddr(nil, s.to), proto), hi)),
 				})
 			}
 		}
 	}
-	return nets, netPorts
+	return boxes
 }
 
 // digest is a short name for what is too long to be one. Tenants choose what goes in,

@@ -26,6 +26,8 @@ type Status struct {
 	Pending string
 	// Refusal is why the kernel does not take the last change; nil if it did.
 	Refusal error
+	// OverBudget says which policies are, so that they allow nothing; empty if none is.
+	OverBudget string
 }
 
 // Status returns the status as it is now.
@@ -53,11 +55,14 @@ func (e *Enforcer) setStatus() {
 			missing = append(missing, w.name+" from the API server")
 		}
 	}
-	e.counts.Store(&counts)
 	if !e.local {
 		missing = append(missing, "the labels of the pods that ran before the agent started")
 	}
 	s := Status{Refusal: e.refusal}
+	if withheld := withheld(e.findings); len(withheld) > 0 {
+		s.OverBudget = overBudget(withheld)
+		counts.withheld = len(withheld)
+	}
 	if len(missing) > 0 {
 		s.Missing = "waiting for " + strings.Join(missing, ", ")
 	}
@@ -67,6 +72,7 @@ func (e *Enforcer) setStatus() {
 	if len(pending) > 0 {
 		s.Pending = "the newest policies are not enforced, because the API server does not tell what they need: " + strings.Join(pending, ", ")
 	}
+	e.counts.Store(&counts)
 	e.status.Set(s)
 }
 
@@ -86,6 +92,7 @@ func refused(err error) bool {
 type counts struct {
 	kinds           map[string]count
 	links, findings int
+	withheld        int
 	refusals        uint64
 }
 
@@ -107,6 +114,9 @@ var (
 	findingsMetric = metric.New(metric.Gauge, "flock_policy_unenforced",
 		"Parts of network policies that the node cannot enforce as they are written.",
 		"Above 0: a policy has a mistake. Its Events say which: kubectl get events -A --field-selector reason=PolicyNotEnforced.")
+	withheldMetric = metric.New(metric.Gauge, "flock_policy_over_budget",
+		"NetworkPolicies that allow nothing on the node, because their namespace has more elements than it may have (--policy-budget).",
+		"Above 0: the condition PoliciesEnforced and the policies' Events say which. Its author selects too many pods on too many ports, or the budget is too small for the cluster. See docs/policy.md.")
 	refusalsMetric = metric.New(metric.Counter, "flock_policy_refused_changes_total",
 		"Changes of network policies that the kernel refused. Each is tried again.",
 		"Rising: policies are not enforced, and no pod starts. The condition PoliciesEnforced says why.")
@@ -117,7 +127,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (e *Enforcer) Describe(ch chan<- *prometheus.Desc) {
-	metric.Describe(ch, objectsMetric, sourceMetric, linksMetric, findingsMetric, refusalsMetric, decisionsMetric, deniedMetric)
+	metric.Describe(ch, objectsMetric, sourceMetric, linksMetric, findingsMetric, withheldMetric, refusalsMetric, decisionsMetric, deniedMetric)
 	e.changes.Describe(ch)
 }
 
@@ -131,6 +141,7 @@ func (e *Enforcer) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- linksMetric.Value(float64(now.links))
 	ch <- findingsMetric.Value(float64(now.findings))
+	ch <- withheldMetric.Value(float64(now.withheld))
 	ch <- refusalsMetric.Value(float64(now.refusals))
 	e.collectDecisions(ch)
 }

@@ -232,10 +232,10 @@ func (t *Table) planChange(r *Ruleset, c Change) *plan {
 	for _, s := range c.Sets {
 		set := s.Set.nftSet()
 		for _, key := range s.Added {
-			p.add(set, nft.Element{Key: key})
+			p.add(set, s.Set.element(key))
 		}
 		for _, key := range s.Deleted {
-			p.delete(set, nft.Element{Key: key})
+			p.delete(set, s.Set.element(key))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Links)) {
@@ -328,18 +328,28 @@ func (t *Table) carryOut(p *plan) error {
 		b.SetRules(c.chain, c.rules...)
 	}
 	generation := t.generation
-	if p.revokes {
-		generation++
+	base := func(rules func(generation uint32) [2][]nft.Rule) {
 		if p.addForward {
 			b.AddChain(forward)
 		}
-		b.SetRules(forward, t.mark.forwardRules(generation)...)
+		b.SetRules(forward, rules(generation)[0]...)
 		if p.addInput {
 			b.AddChain(input)
 		}
 		if p.hasInput {
-			b.SetRules(input, t.mark.inputRules(generation)...)
+			b.SetRules(input, rules(generation)[1]...)
 		}
+	}
+	// In newer kernels than 6.18, a packet on its way may see the old intervals of a set
+	// with the new rules. So it must not be stamped with the new generation, and while
+	// there is none, every packet is judged.
+	inTwo := p.revokes && p.changesIntervals()
+	switch {
+	case inTwo:
+		base(t.mark.openRules)
+	case p.revokes:
+		generation++
+		base(t.mark.baseRules)
 	}
 	for _, c := range p.goneChains {
 		b.SetRules(c)
@@ -356,8 +366,25 @@ func (t *Table) carryOut(p *plan) error {
 	if err := commit(); err != nil {
 		return err
 	}
+	if inTwo {
+		generation++
+		p.addForward, p.addInput = false, false
+		base(t.mark.baseRules)
+		if err := commit(); err != nil {
+			return err
+		}
+	}
 	t.generation, t.input, t.logs, t.there, t.stale = generation, p.hasInput, p.hasLogs, true, false
 	return nil
+}
+
+func (p *plan) changesIntervals() bool {
+	for _, s := range p.sets {
+		if s.Interval {
+			return true
+		}
+	}
+	return false
 }
 
 // build makes the table from nothing. What was there is replaced in one transaction.
@@ -376,7 +403,7 @@ func (t *Table) build(r *Ruleset, replace bool) error {
 		t.generation, t.input, t.logs, t.there, t.stale = generation, p.hasInput, p.hasLogs, true, false
 		return nil
 	}
-	sets, chains := staticSets, slices.Concat(staticChains, denyChains(p.hasLogs))
+	sets, chains := staticSets, slices.Concat(t.mark.staticChains(), denyChains(p.hasLogs))
 	if p.hasLogs {
 		sets = slices.Concat(sets, logSets)
 	}

@@ -172,7 +172,7 @@ func TestSyncRepairs(t *testing.T) {
 		{"flush set inet flock-policy " + pods, []string{"set inet flock-policy " + pods + ": 1 elements missing, 0 stray"}},
 		{"delete element inet flock-policy to-pod { " + link + " }", []string{"set inet flock-policy to-pod: 1 elements missing"}},
 		{"delete element inet flock-policy to-pod { " + link + " }; add element inet flock-policy to-pod { " + link + " : accept }", []string{"set inet flock-policy to-pod: 1 elements missing, 1 stray"}},
-		{"add element inet flock-policy " + nets + " { 10.1.0.0/16 . 0-255 }", []string{nets + ": 0 elements missing, 1 stray"}},
+		{"add element inet flock-policy " + nets + " { 10.1.0.0/16 }", []string{nets + ": 0 elements missing, 1 stray"}},
 		{"insert rule inet flock-policy " + profile + "-orig return", []string{"chain inet flock-policy " + profile + "-orig: other rules"}},
 		{"flush chain inet flock-policy forward", []string{"chain inet flock-policy forward: other rules"}},
 		{"insert rule inet flock-policy forward accept", []string{"chain inet flock-policy forward: other rules"}},
@@ -222,7 +222,18 @@ func TestEachTransactionFails(t *testing.T) {
 		for n := 0; ; n++ {
 			st := newStage(t)
 			st.x.SetNetworkPolicy(ingressPolicy("deny", "server", ""))
+			st.x.SetNetworkPolicy(blockPolicy("0.0.0.0/0"))
 			st.apply(t)
+			// What comes from outside is revoked, by a change of the set of blocks.
+			outside := segment{src: waypointA, dst: st.server.Addrs[0], proto: unix.IPPROTO_UDP, sport: 9, dport: 9}
+			wantOutside := func(want bool) {
+				t.Helper()
+				tag := st.lab.send(uplink, outside)
+				if _, came := st.lab.settled()[tag]; came != want {
+					t.Errorf("transaction %d: a packet from outside came: %v, want %v", n, came, want)
+				}
+			}
+			wantOutside(true)
 			lost := errors.New("the answer is lost")
 			failed := false
 			st.table.WrapCommit(func(count int, commit func() error) error {
@@ -241,6 +252,7 @@ func TestEachTransactionFails(t *testing.T) {
 			st.x.SetPod(policy.Pod{Namespace: "shop", Name: "friend", UID: "friend", Labels: map[string]string{"app": "friend"}, Addrs: policytest.PodAddrs(9)})
 			st.x.SetNetworkPolicy(ingressPolicy("deny", "server", "friend"))
 			st.x.SetNetworkPolicy(ingressPolicy("more", "client", "server"))
+			st.x.SetNetworkPolicy(blockPolicy("10.9.0.0/16"))
 			err := st.table.Apply(st.x.Ruleset(), st.x.Flush())
 			if !failed {
 				if err != nil {
@@ -253,18 +265,29 @@ func TestEachTransactionFails(t *testing.T) {
 				t.Errorf("transaction %d: %v, want its error", n, err)
 			}
 			st.wantReaches(t, false)
+			if n%2 == 0 { // another agent comes meanwhile
+				st.table = openTable(t, st.lab.node)
+			}
 			if err := st.table.Apply(st.x.Ruleset(), st.x.Flush()); err != nil {
 				t.Fatal(err)
 			}
 			st.wantReaches(t, false)
+			wantOutside(false)
 			st.wantRepairs(t)
 			st.table = openTable(t, st.lab.node)
 			st.wantRepairs(t)
 		}
-		if failures < 2 {
-			t.Errorf("%d transactions failed, want each of two", failures)
+		if failures < 3 {
+			t.Errorf("%d transactions failed, want each of three", failures)
 		}
 	}
+}
+
+// blockPolicy lets a block reach the server.
+func blockPolicy(cidr string) *networkingv1.NetworkPolicy {
+	np := ingressPolicy("block", "server", "")
+	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: cidr}}}}}
+	return np
 }
 
 // A new agent takes over the table of the last one as it is: nothing is judged again,

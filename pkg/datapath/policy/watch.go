@@ -90,7 +90,9 @@ func (e *Enforcer) newWatches() []*watch {
 		{
 			name: "networkpolicies", source: e.c.Sources.NetworkPolicies, example: &networkingv1.NetworkPolicy{}, isPolicy: true, needed: always,
 			trim: trimmed(func(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
-				return &networkingv1.NetworkPolicy{ObjectMeta: trimMeta(np.ObjectMeta), Spec: np.Spec}
+				out := &networkingv1.NetworkPolicy{ObjectMeta: trimMeta(np.ObjectMeta), Spec: np.Spec}
+				out.CreationTimestamp = np.CreationTimestamp // by which policies have their turn, if there are too many
+				return out
 			}),
 			set: func(o metav1.Object) bool {
 				x.SetNetworkPolicy(o.(*networkingv1.NetworkPolicy))

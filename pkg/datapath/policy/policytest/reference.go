@@ -174,7 +174,7 @@ func protocolsMatch(p Packet, target *policy.Pod, protocols []policyv1beta1.Clus
 func networkPolicies(w *World, p Packet, pod *policy.Pod, peer netip.Addr, d networkingv1.PolicyType) verdict {
 	selected := false
 	for _, np := range w.NetworkPolicies {
-		if np.Namespace != pod.Namespace || !matches(&np.Spec.PodSelector, pod.Labels) || !slices.Contains(policyTypes(np), d) {
+		if np.Namespace != pod.Namespace || !matches(&np.Spec.PodSelector, pod.Labels) || !slices.Contains(PolicyTypes(np), d) {
 			continue
 		}
 		selected = true
@@ -201,7 +201,8 @@ func networkPolicies(w *World, p Packet, pod *policy.Pod, peer netip.Addr, d net
 	return next
 }
 
-func policyTypes(np *networkingv1.NetworkPolicy) []networkingv1.PolicyType {
+// PolicyTypes are the directions in which a policy isolates its pods.
+func PolicyTypes(np *networkingv1.NetworkPolicy) []networkingv1.PolicyType {
 	if len(np.Spec.PolicyTypes) > 0 {
 		return np.Spec.PolicyTypes
 	}
