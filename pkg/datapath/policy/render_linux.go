@@ -64,6 +64,7 @@ var (
 	forward = nft.Chain{Table: table, Name: "forward", Hook: unix.NF_INET_FORWARD, Priority: filterPriority}
 	input   = nft.Chain{Table: table, Name: "input", Hook: unix.NF_INET_LOCAL_IN, Priority: filterPriority}
 	judge   = plainChain("judge")
+	either  = plainChain("either")
 	orig    = plainChain("orig")
 	reply   = plainChain("reply")
 
@@ -81,15 +82,22 @@ type chainState struct {
 	rules []nft.Rule
 }
 
+// turned is the bit of a connection that may have been opened by the one whom conntrack
+// takes for its server.
+func (m Mark) turned() uint32 { return uint32(m) & -uint32(m) }
+
+// generations are the other bits.
+func (m Mark) generations() uint32 { return uint32(m) &^ m.turned() }
+
 // value is the mark of a generation, which is never 0.
 func (m Mark) value(generation uint32) uint32 {
-	generations := uint32(m) >> bits.TrailingZeros32(uint32(m))
-	return (generation%generations + 1) << bits.TrailingZeros32(uint32(m))
+	shift := bits.TrailingZeros32(m.generations())
+	return (generation%(m.generations()>>shift) + 1) << shift
 }
 
 // generation is what value made a mark of.
 func (m Mark) generation(value uint32) uint32 {
-	return (value&uint32(m))>>bits.TrailingZeros32(uint32(m)) - 1
+	return (value&m.generations())>>bits.TrailingZeros32(m.generations()) - 1
 }
 
 func native(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
@@ -99,14 +107,20 @@ const (
 	transport = unix.NFT_PAYLOAD_TRANSPORT_HEADER
 
 	relatedBit = 4 // NF_CT_STATE_BIT(IP_CT_RELATED)
+	newBit     = 8 // NF_CT_STATE_BIT(IP_CT_NEW)
 	isReply    = 1 // IP_CT_DIR_REPLY
+
+	tcpFlags, synBit = 13, 2
+
+	// firstEphemeral is the first port that Linux gives to a client (ip_local_port_range).
+	firstEphemeral = 32768
 )
 
 // seen accepts what this generation has judged, and what a judged connection causes.
 func (m Mark) seen(generation uint32) []nft.Rule {
 	return []nft.Rule{
 		// ct mark & MASK == GENERATION accept
-		{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(uint32(m), 0), nft.Equal(native(m.value(generation))...), nft.Accept},
+		{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(m.generations(), 0), nft.Equal(native(m.value(generation))...), nft.Accept},
 		// ct state related accept
 		{nft.Ct(unix.NFT_CT_STATE, nft.Reg1), nft.Bits(relatedBit, 0), nft.Differ(native(0)...), nft.Accept},
 	}
@@ -116,7 +130,24 @@ func (m Mark) seen(generation uint32) []nft.Rule {
 // beside seen: a packet sees both as one transaction left them.
 func (m Mark) stamp(generation uint32) nft.Rule {
 	// ct mark set ct mark & ~MASK | GENERATION
-	return nft.Rule{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(^uint32(m), m.value(generation)), nft.SetCt(unix.NFT_CT_MARK)}
+	return nft.Rule{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(^m.generations(), m.value(generation)), nft.SetCt(unix.NFT_CT_MARK)}
+}
+
+// turn notes that the packet seems to be a server's, of a TCP connection that conntrack
+// did not see begin: its table was flushed, or the node tracked nothing. It is taken for
+// the first of a connection that its sender opens; but no connection begins without SYN,
+// and the ports are those of a server and a client.
+func (m Mark) turn() nft.Rule {
+	port := func(offset uint32) nft.Expr { return nft.Payload(transport, offset, 2, nft.Reg1) }
+	// ct state new tcp flags ! syn tcp sport < 32768 tcp dport >= 32768 ct mark set ct mark | TURNED
+	return nft.Rule{
+		nft.Meta(unix.NFT_META_L4PROTO, nft.Reg1), nft.Equal(tcp),
+		nft.Ct(unix.NFT_CT_STATE, nft.Reg1), nft.Bits(newBit, 0), nft.Differ(native(0)...),
+		nft.Payload(transport, tcpFlags, 1, nft.Reg1), nft.ByteBits(synBit), nft.Equal(0),
+		port(0), nft.AtMost((firstEphemeral-1)>>8, (firstEphemeral-1)&0xff),
+		port(2), nft.AtLeast(firstEphemeral>>8, firstEphemeral&0xff),
+		nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(^m.turned(), m.turned()), nft.SetCt(unix.NFT_CT_MARK),
+	}
 }
 
 // baseRules are those of the chains forward and input.
@@ -136,6 +167,7 @@ func (m Mark) forwardRules(generation uint32) []nft.Rule {
 	return append(m.seen(generation),
 		// iifname . oifname @hairpin accept
 		nft.Rule{nft.Meta(unix.NFT_META_IIFNAME, nft.Reg1), nft.Meta(unix.NFT_META_OIFNAME, nft.Reg2), nft.In(hairpin), nft.Accept},
+		m.turn(),
 		// jump judge
 		nft.Rule{nft.Decide(nft.JumpTo(judge.Name))},
 		m.stamp(generation),
@@ -162,7 +194,14 @@ func (m Mark) staticChains() []chainState {
 	return []chainState{
 		// Not a map by direction: what conntrack calls invalid has none, and would pass.
 		{judge, []nft.Rule{
+			// ct mark & TURNED != 0 goto either
+			{nft.Ct(unix.NFT_CT_MARK, nft.Reg1), nft.Bits(m.turned(), 0), nft.Differ(native(0)...), nft.Decide(nft.GoTo(either.Name))},
 			{nft.Ct(unix.NFT_CT_DIRECTION, nft.Reg1), nft.Equal(isReply), nft.Decide(nft.GoTo(reply.Name))},
+			{nft.Decide(nft.GoTo(orig.Name))},
+		}},
+		// Whoever opened it: both must be allowed to.
+		{either, []nft.Rule{
+			{nft.Decide(nft.JumpTo(reply.Name))},
 			{nft.Decide(nft.GoTo(orig.Name))},
 		}},
 		{orig, []nft.Rule{

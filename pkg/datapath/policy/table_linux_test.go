@@ -290,6 +290,93 @@ func blockPolicy(cidr string) *networkingv1.NetworkPolicy {
 	return np
 }
 
+// A TCP connection that conntrack has forgotten is judged as what it is, if its server
+// is the first to send: by the policies about its client and its server.
+func TestServerSpeaksFirst(t *testing.T) {
+	st := newStage(t)
+	at := map[bool]int{true: firstSlot, false: firstSlot + 1}
+	const clientPort, postgres = 40000, 5432
+	// The client opens it from its ephemeral port, or the server from the low one.
+	packet := func(fromClient bool, flags byte) segment {
+		s := segment{src: st.client.Addrs[1], dst: st.server.Addrs[1], proto: unix.IPPROTO_TCP, sport: clientPort, dport: postgres, flags: flags}
+		if !fromClient {
+			s.src, s.dst, s.sport, s.dport = s.dst, s.src, s.dport, s.sport
+		}
+		return s
+	}
+	send := func(fromClient bool, flags byte, want bool) {
+		t.Helper()
+		tag := st.lab.send(at[fromClient], packet(fromClient, flags))
+		if _, came := st.lab.settled()[tag]; came != want {
+			text, _ := st.list()
+			t.Errorf("a packet of the client %v with flags %#x comes: %v, want %v\n%s", fromClient, flags, came, want, text)
+		}
+	}
+	open := func(byClient bool) {
+		t.Helper()
+		st.lab.node.Exec("conntrack", "-F")
+		send(byClient, syn, true)
+		send(!byClient, syn|ackFlag, true)
+		send(byClient, ackFlag, true)
+	}
+	const data = push | ackFlag
+	set := func(from string) {
+		t.Helper()
+		st.x.SetNetworkPolicy(ingressPolicy("server", "server", from))
+		st.apply(t)
+	}
+	for _, c := range []struct {
+		name string
+		do   func()
+	}{
+		{"revoked, then forgotten", func() {
+			set("nobody")
+			st.lab.node.Exec("conntrack", "-F")
+			send(false, data, false)
+			send(true, data, false)
+			set("client")
+			send(false, data, true)
+			send(true, data, true)
+		}},
+		{"forgotten", func() {
+			st.lab.node.Exec("conntrack", "-F")
+			send(false, data, true)
+			send(true, data, true)
+			send(false, data, true)
+		}},
+		{"forgotten, then revoked", func() {
+			st.lab.node.Exec("conntrack", "-F")
+			send(false, data, true)
+			set("nobody")
+			send(false, data, false)
+			send(true, data, false)
+		}},
+		{"forgotten, the client is first", func() {
+			st.lab.node.Exec("conntrack", "-F")
+			send(true, data, true)
+			send(false, data, true)
+			set("nobody")
+			send(false, data, false)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			set("client")
+			open(true)
+			send(false, data, true)
+			c.do()
+		})
+	}
+	t.Run("a client with a low port", func(t *testing.T) {
+		set("nobody")
+		open(false)
+		send(true, data, true)
+		set("client")
+		set("nobody") // another generation
+		send(false, data, true)
+		send(true, data, true)
+	})
+}
+
 // A new agent takes over the table of the last one as it is: nothing is judged again,
 // and nothing passes or is lost meanwhile.
 func TestRestart(t *testing.T) {
