@@ -161,7 +161,9 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 
 	configs := &nodeConfigs{node: c.NodeName, path: c.path("nodeconfig.json"), cache: configCache, changed: &configChanged, log: c.Log}
 	configs.open()
-	pools := &pools{path: c.path("addresspools.json"), gonePath: c.path("addresspools-gone.json"), cache: poolCache, changed: &poolsChanged, ledger: promises, granted: &granted, log: c.Log}
+	given := &servicePools{path: c.path("services-pools.json"), log: c.Log}
+	given.open()
+	pools := &pools{path: c.path("addresspools.json"), gonePath: c.path("addresspools-gone.json"), cache: poolCache, changed: &poolsChanged, ledger: promises, granted: &granted, services: given, log: c.Log}
 	pools.open()
 	templates := &templates{nodeName: c.NodeName, api: api, configs: configs, node: nodeCache, templates: templateCache, nodeChanged: &nodeChanged, changed: &templatesChanged, log: c.Log}
 	overlaps := &overlaps{node: c.NodeName, api: api, configs: configs, log: c.Log}
@@ -220,7 +222,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	services, err := newServices(servicesConfig{
 		node: c.NodeName, path: c.path("services.json"), healthz: c.ProxyHealthz, api: api, state: node, pools: pools, missing: &gate.missing,
 		departing: &departing.Decision, nodeCache: nodeCache, nodeChanged: &nodeChanged, namespaces: namespaces, labelled: &grantsChanged,
-		ledger: promises, granted: &granted, onLocal: announcer.held.Wake, log: c.Log,
+		ledger: promises, granted: &granted, given: given, onLocal: announcer.held.Wake, log: c.Log,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -34,6 +34,7 @@ type apiServer struct {
 	away                                          atomic.Bool   // it answers that it is not available
 	pods                                          sync.Map      // by the path at which they are asked for
 	policies, clusterPolicies, namespaces, claims *relisted
+	services                                      *relisted
 }
 
 func newAPIServer(t *testing.T) *apiServer {
@@ -42,6 +43,7 @@ func newAPIServer(t *testing.T) *apiServer {
 		policies:        newRelisted("networking.k8s.io/v1", "NetworkPolicy"),
 		clusterPolicies: newRelisted("policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"),
 		namespaces:      newRelisted("v1", "Namespace"),
+		services:        newRelisted("v1", "Service"),
 		claims:          newRelisted(v1alpha1.GroupVersion.String(), "AddressClaim"),
 	}
 }
@@ -161,6 +163,8 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.clusterPolicies.ServeHTTP(w, r)
 	case r.URL.Path == "/api/v1/namespaces":
 		s.namespaces.ServeHTTP(w, r)
+	case r.URL.Path == "/api/v1/services":
+		s.services.ServeHTTP(w, r)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addressclaims" && r.Method == http.MethodGet && r.URL.Query().Get("fieldSelector") == "":
 		s.claims.ServeHTTP(w, r)
 	case strings.Contains(r.URL.Path, "/secrets/") && s.secrets.Load() != 0:

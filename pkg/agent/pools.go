@@ -37,13 +37,14 @@ type pools struct {
 	cache          *kube.Cache[*v1alpha1.AddressPool]
 	changed        *cell.Topic // of cache
 	ledger         *ledger.Ledger
-	granted        *cell.Topic // of ledger
+	granted        *cell.Topic                        // of ledger
+	services       cell.Reader[map[netip.Addr]string] // by which pool Services have theirs
 	log            *slog.Logger
 
 	cell.Cell[poolSet]
 	// What follows is Run's alone.
 	kept     []*v1alpha1.AddressPool // what the copy holds
-	keptGone []*v1alpha1.AddressPool // of those that pods still use
+	keptGone []*v1alpha1.AddressPool // of those that are still in use
 	parsed   map[string]parsedPool
 	gone     map[string]*v1alpha1.AddressPool // the last valid versions of those that are not any more
 }
@@ -73,11 +74,12 @@ func (p *pools) open() {
 	p.update(p.kept, false)
 }
 
-// Run follows the API server and what pods hold.
+// Run follows the API server and what pods and Services hold.
 func (p *pools) Run(ctx context.Context) error {
 	changed := cell.Signal()
 	p.changed.Notify(changed)
 	p.granted.Notify(changed)
+	p.services.Notify(changed)
 	for {
 		select {
 		case <-ctx.Done():
@@ -116,10 +118,10 @@ func (p *pools) update(all []*v1alpha1.AddressPool, synced bool) {
 			gone = append(gone, pool)
 		}
 	}
-	retained := grant.Retained(p.ledger.Granted(), now, gone)
+	retained := grant.Retained(slices.Concat(p.ledger.Granted(), grantedOf(p.services.Get())), now, gone)
 	p.keepGone(retained)
 	if len(retained) > 0 && !reflect.DeepEqual(retained, p.Get().retained) {
-		p.log.Warn("addresses in use are no longer granted by an AddressPool; their routes keep its attributes until their pods are gone", "pools", addressesOf(retained))
+		p.log.Warn("addresses in use are no longer granted by an AddressPool; their routes keep its attributes until their pods and Services are gone", "pools", addressesOf(retained))
 	}
 	p.Set(poolSet{pools: now, retained: retained, synced: synced})
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -218,4 +219,74 @@ func TestPoolInUseIsDeleted(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// The addresses of Services keep the attributes of a pool that is deleted or narrowed, too,
+// also over a start of the agent, until the Service is gone or another pool for Services has
+// them.
+func TestPoolOfServiceIsDeleted(t *testing.T) {
+	t.Parallel()
+	config := strings.Replace(nodeConfig, `"spec":{`, `"spec":{"startup":{"sessions":"none"},"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}]},`, 1)
+	n := newNode(t, config)
+	api := n.serveAPI()
+	api.put("a", 3, config)
+	forServices := func(name, cidr string, communities ...v1alpha1.Community) v1alpha1.AddressPool {
+		p := pool(name, cidr, communities...)
+		p.Spec.Uses = []v1alpha1.PoolUse{v1alpha1.UseService}
+		return p
+	}
+	a := forServices("a", "2001:db8:a::/48", "64512:10")
+	api.pools.set(a)
+	class := v1alpha1.LoadBalancerClass
+	api.services.put("web", corev1.Service{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "web"},
+		Spec:   corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, Ports: []corev1.ServicePort{{Port: 80}}},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "2001:db8:a::53"}}}},
+	})
+	n.start()
+	conf := func() string {
+		b, _ := os.ReadFile(filepath.Join(n.state, "bird", "bird.conf"))
+		return string(b)
+	}
+	wants := func(when, some, none string) {
+		t.Helper()
+		eventually(t, func() string { return n.agentLog() + conf() }, func() error {
+			if !strings.Contains(conf(), some) || none != "" && strings.Contains(conf(), none) {
+				return fmt.Errorf("%s: want %q and no %q in BIRD's configuration", when, some, none)
+			}
+			return nil
+		})
+	}
+	recorded := func(want string) {
+		t.Helper()
+		eventually(t, n.agentLog, func() error {
+			if b, _ := os.ReadFile(filepath.Join(n.state, "services-pools.json")); string(b) != want {
+				return fmt.Errorf("services-pools.json holds %s, want %s", b, want)
+			}
+			return nil
+		})
+	}
+	wants("covered", "(64512,10)", "2001:db8:a::53")
+	recorded(`{"2001:db8:a::53":"a"}`)
+
+	api.pools.set(forServices("a", "2001:db8:a:1::/64", "64512:11"))
+	wants("narrowed", "2001:db8:a::53/128", "(64512,10)")
+	api.pools.set(a)
+	wants("wide again", "(64512,10)", "2001:db8:a::53")
+	pods := pool("pods", "2001:db8::/32", "64512:12")
+	api.pools.set(pods)
+	wants("deleted, inside of a pool for pods", "(64512,10)", "2001:db8:a::/48")
+	n.kill()
+	api.away.Store(true)
+	n.start()
+	wants("deleted, and the agent has started again", "(64512,10)", "2001:db8:a::/48")
+	api.away.Store(false)
+
+	api.pools.set(pods, forServices("b", "2001:db8:a::/56", "64512:13"))
+	wants("another pool in its place", "(64512,13)", "(64512,10)")
+	api.pools.set(pods)
+	wants("deleted again", "2001:db8:a::53/128", "2001:db8:a::/56")
+	api.services.put("web", nil)
+	wants("without the Service", "(64512,12)", "2001:db8:a::53")
+	recorded(`{}`)
 }

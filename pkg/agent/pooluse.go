@@ -5,6 +5,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 
 	"flock.fritzlab.net/flock/internal/cell"
@@ -32,6 +33,10 @@ func (u poolUse) Notify(ch chan<- struct{}) {
 func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
 	const mostPools, mostPods = 64, 8
 	use := map[string]*v1alpha1.PoolStatus{}
+	retained := map[string][]netip.Prefix{} // those of Services are not the pods' use
+	for _, r := range u.pools.Get().retained {
+		retained[r.Name] = slices.Clone(r.CIDRs)
+	}
 	for _, r := range u.ledger.Records() {
 		for _, g := range slices.Concat(r.Primary, r.Secondary, r.Anycast) {
 			if !g.FromPool() || g.Pool == "" {
@@ -43,14 +48,14 @@ func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
 				use[g.Pool] = p
 			}
 			p.Addresses++
+			// An anycast address is counted once, however many of the node's pods have it.
+			if i := slices.Index(retained[g.Pool], netip.PrefixFrom(g.Addr, g.Addr.BitLen())); i >= 0 {
+				retained[g.Pool] = slices.Delete(retained[g.Pool], i, i+1)
+				p.Retained++
+			}
 			if pod := r.Pod.String(); !slices.Contains(p.Pods, pod) {
 				p.Pods = append(p.Pods, pod)
 			}
-		}
-	}
-	for _, retained := range u.pools.Get().retained {
-		if p := use[retained.Name]; p != nil {
-			p.Retained = int32(len(retained.CIDRs))
 		}
 	}
 	status.Pools = nil

@@ -67,7 +67,8 @@ type servicesConfig struct {
 	labelled    *cell.Topic // of namespaces
 	ledger      *ledger.Ledger
 	granted     *cell.Topic // of ledger
-	onLocal     func()      // whether the pods of the node decide about a Service has changed
+	given       *servicePools
+	onLocal     func() // whether the pods of the node decide about a Service has changed
 	log         *slog.Logger
 }
 
@@ -152,6 +153,7 @@ func (s *services) followServices(ctx context.Context) error {
 			}
 		case <-save.over:
 			save.over = nil
+			s.given.save()
 			if all, ok := objects.list(); ok {
 				slices.SortFunc(all, byName)
 				if reflect.DeepEqual(all, saved) {
@@ -179,6 +181,15 @@ func (s *services) followServices(ctx context.Context) error {
 			continue // the API server has not answered, now or before
 		} else {
 			all = *kept
+		}
+		given := service.Granting(all, pools.pools, s.given.Get())
+		if !known { // what else the API server may have keeps its pool
+			last := maps.Clone(s.given.Get())
+			maps.Copy(last, given)
+			given = last
+		}
+		if s.given.Set(given) {
+			save.begin()
 		}
 		parsed := service.Parse(all, service.Admission{Kinds: w.kinds, Pools: slices.Concat(pools.pools, pools.retained), Labels: s.labels})
 		if !sent || !reflect.DeepEqual(parsed, sentServices) {
