@@ -65,14 +65,14 @@ func TestWatchRoutes(t *testing.T) {
 		installed: "2001:db8::2=true 2001:db8::3=true 2001:db8::2=false 2001:db8::3=false",
 	} {
 		t.Run(what, func(t *testing.T) {
-			fd, err := listenRoutes(ns.Path())
+			fd, err := listenRoutes(ns.Path(), mainRoutes)
 			if err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			c := &collect{more: make(chan struct{}, 100)}
 			ended := make(chan error)
-			go func() { ended <- watchRoutes(ctx, fd, what, c.add) }()
+			go func() { ended <- watchRoutes(ctx, fd, mainRoutes, what, c.add) }()
 			before := monotonic()
 			for _, do := range []string{"add", "del"} {
 				for _, route := range []string{"2001:db8:1::/64 metric 512", "2001:db8::1 metric 1024", "2001:db8::2 metric 512", "2001:db8::3 metric 640"} {
@@ -139,7 +139,7 @@ func TestProber(t *testing.T) {
 	ip(t, ns, "-6", "route", "del", "blackhole", addr.String(), "metric", "1") // now it is refused
 	select {
 	case <-wasRefused:
-	case <-time.After(tryFor):
+	case <-time.After(defaultTryFor):
 		t.Error("no connection was refused")
 	}
 	var l net.Listener
@@ -156,7 +156,7 @@ func TestProber(t *testing.T) {
 		if a != addr {
 			t.Errorf("%s was reached", a)
 		}
-	case <-time.After(tryFor):
+	case <-time.After(defaultTryFor):
 		t.Error("not reached")
 	}
 	cancel()
@@ -234,14 +234,14 @@ func TestBaselineAnnounces(t *testing.T) {
 			t.Errorf("%s is left: %v", dir, err)
 		}
 	}()
-	fd, err := listenRoutes(b.router.Path())
+	fd, err := listenRoutes(b.router.Path(), mainRoutes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	c := &collect{more: make(chan struct{}, 100)}
 	ended := make(chan error)
-	go func() { ended <- watchRoutes(ctx, fd, routedBase, c.add) }()
+	go func() { ended <- watchRoutes(ctx, fd, mainRoutes, routedBase, c.add) }()
 	// The route to an own address, as when duplicate address detection ends, is none
 	// that was announced.
 	ip(t, b.router, "address", "add", "2001:db8:9::1/64", "dev", "eth0", "nodad")

@@ -91,6 +91,9 @@ type observeInput struct {
 	Node, Router, BaseRouter, Outside string
 	// Proxy: kube-proxy's changes on the node are watched, too.
 	Proxy bool
+	// MetalLB: so are the routes and the first connections of its Services, which have
+	// the same pods. The sightings are of the address of flock's Service.
+	MetalLB bool
 }
 
 // observe prints sightings, one JSON object a line, until the context ends. It is
@@ -119,6 +122,33 @@ func observe(ctx context.Context, in observeInput, out io.Writer) error {
 		go func() { cancel(p.run(ctx)) }()
 		try = p.try
 	}
+	if in.MetalLB {
+		p := newProber(in.Outside, func(addr netip.Addr, at int64) {
+			report(sighting{at, ofMetalLB(reached), serviceOfMetalLB(addr), true})
+		})
+		p.failed = func(addr netip.Addr, began int64, what string) {
+			report(sighting{began, ofMetalLB(what), serviceOfMetalLB(addr), true})
+		}
+		p.tryFor = metalLBTryFor
+		go func() { cancel(p.run(ctx)) }()
+		tryFlock := try
+		try = func(addr netip.Addr) {
+			tryFlock(addr)
+			if servicePool.Contains(addr) {
+				p.try(metalLBAddr(addr))
+			}
+		}
+		fd, err := listenRoutes(in.Router, metalLBRoutes)
+		if err != nil {
+			return err
+		}
+		go func() {
+			cancel(watchRoutes(ctx, fd, metalLBRoutes, ofMetalLB(routed), func(s sighting) {
+				s.Addr = serviceOfMetalLB(s.Addr)
+				report(s)
+			}))
+		}()
+	}
 	if in.Proxy {
 		fd, err := listenGenerations(in.Node)
 		if err != nil {
@@ -130,11 +160,11 @@ func observe(ctx context.Context, in observeInput, out io.Writer) error {
 		if file == "" {
 			continue
 		}
-		fd, err := listenRoutes(file)
+		fd, err := listenRoutes(file, mainRoutes)
 		if err != nil {
 			return err
 		}
-		go func() { cancel(watchRoutes(ctx, fd, what, report)) }()
+		go func() { cancel(watchRoutes(ctx, fd, mainRoutes, what, report)) }()
 	}
 	known := &containers{of: map[string]netip.Addr{}}
 	if in.Runtime != "" {
@@ -252,8 +282,18 @@ func isReady(pod *corev1.Pod) bool {
 	return false
 }
 
-// listenRoutes opens a socket that hears of IPv6 routes in a network namespace.
-func listenRoutes(file string) (fd int, err error) {
+// routesOf selects host routes: those of a table of the kernel, and a family.
+type routesOf struct {
+	group, bits int
+	table       byte
+}
+
+// mainRoutes are IPv6's. The local table has one for each address of the namespace itself: the
+// kernel adds that of a link-local address whenever duplicate address detection ends.
+var mainRoutes = routesOf{unix.RTNLGRP_IPV6_ROUTE, 128, unix.RT_TABLE_MAIN}
+
+// listenRoutes opens a socket that hears of routes of the family in a network namespace.
+func listenRoutes(file string, of routesOf) (fd int, err error) {
 	err = member.InNet(file, func() error {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 		if err != nil {
@@ -263,7 +303,7 @@ func listenRoutes(file string) (fd int, err error) {
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20),
 			// How often the reader looks whether it is to end.
 			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}),
-			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.RTNLGRP_IPV6_ROUTE - 1)}),
+			unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (of.group - 1)}),
 		)
 	})
 	if err != nil {
@@ -274,7 +314,7 @@ func listenRoutes(file string) (fd int, err error) {
 
 // watchRoutes reports host routes, and closes fd at its end. It reads on a thread of
 // its own, so that Go's scheduler does not delay the reading of the clock.
-func watchRoutes(ctx context.Context, fd int, what string, report func(sighting)) error {
+func watchRoutes(ctx context.Context, fd int, of routesOf, what string, report func(sighting)) error {
 	runtime.LockOSThread()
 	defer unix.Close(fd)
 	buf := make([]byte, 64<<10)
@@ -287,7 +327,7 @@ func watchRoutes(ctx context.Context, fd int, what string, report func(sighting)
 		case err != nil:
 			return fmt.Errorf("route notifications: %w", err) // ENOBUFS: some were lost
 		}
-		for r := range hostRoutes(buf[:n]) {
+		for r := range hostRoutes(buf[:n], of) {
 			if what != installed || r.metric == announcedMetric || r.metric == serviceMetric {
 				report(sighting{at, what, r.addr, r.there})
 			}
@@ -303,17 +343,15 @@ const (
 	serviceMetric   = kernel.MetricService
 )
 
-// hostRoute is an IPv6 host route that came or went.
+// hostRoute is a host route that came or went.
 type hostRoute struct {
 	addr   netip.Addr
 	there  bool
 	metric uint32
 }
 
-// hostRoutes are those of the main table in a datagram of netlink messages. The
-// local table has one for each address of the namespace itself: the kernel adds
-// that of a link-local address whenever duplicate address detection ends.
-func hostRoutes(b []byte) iter.Seq[hostRoute] {
+// hostRoutes are those in a datagram of netlink messages.
+func hostRoutes(b []byte, of routesOf) iter.Seq[hostRoute] {
 	native := binary.NativeEndian
 	return func(yield func(hostRoute) bool) {
 		for len(b) >= unix.SizeofNlMsghdr {
@@ -323,7 +361,7 @@ func hostRoutes(b []byte) iter.Seq[hostRoute] {
 			}
 			m := b[unix.SizeofNlMsghdr:n]
 			b = b[min((n+3)&^3, len(b)):]
-			if typ != unix.RTM_NEWROUTE && typ != unix.RTM_DELROUTE || len(m) < unix.SizeofRtMsg || m[1] != 128 || m[4] != unix.RT_TABLE_MAIN {
+			if typ != unix.RTM_NEWROUTE && typ != unix.RTM_DELROUTE || len(m) < unix.SizeofRtMsg || int(m[1]) != of.bits || m[4] != of.table {
 				continue
 			}
 			r := hostRoute{there: typ == unix.RTM_NEWROUTE}

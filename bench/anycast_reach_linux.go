@@ -17,9 +17,9 @@ const (
 	// tryEvery is how often a connection is tried. A SYN that found no route
 	// would be sent again after a second only, so each try is a new one.
 	tryEvery = time.Millisecond
-	// tryFor bounds the tries, and tryAtOnce those under way.
-	tryFor    = 3 * time.Second
-	tryAtOnce = 64
+	// defaultTryFor bounds the tries, and tryAtOnce those under way.
+	defaultTryFor = 3 * time.Second
+	tryAtOnce     = 64
 )
 
 // prober finds out when an address is first reached from a network namespace.
@@ -29,10 +29,12 @@ type prober struct {
 	reached func(addr netip.Addr, at int64)
 	// failed, if there is one, is told of the connections that failed before that.
 	failed func(addr netip.Addr, began int64, what string)
+	// tryFor is how long an address is tried.
+	tryFor time.Duration
 }
 
 func newProber(netns string, reached func(netip.Addr, int64)) *prober {
-	return &prober{netns: netns, asked: make(chan netip.Addr, 1024), reached: reached}
+	return &prober{netns: netns, asked: make(chan netip.Addr, 1024), reached: reached, tryFor: defaultTryFor}
 }
 
 // try has an address be tried from now on, until it is reached or tryFor is over.
@@ -53,7 +55,7 @@ func (p *prober) run(ctx context.Context) error {
 				case <-ctx.Done():
 					return nil
 				case addr := <-p.asked:
-					trying[addr] = &trial{until: time.Now().Add(tryFor)}
+					trying[addr] = &trial{until: time.Now().Add(p.tryFor)}
 				}
 			}
 			for more := true; more; {
@@ -61,7 +63,7 @@ func (p *prober) run(ctx context.Context) error {
 				case <-ctx.Done():
 					return nil
 				case addr := <-p.asked:
-					trying[addr] = &trial{until: time.Now().Add(tryFor)}
+					trying[addr] = &trial{until: time.Now().Add(p.tryFor)}
 				default:
 					more = false
 				}
@@ -123,11 +125,15 @@ func (p *prober) again(t *trial, addr netip.Addr) error {
 		t.fds = t.fds[1:]
 	}
 	began := monotonic()
-	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16(), Port: cluster.EchoPort})
+	if addr.Is4() {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.As4(), Port: cluster.EchoPort}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socket to try %s: %w", addr, err)
 	}
-	switch err := unix.Connect(fd, &unix.SockaddrInet6{Addr: addr.As16(), Port: cluster.EchoPort}); err {
+	switch err := unix.Connect(fd, to); err {
 	case nil, unix.EINPROGRESS:
 		t.fds = append(t.fds, attempt{fd, began})
 	default: // there is no route yet

@@ -15,7 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/components"
 	"flock.fritzlab.net/flock/lab/member"
+	"flock.fritzlab.net/flock/lab/metallb"
 	"flock.fritzlab.net/flock/lab/plan"
 	"flock.fritzlab.net/flock/lab/process"
 )
@@ -24,15 +26,16 @@ import (
 // a Service with externalTrafficPolicy Local, and how soon the Service is reached.
 var serviceFlips = Bench{
 	Name:  "service.flips",
-	About: "Services whose only pod goes and comes, to the router's kernel and to the first connection from outside",
+	About: "Services whose only pod goes and comes, to the router's kernel and to the first connection from outside, against MetalLB " + components.MetalLB,
 	Run: func(ctx context.Context, l *cluster.Lab, n int) ([]Result, error) {
 		g, err := newGround(ctx, l)
 		if err != nil {
 			return nil, err
 		}
 		results, err := serviceResults(ctx, g, n)
-		_, gone := l.Kubectl(context.WithoutCancel(ctx), "", "delete", "--ignore-not-found", "addresspool/"+serviceName)
-		return results, errors.Join(err, g.remove(ctx), gone)
+		ctx = context.WithoutCancel(ctx)
+		_, gone := l.Kubectl(ctx, "", "delete", "--ignore-not-found", "addresspool/"+serviceName)
+		return results, errors.Join(err, g.remove(ctx), gone, metallb.Remove(ctx, l))
 	},
 }
 
@@ -58,24 +61,38 @@ type serviceTimes struct {
 	SliceNotReady, SliceReady               []time.Duration
 	// Refused and Lost count connections that failed though the router had the route.
 	Refused, Lost int
+	MetalLB       metalLBTimes
+}
+
+// metalLBTimes are those of MetalLB's Services with the same pods.
+type metalLBTimes struct {
+	NotReady, Routed, Reached []time.Duration
+	Refused, Lost             int
 }
 
 func (m serviceTimes) results() []Result {
-	count := func(name string, failed int) Result {
-		return Result{Name: name, Unit: "times", Figures: Figures{N: len(m.Reached), P50: float64(failed), P99: float64(failed), Max: float64(failed)}}
+	count := func(name string, failed int, of []time.Duration) Result {
+		return Result{Name: name, Unit: "times", Figures: Figures{N: len(of), P50: float64(failed), P99: float64(failed), Max: float64(failed)}}
+	}
+	against := func(r Result, baseline Result) Result {
+		r.Baseline = &baseline
+		return r
 	}
 	return []Result{
 		{Name: "service.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.NotReady), Goal: &Goal{P99: 10},
-			Baseline: &Result{Name: "endpointslices.notice.notready", Unit: "ms", Figures: Milliseconds(m.SliceNotReady)}},
+			Baseline: &Result{Name: "metallb.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.MetalLB.NotReady)}},
 		{Name: "service.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
+		{Name: "endpointslices.notice.notready", Unit: "ms", Figures: Milliseconds(m.SliceNotReady)},
 		{Name: "service.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown), Goal: &Goal{P99: 10}},
-		{Name: "service.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached), Goal: &Goal{P99: 50}},
+		{Name: "service.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached), Goal: &Goal{P99: 50},
+			Baseline: &Result{Name: "metallb.announce.ready", Unit: "ms", Figures: Milliseconds(m.MetalLB.Reached)}},
 		{Name: "service.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed),
-			Baseline: &Result{Name: "endpointslices.notice.ready", Unit: "ms", Figures: Milliseconds(m.SliceReady)}},
+			Baseline: &Result{Name: "metallb.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.MetalLB.Routed)}},
 		{Name: "service.announce.ready.node", Unit: "ms", Figures: Milliseconds(m.Node)},
+		{Name: "endpointslices.notice.ready", Unit: "ms", Figures: Milliseconds(m.SliceReady)},
 		{Name: "kube-proxy.programs.ready", Unit: "ms", Figures: Milliseconds(m.Proxy)},
-		count("service.announce.refused", m.Refused),
-		count("service.announce.lost", m.Lost),
+		against(count("service.announce.refused", m.Refused, m.Reached), count("metallb.announce.refused", m.MetalLB.Refused, m.MetalLB.Reached)),
+		against(count("service.announce.lost", m.Lost, m.Reached), count("metallb.announce.lost", m.MetalLB.Lost, m.MetalLB.Reached)),
 	}
 }
 
@@ -92,8 +109,11 @@ spec:
 	if err != nil {
 		return nil, err
 	}
+	if err := installMetalLB(ctx, g.lab); err != nil {
+		return nil, fmt.Errorf("the baseline MetalLB: %w", err)
+	}
 	seen, err := observing(ctx, observeInput{
-		PodsAPI: g.podsAPI(), Namespace: anycastName, Proxy: true,
+		PodsAPI: g.podsAPI(), Namespace: anycastName, Proxy: true, MetalLB: true,
 		Node:   member.Of(g.lab.Dir, anycastNode).NetNS(),
 		Router: member.Of(g.lab.Dir, plan.Tor).NetNS(), Outside: member.Of(g.lab.Dir, plan.Outside).NetNS(),
 	})
@@ -126,7 +146,7 @@ spec:
 }
 
 // watchSlices adds to the sightings when an EndpointSlice says that a Service's pod is ready,
-// or not: what a speaker that follows EndpointSlices, as MetalLB's does, knows at the earliest.
+// or not: a speaker that follows EndpointSlices, as MetalLB's does, knows nothing before.
 // It watches until stop, and begins again where the API server goes away.
 func watchSlices(ctx context.Context, g *ground, seen *sightings) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -175,7 +195,9 @@ func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serv
 	if err := g.comeServices(ctx, number, size); err != nil {
 		return err
 	}
-	if err := g.flip(ctx, false, flipSinks{routed: &m.NotReady, installed: &m.NotReadyNode, sliced: &m.SliceNotReady}); err != nil {
+	if err := g.flip(ctx, false, flipSinks{
+		routed: &m.NotReady, installed: &m.NotReadyNode, sliced: &m.SliceNotReady, ofMetalLB(routed): &m.MetalLB.NotReady,
+	}); err != nil {
 		return err
 	}
 	if err := g.proxyAtRest(ctx); err != nil {
@@ -197,8 +219,10 @@ func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serv
 		return fmt.Errorf("after the API server was away: %w", err)
 	}
 	for i := range g.addrs {
-		if err := g.client.CoreV1().Services(anycastName).Delete(ctx, serviceOf(number, i), metav1.DeleteOptions{}); err != nil {
-			return err
+		for _, format := range []string{serviceFormat, metalLBFormat} {
+			if err := g.client.CoreV1().Services(anycastName).Delete(ctx, fmt.Sprintf(format, number, i), metav1.DeleteOptions{}); err != nil {
+				return err
+			}
 		}
 		if err := g.api.Delete(ctx, serviceOf(number, i), metav1.DeleteOptions{}); err != nil {
 			return err
@@ -220,33 +244,39 @@ func (g *generation) comeServices(ctx context.Context, number, size int) error {
 	}
 	began := monotonic()
 	err := inParallel(size, func(i int) error {
-		return g.createService(ctx, serviceOf(number, i), g.addrs[i])
+		return g.createService(ctx, number, i, g.addrs[i])
 	})
 	if err != nil {
 		return err
 	}
-	if _, err := g.await(ctx, began, podPatience, routed, true); err != nil {
-		return fmt.Errorf("new Services: %w", err)
+	for _, what := range []string{routed, ofMetalLB(routed)} {
+		if _, err := g.await(ctx, began, podPatience, what, true); err != nil {
+			return fmt.Errorf("new Services: %w", err)
+		}
 	}
 	return g.refresh(ctx)
 }
 
-// createService makes a Service at an address, and a pod that it alone selects.
-func (g *ground) createService(ctx context.Context, name string, addr netip.Addr) error {
-	class, no, grace := "flock.fritzlab.net/bgp", false, int64(1)
+// createService makes a Service at an address, MetalLB's for the same pod, and the pod.
+func (g *ground) createService(ctx context.Context, number, i int, addr netip.Addr) error {
+	class, no, grace, name := "flock.fritzlab.net/bgp", false, int64(1), serviceOf(number, i)
+	selector := map[string]string{"service": name}
 	_, err := g.client.CoreV1().Services(anycastName).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{"flock.fritzlab.net/addresses": addr.String()}},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, AllocateLoadBalancerNodePorts: &no,
 			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, IPFamilies: []corev1.IPFamily{corev1.IPv6Protocol},
-			Selector: map[string]string{"service": name}, Ports: []corev1.ServicePort{{Port: cluster.EchoPort}},
+			Selector: selector, Ports: []corev1.ServicePort{{Port: cluster.EchoPort}},
 		},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		return err
 	}
+	if err := g.createMetalLB(ctx, number, i, addr, selector); err != nil {
+		return err
+	}
 	_, err = g.api.Create(ctx, &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"service": name}, Annotations: map[string]string{serviceAnnotation: addr.String()}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: selector, Annotations: map[string]string{serviceAnnotation: addr.String()}},
 		Spec: corev1.PodSpec{
 			NodeName: anycastNode, TerminationGracePeriodSeconds: &grace, AutomountServiceAccountToken: &no,
 			Containers: []corev1.Container{{
@@ -286,7 +316,7 @@ func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
 		}
 	}
 	at := map[string]map[netip.Addr]int64{}
-	for _, what := range []string{published, installed, routed, reached, sliced} {
+	for _, what := range []string{published, installed, routed, reached, sliced, ofMetalLB(routed), ofMetalLB(reached)} {
 		var err error
 		if at[what], err = g.await(ctx, began, seenPatience, what, true); err != nil {
 			return err
@@ -295,6 +325,8 @@ func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
 	m.Node = append(m.Node, g.since(at[published], at[installed])...)
 	m.Routed = append(m.Routed, g.since(at[published], at[routed])...)
 	m.Reached = append(m.Reached, g.since(at[published], at[reached])...)
+	m.MetalLB.Routed = append(m.MetalLB.Routed, g.since(at[published], at[ofMetalLB(routed)])...)
+	m.MetalLB.Reached = append(m.MetalLB.Reached, g.since(at[published], at[ofMetalLB(reached)])...)
 	m.SliceReady = append(m.SliceReady, g.since(at[published], at[sliced])...)
 	// The last rules before the route.
 	writes := g.seen.seen(programmed, began)
@@ -307,13 +339,19 @@ func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
 			m.Proxy = append(m.Proxy, time.Duration(writes[i-1].At-at[published][a]))
 		}
 	}
-	m.Refused += len(g.seen.seen(refused, began))
-	for _, what := range []string{unreachable, unanswered} {
-		for _, s := range g.seen.seen(what, began) {
-			if there := at[routed][s.Addr]; there > 0 && s.At > there {
-				m.Lost++
+	failures := func(kind func(string) string) (refusals, lost int) {
+		for _, what := range []string{unreachable, unanswered} {
+			for _, s := range g.seen.seen(kind(what), began) {
+				if there := at[kind(routed)][s.Addr]; there > 0 && s.At > there {
+					lost++
+				}
 			}
 		}
+		return len(g.seen.seen(kind(refused), began)), lost
 	}
+	refusals, lost := failures(func(what string) string { return what })
+	m.Refused, m.Lost = m.Refused+refusals, m.Lost+lost
+	refusals, lost = failures(ofMetalLB)
+	m.MetalLB.Refused, m.MetalLB.Lost = m.MetalLB.Refused+refusals, m.MetalLB.Lost+lost
 	return nil
 }

@@ -7,6 +7,7 @@ package components
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,17 @@ const (
 	CoreDNS    = "v1.14.6" // that of Kubernetes' add-on
 	// PolicyAPI is the network-policy-api whose tests are run, as in lab/policyapi/go.mod.
 	PolicyAPI = "v0.3.0"
+	// MetalLB is what flock's Services are held against.
+	MetalLB = "v0.15.2"
 )
+
+// MetalLB's programs as the cache has them.
+const (
+	MetalLBController = "metallb-controller-" + MetalLB
+	MetalLBSpeaker    = "metallb-speaker-" + MetalLB
+)
+
+const metalLBModule = "go.universe.tf/metallb"
 
 // PolicyAPITest is the program with the tests of network-policy-api.
 const PolicyAPITest = "network-policy-api-" + PolicyAPI + ".test"
@@ -41,6 +52,7 @@ const kubernetesModule, policyAPIModule = "kubernetes", "policyapi"
 // of it.
 type build struct {
 	programs []string
+	as       []string // what the cache calls them; nil: the same
 	packages []string // of the module, or with a version of their own
 	module   string   // below lab; empty: that of Kubernetes
 	test     bool     // the package's test is the program
@@ -113,6 +125,15 @@ func forPolicyAPI() []build {
 	})
 }
 
+// forMetalLB are MetalLB's own.
+func forMetalLB() []build {
+	return []build{{
+		programs: []string{"controller", "speaker"}, as: []string{MetalLBController, MetalLBSpeaker},
+		packages: []string{metalLBModule + "/controller@" + MetalLB, metalLBModule + "/speaker@" + MetalLB},
+		ldflags:  "-s -w", minutes: "3",
+	}}
+}
+
 // Cache is where the programs are.
 func Cache() (string, error) {
 	base, err := os.UserCacheDir()
@@ -137,6 +158,11 @@ func BuildSuite(ctx context.Context, checkout string, progress io.Writer) (strin
 // BuildPolicyAPI does the same for those of network-policy-api's tests.
 func BuildPolicyAPI(ctx context.Context, checkout string, progress io.Writer) (string, error) {
 	return buildAll(ctx, forPolicyAPI(), checkout, progress)
+}
+
+// BuildMetalLB does the same for MetalLB's controller and speaker.
+func BuildMetalLB(ctx context.Context, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, forMetalLB(), checkout, progress)
 }
 
 func buildAll(ctx context.Context, builds []build, checkout string, progress io.Writer) (string, error) {
@@ -187,6 +213,19 @@ func PolicyAPISource(ctx context.Context, checkout string) (string, error) {
 	return source(ctx, dir, "sigs.k8s.io/network-policy-api")
 }
 
+// MetalLBSource is the directory with the source of the MetalLB that is built.
+func MetalLBSource(ctx context.Context, checkout string) (string, error) {
+	out, err := goCommand(ctx, filepath.Join(checkout, "lab", kubernetesModule), "mod", "download", "-json", metalLBModule+"@"+MetalLB)
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	var module struct{ Dir string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		return "", fmt.Errorf("go mod download -json %s: %w", metalLBModule, err)
+	}
+	return module.Dir, nil
+}
+
 func source(ctx context.Context, dir, module string) (string, error) {
 	out, err := goCommand(ctx, dir, "list", "-m", "-f", "{{.Dir}}", module)
 	if err != nil {
@@ -232,7 +271,7 @@ func dots(progress io.Writer) (stop func()) {
 func missing(builds []build, cache string) []build {
 	var todo []build
 	for _, b := range builds {
-		for _, p := range b.programs {
+		for _, p := range b.cached() {
 			if _, err := os.Stat(filepath.Join(cache, p)); err != nil {
 				todo = append(todo, b)
 				break
@@ -240,6 +279,14 @@ func missing(builds []build, cache string) []build {
 		}
 	}
 	return todo
+}
+
+// cached are the names of the programs in the cache.
+func (b build) cached() []string {
+	if b.as != nil {
+		return b.as
+	}
+	return b.programs
 }
 
 // run builds next to the cache and moves in what is whole.
@@ -266,8 +313,8 @@ func (b build) run(ctx context.Context, module, cache string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go %s: %w\n%s", strings.Join(cmd.Args[1:], " "), err, out)
 	}
-	for _, p := range b.programs {
-		if err := os.Rename(filepath.Join(temp, p), filepath.Join(cache, p)); err != nil {
+	for i, p := range b.cached() {
+		if err := os.Rename(filepath.Join(temp, b.programs[i]), filepath.Join(cache, p)); err != nil {
 			return err
 		}
 	}
