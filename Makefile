@@ -122,12 +122,13 @@ export SUITE    ?= kubernetes
 export FOCUS    ?=
 export SKIP     ?=
 export FAMILIES ?= dual
+export LOAD_BALANCERS ?=
 export KEEP     ?=
 
 .PHONY: conformance
-conformance: bin/lab ## Run Kubernetes' own tests: SUITE=kubernetes|network-policy-api FOCUS=REGEX SKIP=REGEX FAMILIES=dual|ipv6|ipv4 KEEP=1 (root)
+conformance: bin/lab ## Run Kubernetes' own tests: SUITE=kubernetes|network-policy-api FOCUS=REGEX SKIP=REGEX FAMILIES=dual|ipv6|ipv4 LOAD_BALANCERS=1 KEEP=1 (root)
 	$(LAB_TURN) bash -c 'lab="bin/lab --name conformance"; $$lab up --families "$$FAMILIES" || exit 1; status=0; \
-	  $$lab conformance --suite "$$SUITE" $${FOCUS:+--focus "$$FOCUS"} --skip "$$SKIP" || status=$$?; [ -n "$$KEEP" ] || $$lab down; exit $$status'
+	  $$lab conformance --suite "$$SUITE" $${FOCUS:+--focus "$$FOCUS"} --skip "$$SKIP" $${LOAD_BALANCERS:+--load-balancers} || status=$$?; [ -n "$$KEEP" ] || $$lab down; exit $$status'
 
 .PHONY: check
 check: lint check-generated test-unit ## Run everything but the cluster tests: a minute

@@ -2,8 +2,8 @@
 //
 // The test program and agnhost are built from the Kubernetes that the lab runs. As
 // there is no registry, the images are put together from Debian packages and given
-// to each node under the names that the tests ask for. The package changes
-// nothing in the lab but that.
+// to each node under the names that the tests ask for. The package changes nothing in the
+// lab but that, and for tests of load balancers what they need.
 //
 // The tests of network-policy-api are run in the same way, with a substitute for SCTP.
 package conformance
@@ -28,6 +28,8 @@ type Settings struct {
 	// Focus and Skip are regular expressions of the tests' names: those that
 	// match the first and not the second run. An empty Skip skips none.
 	Focus, Skip string
+	// LoadBalancers: flock-controller gives addresses to Services without a class.
+	LoadBalancers bool
 	// Procs is how many tests run at the same time.
 	Procs int
 	// Timeout of the whole run.
@@ -53,6 +55,11 @@ func Run(ctx context.Context, l *cluster.Lab, want Settings, progress io.Writer)
 	}
 	if err := l.ImportImages("suite", archive); err != nil {
 		return err
+	}
+	if want.LoadBalancers {
+		if err := provideLoadBalancers(ctx, l); err != nil {
+			return err
+		}
 	}
 	return run(l, want, progress, func(reports string) error { return runSuite(ctx, l, bin, reports, want, progress) }, readResults)
 }

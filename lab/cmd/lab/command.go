@@ -228,6 +228,7 @@ time. Ends with status 1 if a test fails.
 experimental ones included, and leaves its CRD in the lab. As the kernel may lack
 SCTP, the servers and clients of SCTP in their pods are a substitute.`,
 		Example: `  lab conformance --focus NetworkPolicy --skip SCTPConnectivity
+  lab conformance --load-balancers --focus LoadBalancers --skip finalizer
   lab conformance --suite network-policy-api --focus AdminTier`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -253,6 +254,7 @@ SCTP, the servers and clients of SCTP in their pods are a substitute.`,
 	cmd.Flags().StringVar(&suite, "suite", kubernetes, "whose `tests`: "+kubernetes+" or "+policyAPI)
 	cmd.Flags().StringVar(&want.Focus, "focus", `\[sig-network\].*\[Conformance\]`, "run the tests with names that match this `regex`; all of network-policy-api's by default")
 	cmd.Flags().StringVar(&want.Skip, "skip", "", "except those that match this `regex`")
+	cmd.Flags().BoolVar(&want.LoadBalancers, "load-balancers", false, "have flock-controller give addresses to Services without a class, from an AddressPool for all namespaces; the lab stays so")
 	cmd.Flags().IntVar(&want.Procs, "procs", 3, "how many tests run at the same time")
 	cmd.Flags().DurationVar(&want.Timeout, "timeout", 2*time.Hour, "how long the tests may take altogether")
 	cmd.Flags().StringVar(&want.Out, "out", "out/conformance", "`directory` for log and results, which is replaced")
