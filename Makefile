@@ -111,8 +111,8 @@ test-alerts: bin/lab ## Cause more alerts in a cluster, and see them fire and en
 	cd lab && $(LAB_TURN) go test -tags cluster,alerts -count=1 -timeout 30m -v -run TestAlerts ./e2e
 
 .PHONY: test-services
-test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 (root)
-	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 40m -v -run TestServices ./e2e
+test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 FLOCK_SEED=N (root)
+	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 90m -v -run TestServices ./e2e
 
 .PHONY: test-release
 test-release: ## Make a release twice, in two places, and compare the bytes: ARCH=amd64,arm64

@@ -391,6 +391,16 @@ func askEvery(t *testing.T, url string, pause, patience time.Duration) *load {
 	return l
 }
 
+// askAtRate asks so many times a second by new connections, however long the answers take: as
+// long as patience.
+func askAtRate(t *testing.T, url string, rate float64, patience time.Duration) *load {
+	t.Helper()
+	l := &load{}
+	l.url = url
+	l.start(t, plan.Outside, echoProgram, "get", "-n", "10000000", "-rate", fmt.Sprint(rate), "-timeout", patience.String(), url)
+	return l
+}
+
 // failed fails for each request since the last call that did.
 func (l *load) failed(t *testing.T, during string, began time.Time) {
 	t.Helper()

@@ -16,6 +16,8 @@ import (
 var serviceOutages []func(*testing.T, *serviceClients)
 
 const (
+	// serviceRate is how many requests a second clients make in all.
+	serviceRate     = 200.0
 	serviceRollout  = "deployment/web"
 	servicePatience = "--timeout=120s"
 )
@@ -94,8 +96,7 @@ spec:
 		if strings.Contains(addr, ":") {
 			host = "[" + addr + "]"
 		}
-		// 200 a second to the four of them.
-		clients.loads = append(clients.loads, askEvery(t, "http://"+host+":8080/", 17*time.Millisecond, 5*time.Second))
+		clients.loads = append(clients.loads, askAtRate(t, "http://"+host+":8080/", serviceRate/4, 5*time.Second))
 	}
 
 	began := time.Now()

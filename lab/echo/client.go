@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,14 +32,20 @@ type result struct {
 type client struct {
 	count             int
 	timeout, interval time.Duration
-	keep, follow      bool
-	log               func(any)
+	// rate is how often a second each URL is asked, whatever the answers take; 0: one
+	// request after the other.
+	rate         float64
+	keep, follow bool
+	log          func(any)
 }
 
 // get fails if any of the requests did; each has been printed by then.
 func (c *client) get(ctx context.Context, urls []string) error {
 	transport := &http.Transport{DisableKeepAlives: !c.keep}
 	defer transport.CloseIdleConnections()
+	if c.rate > 0 {
+		return c.getAtRate(ctx, transport, urls)
+	}
 	requests, failed := 0, 0
 	for round := range c.count {
 		if round > 0 && c.interval > 0 {
@@ -60,6 +68,38 @@ func (c *client) get(ctx context.Context, urls []string) error {
 	}
 	if failed > 0 {
 		return fmt.Errorf("get: %d of %d requests failed", failed, requests)
+	}
+	return nil
+}
+
+// getAtRate begins each request when it is due: a slow answer delays no other request. What
+// it could not begin in time it catches up with.
+func (c *client) getAtRate(ctx context.Context, transport http.RoundTripper, urls []string) error {
+	var failed atomic.Int64
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	began := time.Now()
+	for round := range c.count {
+		due := began.Add(time.Duration(float64(round) / c.rate * float64(time.Second)))
+		select {
+		case <-time.After(time.Until(due)):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, url := range urls {
+			asking.Go(func() {
+				if r := c.ask(ctx, transport, url); !r.OK {
+					failed.Add(1)
+				}
+			})
+		}
+	}
+	asking.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if n := failed.Load(); n > 0 {
+		return fmt.Errorf("get: %d of %d requests failed", n, c.count*len(urls))
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -349,4 +350,43 @@ func answered(t *testing.T, to string) net.Conn {
 			t.Fatalf("%s does not answer: %v", to, err)
 		}
 	}
+}
+
+// slow answers each request a second later.
+type slow struct{ began func() }
+
+func (s slow) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.began()
+	select {
+	case <-time.After(time.Second):
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// TestAtRate: requests begin when they are due, however slow the answers are.
+func TestAtRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var at []time.Duration
+		began := time.Now()
+		c := client{count: 100, rate: 50, log: func(any) {}}
+		err := c.getAtRate(t.Context(), slow{func() {
+			mu.Lock()
+			defer mu.Unlock()
+			at = append(at, time.Since(began))
+		}}, []string{"http://192.0.2.1/"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, is := range at {
+			if want := time.Duration(i) * 20 * time.Millisecond; is != want {
+				t.Errorf("request %d began after %s, want %s", i, is, want)
+			}
+		}
+		if took, want := time.Since(began), 99*20*time.Millisecond+time.Second; len(at) != 100 || took != want {
+			t.Errorf("%d requests took %s, want 100 in %s", len(at), took, want)
+		}
+	})
 }

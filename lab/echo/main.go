@@ -66,6 +66,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		flags.IntVar(&c.count, "n", 1, "`times` that each URL is asked")
 		flags.DurationVar(&c.timeout, "timeout", 2*time.Second, "`time` for one request, from connecting to the answer's end; 0: none")
 		flags.DurationVar(&c.interval, "interval", 0, "`time` to wait between two rounds")
+		flags.Float64Var(&c.rate, "rate", 0, "`times` a second that each URL is asked, whatever the answers take; 0: one request after the other")
 		flags.BoolVar(&c.keep, "keep", false, "keep connections for later requests")
 		flags.BoolVar(&c.follow, "follow", false, "print each line of the answer as it comes, as of /tick")
 		if err := flags.Parse(args); err != nil {
