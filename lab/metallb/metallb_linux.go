@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -66,18 +67,22 @@ func Install(ctx context.Context, l *cluster.Lab, s Settings, progress io.Writer
 	if err != nil {
 		return err
 	}
+	content, err := os.ReadFile(filepath.Join(source, "config", "manifests", "metallb-native.yaml"))
+	if err != nil {
+		return err
+	}
+	specs, err := images(string(content), bin)
+	if err != nil {
+		return err
+	}
 	archive := l.Dir.Path("images", "metallb.tar")
-	if err := image.Write(archive, images(bin)...); err != nil {
+	if err := image.Write(archive, specs...); err != nil {
 		return err
 	}
 	if err := l.ImportImages("metallb", archive); err != nil {
 		return err
 	}
 	if err := startRouter(ctx, l); err != nil {
-		return err
-	}
-	content, err := os.ReadFile(filepath.Join(source, "config", "manifests", "metallb-native.yaml"))
-	if err != nil {
 		return err
 	}
 	manifests, err := adapt(string(content), s)
@@ -127,16 +132,22 @@ func Remove(ctx context.Context, l *cluster.Lab) error {
 	return errors.Join(namespaced, rest, err, stopRouter(ctx, l))
 }
 
+var imageOfManifest = regexp.MustCompile(`(?m)^\s*image: (\S+/(controller|speaker):\S+)$`)
+
 // images are those that the manifest names, with the programs in bin.
-func images(bin string) (all []image.Spec) {
-	for name, program := range map[string]string{"controller": components.MetalLBController, "speaker": components.MetalLBSpeaker} {
+func images(manifests, bin string) (all []image.Spec, err error) {
+	programs := map[string]string{"controller": components.MetalLBController, "speaker": components.MetalLBSpeaker}
+	for _, m := range imageOfManifest.FindAllStringSubmatch(manifests, -1) {
+		ref, name := m[1], m[2]
 		all = append(all, image.Spec{
-			Ref:        "quay.io/metallb/" + name + ":" + components.MetalLB,
-			Entrypoint: []string{"/" + name},
-			Entries:    []image.Entry{image.File("/"+name, filepath.Join(bin, program))},
+			Ref: ref, Entrypoint: []string{"/" + name},
+			Entries: []image.Entry{image.File("/"+name, filepath.Join(bin, programs[name]))},
 		})
 	}
-	return all
+	if len(all) != len(programs) {
+		return nil, fmt.Errorf("the manifest of MetalLB %s has %d images, want one of controller and one of speaker", components.MetalLB, len(all))
+	}
+	return all, nil
 }
 
 // adapt makes of MetalLB's manifest that of the lab. The API server of the lab has no way to
