@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -165,6 +166,7 @@ func adapt(manifests string, s Settings) (string, error) {
 			continue
 		case "CustomResourceDefinition":
 			unstructured.RemoveNestedField(object, "spec", "conversion")
+			widenFormats(object)
 		case "Deployment":
 			arguments = append(arguments, "--webhook-mode=disabled")
 			fallthrough
@@ -188,6 +190,24 @@ func adapt(manifests string, s Settings) (string, error) {
 		out.WriteString("---\n" + string(text))
 	}
 	return out.String(), nil
+}
+
+// widenFormats takes the format int32 off numbers whose maximum is greater, as MetalLB's AS
+// numbers: the API server refuses every value of these.
+func widenFormats(schema any) {
+	switch schema := schema.(type) {
+	case map[string]any:
+		if most, ok := schema["maximum"].(float64); ok && most > math.MaxInt32 && schema["format"] == "int32" {
+			delete(schema, "format")
+		}
+		for _, inner := range schema {
+			widenFormats(inner)
+		}
+	case []any:
+		for _, inner := range schema {
+			widenFormats(inner)
+		}
+	}
 }
 
 // addArguments adds to those of the only container of a workload.

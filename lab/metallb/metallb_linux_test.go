@@ -16,7 +16,7 @@ metadata: {name: metallb-system}
 ---
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-spec: {conversion: {strategy: Webhook}, scope: Namespaced}
+spec: {conversion: {strategy: Webhook}, scope: Namespaced, versions: [{schema: {asn: {format: int32, maximum: 4294967295}, port: {format: int32, maximum: 16384}}}]}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -34,7 +34,7 @@ kind: ValidatingWebhookConfiguration
 		settings   Settings
 		want, none []string
 	}{
-		{"of no class", Settings{}, []string{"kind: Namespace", "scope: Namespaced", "kubernetes.io/os: linux", "- --webhook-mode=disabled"}, []string{"Webhook", "lb-class", "hostname"}},
+		{"of no class", Settings{}, []string{"kind: Namespace", "scope: Namespaced", "asn:\n        maximum: 4294967295", "port:\n        format: int32", "kubernetes.io/os: linux", "- --webhook-mode=disabled"}, []string{"Webhook", "lb-class", "hostname"}},
 		{"of a class, on one node", Settings{Class: "example.net/lb", Node: "node1"}, []string{
 			"- --port=7472\n        - --webhook-mode=disabled\n        - --lb-class=example.net/lb\n",
 			"- --port=7472\n        - --lb-class=example.net/lb\n        name: speaker\n      nodeSelector:\n        kubernetes.io/hostname: node1\n        kubernetes.io/os: linux\n",
