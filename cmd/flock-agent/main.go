@@ -120,7 +120,7 @@ func main() {
 	}
 	c.Log = slog.New(handler)
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // a node has little memory to spare, and the agent makes little garbage
+		debug.SetGCPercent(25) // a node has little memory to spare, and the agent makes little garbage
 	}
 	klog.SetSlogLogger(c.Log) // client-go logs in the same format
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

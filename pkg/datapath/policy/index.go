@@ -289,6 +289,8 @@ func (x *Index) SetNetworkPolicy(np *networkingv1.NetworkPolicy) {
 	ref := PolicyRef{np.Namespace, np.Name}
 	p := &parser{ref: ref, uid: np.UID}
 	s := podSelector{namespace: np.Namespace, pods: p.selector("spec.podSelector", &np.Spec.PodSelector)}
+	uid, created, spec := np.UID, np.CreationTimestamp.Time, &packedSpec{spec: &np.Spec} // np is not kept
+	defer spec.pack()
 	var joins []join
 	in, out := directions(np)
 	for d, isolates := range map[direction]bool{ingress: in, egress: out} {
@@ -297,8 +299,8 @@ func (x *Index) SetNetworkPolicy(np *networkingv1.NetworkPolicy) {
 		}
 		joins = append(joins, join{
 			group{key: fmt.Sprintf("%s|%s", d, s.key()), dir: d, subject: s, order: order{tier: namespaced}},
-			author{ref, np.UID, np.CreationTimestamp.Time, d},
-			func() ([]rule, []Finding) { return parseNetworkPolicy(np, d) },
+			author{ref, uid, created, d},
+			func() ([]rule, []Finding) { return parseNetworkPolicy(ref, uid, spec, d) },
 		})
 	}
 	x.setPolicy(ref, joins, p.findings)

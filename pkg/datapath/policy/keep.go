@@ -6,7 +6,6 @@ import (
 	"hash/maphash"
 	"maps"
 	"net/netip"
-	"runtime/debug"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -56,8 +55,6 @@ func (e *Enforcer) restore() {
 	if e.c.File == "" {
 		return
 	}
-	// What is read makes more garbage than all that follows.
-	defer debug.SetGCPercent(debug.SetGCPercent(25))
 	byName := map[string]*watch{}
 	for _, w := range e.watches {
 		byName[w.name] = w

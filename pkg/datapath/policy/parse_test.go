@@ -45,7 +45,7 @@ func TestFindings(t *testing.T) {
 			r.From = append(r.From, c.peer)
 		}
 		np.Spec.Ingress = append(np.Spec.Ingress, r)
-		rules, findings := parseNetworkPolicy(np, ingress)
+		rules, findings := parseNetworkPolicy(PolicyRef{np.Namespace, np.Name}, np.UID, &packedSpec{spec: &np.Spec}, ingress)
 		if len(findings) != 1 || !strings.Contains(findings[0].Message, c.want) || findings[0].Policy.String() != "NetworkPolicy shop/web" {
 			t.Errorf("findings %v, want one with %q", findings, c.want)
 		}

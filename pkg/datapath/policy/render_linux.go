@@ -362,7 +362,48 @@ func (l lookup) nftSet(name string) nft.Set {
 
 func (s *Set) nftSet() nft.Set { return s.lookup.nftSet(s.Name) }
 
-func (s *Set) elements() []nft.Element {
+// content is the elements that a set shall have.
+type content interface {
+	len() int
+	has(nft.Element) bool
+	all() []nft.Element
+}
+
+// listed is the content of a small set, or of one whose elements are found by nothing else.
+type listed struct {
+	elements []nft.Element
+	byKey    map[string]nft.Element // once it was asked for
+}
+
+func (l *listed) len() int           { return len(l.elements) }
+func (l *listed) all() []nft.Element { return l.elements }
+
+func (l *listed) has(e nft.Element) bool {
+	if l.byKey == nil {
+		l.byKey = make(map[string]nft.Element, len(l.elements))
+		for _, one := range l.elements {
+			l.byKey[one.Key] = one
+		}
+	}
+	one, ok := l.byKey[e.Key]
+	return ok && one == e
+}
+
+// content is of the set as it is now.
+func (s *Set) content() content {
+	if s.lookup.kind == kindNetPort {
+		return &listed{elements: s.all()}
+	}
+	return s
+}
+
+func (s *Set) len() int { return len(s.members) }
+
+func (s *Set) has(e nft.Element) bool {
+	return s.members[e.Key+e.End] > 0 && s.element(e.Key+e.End) == e
+}
+
+func (s *Set) all() []nft.Element {
 	if s.lookup.kind == kindNetPort {
 		out := make([]nft.Element, len(s.boxes))
 		for i, b := range s.boxes {
@@ -452,14 +493,14 @@ func (r *Ruleset) logs() bool {
 // A tableState is the whole of a table, as it shall be.
 type tableState struct {
 	sets     map[string]nft.Set
-	elements map[string]func() []nft.Element // by set
+	elements map[string]content // by set
 	chains   map[string]chainState
 	counters map[string]nft.Counter
 }
 
 // state is what the ruleset makes of the table; empty if it selects no pod.
 func (r *Ruleset) state(m Mark, generation uint32) *tableState {
-	s := &tableState{map[string]nft.Set{}, map[string]func() []nft.Element{}, map[string]chainState{}, map[string]nft.Counter{}}
+	s := &tableState{map[string]nft.Set{}, map[string]content{}, map[string]chainState{}, map[string]nft.Counter{}}
 	if len(r.Links) == 0 {
 		return s
 	}
@@ -475,11 +516,11 @@ func (r *Ruleset) state(m Mark, generation uint32) *tableState {
 	}
 	for _, set := range sets {
 		s.sets[set.Name] = set
-		s.elements[set.Name] = func() []nft.Element { return static[set.Name] }
+		s.elements[set.Name] = &listed{elements: static[set.Name]}
 	}
 	for name, set := range r.Sets {
 		s.sets[name] = set.nftSet()
-		s.elements[name] = set.elements
+		s.elements[name] = set.content()
 	}
 	for name, c := range r.Counters {
 		s.counters[name] = c.nftCounter()
@@ -498,9 +539,9 @@ func (r *Ruleset) state(m Mark, generation uint32) *tableState {
 }
 
 // set is one of the table's sets and its elements; false if there is none of the name.
-func (r *Ruleset) set(name string) (nft.Set, func() []nft.Element, bool) {
+func (r *Ruleset) set(name string) (nft.Set, content, bool) {
 	if s := r.Sets[name]; s != nil {
-		return s.nftSet(), s.elements, true
+		return s.nftSet(), s.content(), true
 	}
 	state := (&Ruleset{Links: r.Links}).state(DefaultMark, 0)
 	s, ok := state.sets[name]

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -63,7 +64,7 @@ func (t *Table) Sync(r *Ruleset, between func()) ([]datapath.Repair, error) {
 		if !ok {
 			continue
 		}
-		p, repair, err := t.planElements(set, want())
+		p, repair, err := t.planElements(set, want)
 		if err != nil {
 			return repairs, err
 		}
@@ -81,7 +82,7 @@ func (t *Table) Sync(r *Ruleset, between func()) ([]datapath.Repair, error) {
 }
 
 // planElements is how to make a set's elements what they shall be; nil if they are.
-func (t *Table) planElements(s nft.Set, want []nft.Element) (*plan, datapath.Repair, error) {
+func (t *Table) planElements(s nft.Set, want content) (*plan, datapath.Repair, error) {
 	added, deleted, err := t.compareElements(s, want)
 	if err != nil || len(added)+len(deleted) == 0 {
 		return nil, datapath.Repair{}, err
@@ -197,12 +198,12 @@ func (t *Table) planSync(r *Ruleset, have *nft.Contents, withElements bool) (*pl
 		case !there:
 			found(set, "set", datapath.Missing)
 			p.newSets = append(p.newSets, set)
-			p.fill[name] = want.elements[name]
+			p.fill[name] = want.elements[name].all
 		case definition != set.Definition():
 			found(set, "set", definition+", want "+set.Definition())
 			return nil, repairs, nil
 		case withElements:
-			elements, repair, err := t.planElements(set, want.elements[name]())
+			elements, repair, err := t.planElements(set, want.elements[name])
 			if err != nil {
 				return nil, nil, err
 			}
@@ -270,26 +271,34 @@ func (t *Table) planSync(r *Ruleset, have *nft.Contents, withElements bool) (*pl
 }
 
 // compareElements says what a set lacks and what it has too much. An element with
-// another end or verdict is both.
-func (t *Table) compareElements(s nft.Set, want []nft.Element) (added, deleted []nft.Element, err error) {
+// another end or verdict is both. Sets may be large: there is no copy of what is wanted.
+func (t *Table) compareElements(s nft.Set, want content) (added, deleted []nft.Element, err error) {
 	have, err := t.conn.Elements(s)
 	if err != nil {
 		return nil, nil, err
 	}
-	wanted := make(map[string]nft.Element, len(want))
-	for _, e := range want {
-		wanted[e.Key] = e
-	}
+	found := 0
 	for _, e := range have {
 		e.Count = nft.Count{}
-		if w, ok := wanted[e.Key]; ok && w == e {
-			delete(wanted, e.Key)
-			continue
+		if want.has(e) {
+			found++
+		} else {
+			deleted = append(deleted, e)
 		}
-		deleted = append(deleted, e)
 	}
-	for _, key := range slices.Sorted(maps.Keys(wanted)) {
-		added = append(added, wanted[key])
+	if found == want.len() {
+		return nil, deleted, nil
 	}
+	there := make(map[string]bool, len(have))
+	for _, e := range have {
+		e.Count = nft.Count{}
+		there[e.Key] = want.has(e)
+	}
+	for _, e := range want.all() {
+		if !there[e.Key] {
+			added = append(added, e)
+		}
+	}
+	slices.SortFunc(added, func(a, b nft.Element) int { return strings.Compare(a.Key, b.Key) })
 	return added, deleted, nil
 }

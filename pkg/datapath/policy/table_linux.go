@@ -218,7 +218,7 @@ func (t *Table) planChange(r *Ruleset, c Change) *plan {
 	p.revokes = c.Revokes
 	for _, s := range c.NewSets {
 		p.newSets = append(p.newSets, s.nftSet())
-		p.fill[s.Name] = s.elements
+		p.fill[s.Name] = s.all
 	}
 	for _, n := range c.NewCounters {
 		p.newCounters = append(p.newCounters, n.nftCounter())
@@ -423,7 +423,7 @@ func (t *Table) build(r *Ruleset, replace bool) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Sets)) {
 		p.newSets = append(p.newSets, s.sets[name])
-		p.fill[name] = s.elements[name]
+		p.fill[name] = s.elements[name].all
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.counters)) {
 		p.newCounters = append(p.newCounters, s.counters[name])
@@ -432,7 +432,7 @@ func (t *Table) build(r *Ruleset, replace bool) error {
 		p.newChains = append(p.newChains, r.Profiles[name].chains()...)
 	}
 	for _, set := range sets {
-		p.add(set, s.elements[set.Name]()...)
+		p.add(set, s.elements[set.Name].all()...)
 	}
 	// The base chains come last, with all that they lead to.
 	p.revokes, p.addInput = true, p.hasInput
@@ -452,7 +452,7 @@ func (s *tableState) addTo(b *nft.Batch) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.sets)) {
 		b.AddSet(s.sets[name])
-		b.Add(s.sets[name], s.elements[name]()...)
+		b.Add(s.sets[name], s.elements[name].all()...)
 	}
 	for _, name := range names {
 		b.AddRules(s.chains[name].chain, s.chains[name].rules...)
