@@ -74,6 +74,7 @@ func (s Snapshot) Findings() (all []Finding) {
 	all = append(all, s.firewalls()...)
 	all = append(all, s.attached()...)
 	all = append(all, s.settings()...)
+	all = append(all, s.proxy()...)
 	return append(all, s.leftovers()...)
 }
 
@@ -427,6 +428,21 @@ var others = []struct{ prefix, plugin string }{
 	{"cali", "Calico"}, {"vxlan.calico", "Calico"}, {"tunl0", "Calico"}, {"cilium_", "Cilium"}, {"lxc", "Cilium"},
 	{"flannel.", "Flannel"}, {"cni0", "Flannel"}, {"weave", "Weave Net"}, {"kube-bridge", "kube-router"},
 	{"antrea-", "Antrea"}, {"ovn-k8s-", "OVN-Kubernetes"}, {"coil", "Coil"},
+}
+
+// ipvsLink is kube-proxy's in its mode IPVS, with the addresses of all Services.
+const ipvsLink = "kube-ipvs0"
+
+// proxy is a kube-proxy in a mode that takes packets past what flock has for them.
+func (s Snapshot) proxy() []Finding {
+	if !slices.ContainsFunc(s.Links, func(l rtnl.Link) bool { return l.Name == ipvsLink }) {
+		return nil
+	}
+	return []Finding{{
+		Object: "link " + ipvsLink,
+		Text:   "kube-proxy is in mode IPVS: packets to Services pass no network policy on this node, and it announces no Service",
+		Remedy: "set mode nftables in the configuration of kube-proxy, and then: kube-proxy --cleanup",
+	}}
 }
 
 // leftovers are links of other network plugins that are up.

@@ -129,6 +129,7 @@ func TestFindings(t *testing.T) {
 		{name: "another link that does not", do: "ip link add br0 type bridge; sysctl -q -w net.ipv4.conf.br0.forwarding=0"},
 		{"another plugin's link", "ip link add cali0123456789a type bridge; ip link set cali0123456789a up", false,
 			"link cali0123456789a", "Calico"},
+		{"kube-proxy in mode IPVS", "ip link add kube-ipvs0 type bridge", false, "link kube-ipvs0", "mode IPVS"},
 		{name: "one that is down", do: "ip link add cni0 type bridge"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
