@@ -142,11 +142,22 @@ type serviceClients struct {
 // all are the addresses of both Services.
 func (c *serviceClients) all() []string { return slices.Concat(c.addrs["local"], c.addrs["cluster"]) }
 
-// failed fails for each request since the last call that did.
+// failed fails for each request since the last call that did, but for one connection of a
+// client that was reset: the lab's router hashes flows again when a node joins or leaves,
+// which moves one that is on its way to a pod that does not know it (docs/anycast.md,
+// resilient hashing).
 func (c *serviceClients) failed(t *testing.T, during string, began time.Time) {
 	t.Helper()
 	for _, l := range c.loads {
-		l.failed(t, during, began)
+		moved := 0
+		for _, f := range l.failures(t, during, began) {
+			if moved == 0 && strings.Contains(f.error, "read: connection reset by peer") {
+				moved++
+				t.Logf("during %s, a connection was reset on its way: %v", during, f)
+				continue
+			}
+			t.Errorf("during %s, %v", during, f)
+		}
 	}
 }
 
