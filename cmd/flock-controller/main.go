@@ -43,6 +43,7 @@ func main() {
 	flag.BoolVar(&c.Classless, "without-class", false, "also give addresses to Services of type LoadBalancer without a loadBalancerClass; do not set it while another controller takes these")
 	flag.StringVar(&kubeconfig, "kubeconfig", "", "path to a kubeconfig; if empty, the controller uses the service account of its pod")
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9478", "address and port of /healthz, /readyz and /metrics (Prometheus); if empty, there are none")
+	flag.StringVar(&c.MetricsAddress, "metrics-address", "", "address and port of /metrics for other machines, over TLS: the API server must allow the client's token to get this path (TokenReview, SubjectAccessReview); :9482 in deploy/; if empty, there is none")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "lowest level to log: debug, info, warn or error")
 	flag.StringVar(&format, "log-format", "text", "format of the log: text (logfmt) or json, a line each")
 	flag.BoolVar(&showVersion, "version", false, "print the version and exit")

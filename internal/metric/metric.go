@@ -123,6 +123,7 @@ const pageHead = `# Metrics
 
 The agent serves these at ` + "`/metrics`" + `, for Prometheus on port 9480 of the node ([how](deploy.md#prometheus-and-grafana))
 and for programs on the node on ` + "`127.0.0.1:9479`" + `, with those of the Go runtime and of the process (` + "`go_*`, `process_*`" + `).
-flock-controller serves those that begin with ` + "`flock_controller_`" + `, on its node on ` + "`127.0.0.1:9478`" + `. ` + "`deploy/chart/monitoring`" + `
+flock-controller serves those that begin with ` + "`flock_controller_`" + `, on port 9482 of its node, and for
+programs on the node on ` + "`127.0.0.1:9478`" + `. ` + "`deploy/chart/monitoring`" + `
 has alerts ([runbooks](runbooks.md)) and a dashboard of the agents'. ` + "`make generate`" + ` makes this page from the code.
 `

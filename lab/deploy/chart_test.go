@@ -198,7 +198,7 @@ func TestChartValues(t *testing.T) {
 		d := only[*appsv1.Deployment](t, template(t, "--set=controller.replicas=3,controller.withoutClass=true,controller.extraArgs={--health-address=[::1]:1}",
 			"--set=controller.resources.requests.cpu=2,agent.logFormat=json,apiServer.host=localhost", "--set=image.repository=registry.example/flock,image.tag=v1"))
 		c := d.Spec.Template.Spec.Containers[0]
-		if diff := cmp.Diff([]string{"--without-class", "--log-format=json", "--health-address=[::1]:1"}, c.Args); diff != "" {
+		if diff := cmp.Diff([]string{"--metrics-address=:9482", "--without-class", "--log-format=json", "--health-address=[::1]:1"}, c.Args); diff != "" {
 			t.Errorf("flags (-want +got):\n%s", diff)
 		}
 		if *d.Spec.Replicas != 3 || cpu(c) != "2" || c.Image != "registry.example/flock:v1" || c.Env[len(c.Env)-1].Value != "localhost" {
@@ -239,7 +239,7 @@ func TestChartValues(t *testing.T) {
 	})
 	t.Run("monitoring", func(t *testing.T) {
 		out, err := helm(t, "template", "flock", chart, "--namespace=flock-system", "--set=metrics.reader.namespace=monitoring,metrics.reader.name=prometheus",
-			"--set=metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.release=main", "--set=metrics.alerts.enabled=true,metrics.dashboard.enabled=true", "--set=metrics.address=:1235")
+			"--set=metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.release=main", "--set=metrics.alerts.enabled=true,metrics.dashboard.enabled=true", "--set=metrics.address=:1235,metrics.controllerAddress=:1236")
 		if err != nil {
 			t.Fatal(out)
 		}
@@ -271,7 +271,9 @@ func TestChartValues(t *testing.T) {
 					t.Errorf("dashboard: %.300s", document)
 				}
 			case "Service":
-				if o.Metadata.Name == "flock-metrics" && !strings.Contains(document, "port: 1235") {
+				port := map[string]string{"flock-metrics": "port: 1235", "flock-controller-metrics": "port: 1236"}[o.Metadata.Name]
+				// The ServiceMonitor selects this label.
+				if !strings.Contains(document, port) || o.Metadata.Labels["app.kubernetes.io/name"] != "flock" {
 					t.Errorf("Service: %s", document)
 				}
 				continue

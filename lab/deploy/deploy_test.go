@@ -243,6 +243,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"patch flock.fritzlab.net/addresspools/status",
 		"get,list,watch,create,update,delete flock.fritzlab.net/addressclaims",
 		"create,patch events.k8s.io/events",
+		"create authentication.k8s.io/tokenreviews", "create authorization.k8s.io/subjectaccessreviews",
 	}; !slices.Equal(may, want) {
 		t.Errorf("the controller may %q, want %q", may, want)
 	}

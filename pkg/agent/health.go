@@ -12,14 +12,12 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
 	"flock.fritzlab.net/flock/internal/sys"
@@ -53,12 +51,14 @@ func (h *health) Run(ctx context.Context) error {
 	return together(ctx,
 		func(ctx context.Context) error { return h.serveSocket(ctx, handler) },
 		func(ctx context.Context) error {
-			return h.serveAddress(ctx, "--health-address", h.address, &h.fault, nil, handler)
+			scrape.Address{Flag: "--health-address", Addr: h.address, Fault: &h.fault, Log: h.log}.Run(ctx, handler)
+			return nil
 		},
 		func(ctx context.Context) error {
 			only := http.NewServeMux()
 			only.Handle("GET /metrics", handler)
-			return h.serveAddress(ctx, "--metrics-address", h.metrics, &h.metricsFault, h.tls, h.guard.Protect(only))
+			scrape.Address{Flag: "--metrics-address", Addr: h.metrics, TLS: h.tls, Fault: &h.metricsFault, Log: h.log}.Run(ctx, h.guard.Protect(only))
+			return nil
 		})
 }
 
@@ -77,51 +77,7 @@ func (h *health) serveSocket(ctx context.Context, handler http.Handler) error {
 	for _, a := range each[Answerer](h.parts) {
 		mux.Handle(a.Answer())
 	}
-	return serve(ctx, listener, mux, h.log)
-}
-
-// serveAddress serves at the address of a flag, over TLS if there is a configuration for
-// it. An address that is taken costs the metrics, not the node: it is tried again.
-func (h *health) serveAddress(ctx context.Context, flag, address string, fault *cell.Cell[string], config *tls.Config, handler http.Handler) error {
-	if address == "" {
-		return nil
-	}
-	delay := backoff.Backoff{First: time.Second, Last: 30 * time.Second}
-	for {
-		began := time.Now()
-		listener, err := net.Listen("tcp", address)
-		if err == nil {
-			fault.Set("")
-			if config != nil {
-				listener = tls.NewListener(listener, config)
-			}
-			err = serve(ctx, listener, handler, h.log)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if time.Since(began) > delay.Last {
-			delay.Reset()
-		}
-		err = fmt.Errorf("%s=%s: %w", flag, address, err)
-		fault.Set(err.Error())
-		h.log.Error("cannot serve metrics, will retry", "error", err)
-		if delay.Wait(ctx) != nil {
-			return nil
-		}
-	}
-}
-
-// serve answers until ctx ends. What a client does wrong is logged for debugging alone:
-// whoever can connect can cause it.
-func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	server := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
-	defer context.AfterFunc(ctx, func() { server.Close() })()
-	return server.Serve(listener)
+	return scrape.Serve(ctx, listener, mux, h.log)
 }
 
 func (h *health) handler() http.Handler {

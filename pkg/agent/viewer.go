@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/address"
@@ -29,6 +28,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/datapath/sourceguard"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/netlink/rtnl"
+	"flock.fritzlab.net/flock/pkg/scrape"
 	"flock.fritzlab.net/flock/pkg/view"
 )
 
@@ -94,24 +94,8 @@ func (v *viewer) Answer() (pattern string, h http.Handler) {
 
 // Run serves the page until ctx ends. An address that is taken is tried again.
 func (v *viewer) Run(ctx context.Context) error {
-	if v.address == "" {
-		return nil
-	}
-	delay := backoff.Backoff{First: time.Second, Last: 30 * time.Second}
-	for {
-		listener, err := net.Listen("tcp", v.address)
-		if err == nil {
-			v.log.Info("serving the node's page", "url", "http://"+listener.Addr().String()+"/")
-			err = serve(ctx, listener, v.page(), v.log)
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		v.log.Error("cannot serve the node's page, will retry", "error", fmt.Errorf("--page-address=%s: %w", v.address, err))
-		if delay.Wait(ctx) != nil {
-			return nil
-		}
-	}
+	scrape.Address{Flag: "--page-address", Addr: v.address, Log: v.log}.Run(ctx, v.page())
+	return nil
 }
 
 // page serves the page to browsers on the node. The Host of a request must be one of the

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"flock.fritzlab.net/flock/pkg/kube"
+	"flock.fritzlab.net/flock/pkg/scrape"
 )
 
 // Config is what flock-controller is started with.
@@ -30,7 +31,10 @@ type Config struct {
 	Classless bool
 	// HealthAddress is address:port of /healthz, /readyz and /metrics; "" serves none.
 	HealthAddress string
-	Log           *slog.Logger
+	// MetricsAddress is address:port of /metrics for other machines, over TLS and for those
+	// whom the API server allows; "" serves none.
+	MetricsAddress string
+	Log            *slog.Logger
 }
 
 // Run works until ctx ends. It gives up the Lease then, so that another instance goes on at
@@ -57,6 +61,14 @@ func Run(ctx context.Context, c Config) error {
 			}
 		})
 	}
+	tls, err := scrape.TLS("", "", c.Name, nil)
+	if err != nil {
+		return fmt.Errorf("make a certificate for --metrics-address: %w", err)
+	}
+	parts.Go(func() {
+		scrape.Address{Flag: "--metrics-address", Addr: c.MetricsAddress, TLS: tls, Log: c.Log}.
+			Run(ctx, scrape.NewGuard(client, c.Log).Protect(ctrl.metricsHandler()))
+	})
 	election.run(ctx)
 	cancel()
 	parts.Wait()
@@ -117,9 +129,7 @@ func (c *controller) lead(ctx context.Context) {
 // handler answers /healthz unless this instance holds on to a Lease that it cannot renew,
 // and /readyz once it works or knows which other instance does.
 func (c *controller) handler(e *election) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), c.metrics)
-	mux := http.NewServeMux()
+	mux := c.metricsHandler()
 	answer := func(pattern string, fault func() string) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) {
 			if why := fault(); why != "" {
@@ -139,6 +149,14 @@ func (c *controller) handler(e *election) http.Handler {
 		}
 		return ""
 	})
+	return mux
+}
+
+// metricsHandler answers /metrics.
+func (c *controller) metricsHandler() *http.ServeMux {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), c.metrics)
+	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	return mux
 }

@@ -1,5 +1,5 @@
-// Package scrape lets monitoring read the agent from another machine: over TLS, and only
-// those whom the API server allows it. It decides who may read; what there is to read is
+// Package scrape lets monitoring read the agent and flock-controller from another machine:
+// over TLS, and only those whom the API server allows it. It decides who may read; what there is to read is
 // its caller's.
 //
 // It asks the API server with a TokenReview and a SubjectAccessReview, as the kubelet does

@@ -45,7 +45,7 @@ nothing.
 {{- end }}
 {{- if $values.metrics.address }}
 {{- $args = append $args (printf "--metrics-address=%s" $values.metrics.address) }}
-{{- range $agent.ports }}{{ $_ := set . "containerPort" (include "flock.metricsPort" $values | int) }}{{ end }}
+{{- range $agent.ports }}{{ $_ := set . "containerPort" (include "flock.port" $values.metrics.address | int) }}{{ end }}
 {{- else }}
 {{- $_ := unset $agent "ports" }}
 {{- end }}
@@ -66,6 +66,16 @@ nothing.
 {{- $_ := set $d.spec "replicas" $values.controller.replicas }}
 {{- $_ := set $c "resources" $values.controller.resources }}
 {{- $args := list }}
+{{- $ports := list }}
+{{- range $c.ports }}
+{{- if ne .name "metrics" }}{{ $ports = append $ports . }}
+{{- else if $values.metrics.controllerAddress }}
+{{- $_ := set . "containerPort" (include "flock.port" $values.metrics.controllerAddress | int) }}{{ $ports = append $ports . }}
+{{- $args = append $args (printf "--metrics-address=%s" $values.metrics.controllerAddress) }}
+{{- end }}
+{{- end }}
+{{- $_ := set $c "ports" $ports }}
+{{- $_ := unset $c "args" }}
 {{- if $values.controller.withoutClass }}{{ $args = append $args "--without-class" }}{{ end }}
 {{- if ne $values.agent.logLevel "info" }}{{ $args = append $args (printf "--log-level=%s" $values.agent.logLevel) }}{{ end }}
 {{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
@@ -76,4 +86,4 @@ nothing.
 {{- $_ := set $c "env" $env }}
 {{- end }}
 
-{{- define "flock.metricsPort" }}{{ regexFind "[0-9]+$" .metrics.address }}{{ end }}
+{{- define "flock.port" }}{{ regexFind "[0-9]+$" . }}{{ end }}
