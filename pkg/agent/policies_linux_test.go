@@ -166,6 +166,33 @@ func newPolicyNode(t *testing.T) (*node, *apiServer) {
 	return n, api
 }
 
+// A policy over its namespace's budget allows nothing and holds up no pod; the condition
+// names it, and an agent with a larger budget enforces it.
+func TestPolicyBudget(t *testing.T) {
+	t.Parallel()
+	n, api := newPolicyNode(t)
+	for _, name := range []string{"web", "web2", "client"} {
+		api.labeled(name, map[string]string{"app": strings.TrimSuffix(name, "2")})
+	}
+	n.start("--policy-budget=1")
+	web, client := n.sandbox("web"), n.sandbox("client")
+	addrs := web.mustAddPod("web")
+	client.mustAddPod("client")
+	n.becomes(true, client.ns, addrs...)
+	api.policies.put("isolate", isolate("web", "client")) // two elements: the client's addresses
+	n.becomes(false, client.ns, addrs...)
+	api.says(n, "PoliciesEnforced", metav1.ConditionFalse, "NetworkPolicy shop/isolate-web")
+	more := n.sandbox("web2").mustAddPod("web2")
+	n.unreachable(client.ns, more...)
+	if _, metrics := n.get("/metrics"); !strings.Contains(metrics, "flock_policy_over_budget 1") {
+		t.Errorf("no metric counts it")
+	}
+	n.kill()
+	n.start()
+	n.becomes(true, client.ns, append(addrs, more...)...)
+	api.says(n, "PoliciesEnforced", metav1.ConditionTrue, "")
+}
+
 // The whole of a policy's way: it closes, opens and closes again; a pod starts behind
 // it; it outlives the agent; and it goes with the last policy.
 func TestPolicyIsEnforced(t *testing.T) {
