@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"maps"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -55,6 +56,9 @@ func (e *Enforcer) restore() {
 	if e.c.File == "" {
 		return
 	}
+	// The heap only grows, so that collecting often would take most of the time. What it
+	// is too large then goes back to the node when the policies are in force.
+	defer debug.SetGCPercent(debug.SetGCPercent(50))
 	byName := map[string]*watch{}
 	for _, w := range e.watches {
 		byName[w.name] = w
