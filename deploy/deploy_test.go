@@ -4,12 +4,16 @@ package deploy_test
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -137,6 +141,93 @@ func TestPrivileges(t *testing.T) {
 		token := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "api-access" })
 		if token != (c.Name == "agent") {
 			t.Errorf("%s has a token: %t", c.Name, token)
+		}
+	}
+}
+
+// roles are the rules that the manifests give to a service account of flock-system.
+func roles(t *testing.T, account string) (rules []rbacv1.PolicyRule) {
+	t.Helper()
+	type document struct {
+		metav1.TypeMeta   `json:",inline"`
+		metav1.ObjectMeta `json:"metadata"`
+		Rules             []rbacv1.PolicyRule `json:"rules"`
+		Subjects          []rbacv1.Subject    `json:"subjects"`
+		RoleRef           rbacv1.RoleRef      `json:"roleRef"`
+	}
+	files, err := filepath.Glob("chart/base/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no manifests", err)
+	}
+	of, bound := map[rbacv1.RoleRef][]rbacv1.PolicyRule{}, map[rbacv1.RoleRef]bool{}
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for text := range strings.SplitSeq(string(content), "\n---\n") {
+			var d document
+			if err := yaml.Unmarshal([]byte(text), &d); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			switch d.Kind {
+			case "Role", "ClusterRole":
+				of[rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: d.Kind, Name: d.Name}] = d.Rules
+			case "RoleBinding", "ClusterRoleBinding":
+				if slices.ContainsFunc(d.Subjects, func(s rbacv1.Subject) bool { return s.Kind != "ServiceAccount" || s.Name == account }) {
+					bound[d.RoleRef] = true
+				}
+			}
+		}
+	}
+	if len(bound) == 0 {
+		t.Fatalf("no role is bound to %s", account)
+	}
+	for ref := range bound {
+		if of[ref] == nil {
+			t.Errorf("%s is bound to %s %s, which is not in the manifests", account, ref.Kind, ref.Name)
+		}
+		rules = append(rules, of[ref]...)
+	}
+	return rules
+}
+
+// TestSecrets: no node reads a Secret. flock-controller follows those of flock-system, to
+// encrypt each password for the node that needs it.
+func TestSecrets(t *testing.T) {
+	reads := func(r rbacv1.PolicyRule) bool {
+		return slices.ContainsFunc(r.Resources, func(s string) bool { return s == "*" || strings.HasPrefix(s, "secrets") }) ||
+			slices.Contains(r.APIGroups, "*") || slices.Contains(r.Verbs, "*")
+	}
+	for _, r := range roles(t, "flock") {
+		if reads(r) {
+			t.Errorf("the agents have %+v", r)
+		}
+	}
+	found := 0
+	for _, r := range roles(t, "flock-controller") {
+		if reads(r) {
+			found++
+			if !slices.Equal(r.Verbs, []string{"list", "watch"}) || !slices.Equal(r.Resources, []string{"secrets"}) {
+				t.Errorf("flock-controller has %+v", r)
+			}
+		}
+	}
+	if found != 1 {
+		t.Errorf("flock-controller has %d rules about Secrets, want one", found)
+	}
+	content, err := os.ReadFile("chart/base/controller.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text := range strings.SplitSeq(string(content), "\n---\n") {
+		var r rbacv1.ClusterRole
+		if err := yaml.Unmarshal([]byte(text), &r); err == nil && r.Kind == "ClusterRole" && slices.ContainsFunc(r.Rules, reads) {
+			t.Errorf("flock-controller reads Secrets of all namespaces")
+		}
+		var d appsv1.Deployment
+		if err := yaml.Unmarshal([]byte(text), &d); err == nil && d.Kind == "Deployment" && !d.Spec.Template.Spec.HostNetwork {
+			t.Error("without hostNetwork flock-controller could not work before the routes that need its passwords")
 		}
 	}
 }

@@ -44,7 +44,7 @@ func main() {
 	var format string
 	var showVersion bool
 	flag.StringVar(&c.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node and NodeConfig objects (default: $NODE_NAME)")
-	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of flock's own objects: the Secrets with the passwords of BGP and OSPF sessions")
+	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of flock's own objects: its DaemonSet, and the Secrets that messages about passwords name")
 	flag.StringVar(&c.PodName, "pod-name", os.Getenv("POD_NAME"), "name of the agent's own pod, by which it finds its DaemonSet, to tell a roll-out from a departure of the node (default: $POD_NAME)")
 	addresses := func(s string) error {
 		c.NodeAddresses = nil

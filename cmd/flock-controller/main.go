@@ -24,8 +24,9 @@ const usage = `flock-controller gives Services with loadBalancerClass flock.frit
 their addresses from AddressPools with use service. flock's agents announce them.
 
 It also ends the AddressClaims of nodes that are gone, turns the conditions of
-NodeConfigs of such nodes to Unknown, and writes who uses an AddressPool into its
-status. Several instances may run: the one with the Lease works. While none
+NodeConfigs of such nodes to Unknown, writes who uses an AddressPool into its
+status, and encrypts the passwords of BGP and OSPF sessions for the nodes that
+need them. Several instances may run: the one with the Lease works. While none
 works, Services keep what they have, and nodes go on announcing it.
 
 Flags:
@@ -38,7 +39,7 @@ func main() {
 	var showVersion bool
 	hostname, _ := os.Hostname()
 	flag.StringVar(&c.Name, "name", os.Getenv("POD_NAME"), "unique name of this instance (default: $POD_NAME, or the host's name)")
-	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of the Lease "+controller.LeaseName)
+	flag.StringVar(&c.Namespace, "namespace", "flock-system", "namespace of the Lease "+controller.LeaseName+" and of the Secrets with the passwords of BGP and OSPF sessions")
 	flag.DurationVar(&c.LeaseDuration, "lease-duration", controller.DefaultLeaseDuration, "how long the Lease is valid without renewal before another instance takes over; at least 2s")
 	flag.BoolVar(&c.Classless, "without-class", false, "also give addresses to Services of type LoadBalancer without a loadBalancerClass; do not set it while another controller takes these")
 	flag.StringVar(&kubeconfig, "kubeconfig", "", "path to a kubeconfig; if empty, the controller uses the service account of its pod")

@@ -238,6 +238,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch /pods",
 		"patch /services/status",
 		"get,list,watch flock.fritzlab.net/nodeconfigs",
+		"get,list,watch flock.fritzlab.net/nodeconfigtemplates",
 		"get,list,watch flock.fritzlab.net/addresspools",
 		"patch flock.fritzlab.net/nodeconfigs/status",
 		"patch flock.fritzlab.net/addresspools/status",

@@ -187,7 +187,8 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		},
 		Changed: []departure.Notifier{&nodeChanged, &configChanged},
 	})
-	router := &router{departing: &departing.Decision, namespace: c.Namespace, addresses: c.NodeAddresses, api: api, state: node, pools: pools, log: c.Log}
+	passwords := &passwords{node: c.NodeName, path: c.path("password-key"), configs: configs, log: c.Log}
+	router := &router{departing: &departing.Decision, namespace: c.Namespace, addresses: c.NodeAddresses, opened: passwords, state: node, pools: pools, log: c.Log}
 	if err := router.open(c.path("bird")); err != nil {
 		return nil, nil, err
 	}
@@ -260,7 +261,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	all := parts{
 		configCache, nodeCache, templateCache, poolCache, namespaces, recorder, claims,
 		configs, pools, poolUse{promises, &granted, pools}, templates, overlaps,
-		node, router, gate, nodeCondition,
+		node, passwords, router, gate, nodeCondition,
 		attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
 		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,
 		&policyLog{namespaces: namespaces, changed: &grantsChanged, policies: policies, log: c.Log},

@@ -29,7 +29,6 @@ type apiServer struct {
 	watchers                                      map[chan []byte]bool
 	pools                                         pools
 	nodes                                         nodes
-	secrets                                       atomic.Int32  // what it answers when it is asked for one
 	lost                                          chan struct{} // one for each status of a NodeConfig that is not there
 	away                                          atomic.Bool   // it answers that it is not available
 	pods                                          sync.Map      // by the path at which they are asked for
@@ -167,8 +166,9 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.services.ServeHTTP(w, r)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addressclaims" && r.Method == http.MethodGet && r.URL.Query().Get("fieldSelector") == "":
 		s.claims.ServeHTTP(w, r)
-	case strings.Contains(r.URL.Path, "/secrets/") && s.secrets.Load() != 0:
-		s.refuse(w, s.secrets.Load(), metav1.StatusReasonInternalError)
+	case strings.Contains(r.URL.Path, "/secrets"):
+		s.t.Error("an agent asks for Secrets")
+		s.refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden)
 	case r.URL.Path == "/api/v1/pods" && r.URL.Query().Get("sendInitialEvents") == "true":
 		s.refuse(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
 	case r.URL.Path == "/api/v1/pods" && r.URL.Query().Get("watch") != "": // pods do not change
@@ -219,6 +219,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		object := s.object.DeepCopy()
+		patch.Status.Passwords = object.Status.Passwords // which no agent writes
 		object.Status = patch.Status
 		s.change(object)
 		json.NewEncoder(w).Encode(object)

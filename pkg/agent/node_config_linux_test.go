@@ -3,7 +3,6 @@ package agent_test
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,22 +75,6 @@ func TestKeptNodeConfigOfAnotherNode(t *testing.T) {
 	if addrs, err := n.sandbox("a").add(); err == nil || !strings.Contains(err.Error(), "NodeConfig node1") {
 		t.Errorf("ADD: %v, %v; want an error that waits for NodeConfig node1", addrs, err)
 	}
-}
-
-// A password that cannot be read is no fault of the NodeConfig, which is in force.
-func TestPasswordThatCannotBeRead(t *testing.T) {
-	t.Parallel()
-	config := strings.Replace(routedNodeConfig, `"remoteAS":64512`, `"remoteAS":64512,"passwordSecretRef":{"name":"tor","key":"md5"}`, 1)
-	n := newNode(t, config)
-	api := n.serveAPI()
-	api.secrets.Store(http.StatusInternalServerError)
-	api.put("a", 3, config)
-	n.start()
-	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "secret flock-system/tor")
-	api.accepted(n, 3, metav1.ConditionTrue, "")
-	api.secrets.Store(0) // there is none
-	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "no such Secret")
-	api.accepted(n, 3, metav1.ConditionTrue, "")
 }
 
 // The status of a NodeConfig that is not there any more is tried once when something

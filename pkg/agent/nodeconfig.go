@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"reflect"
 
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -71,11 +72,13 @@ func (n *nodeConfigs) Run(ctx context.Context) error {
 			continue
 		case ok:
 			now.object = object
-			if now.same(before) {
+			same := now.same(before)
+			if same {
 				now.node, now.err = before.node, before.err
-				break
+			} else {
+				now.node, now.err = config.ParseNode(object)
 			}
-			if now.node, now.err = config.ParseNode(object); now.err != nil {
+			if now.err != nil || same && reflect.DeepEqual(object.Status.Passwords, before.object.Status.Passwords) {
 				break
 			}
 			if err := kube.Save(n.path, object); err != nil {

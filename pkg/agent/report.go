@@ -71,7 +71,7 @@ func (r *report) Run(ctx context.Context) error {
 			continue // the object to write to is not known yet
 		}
 		if of != newest.uid { // what an agent before this one wrote goes on
-			of, written = newest.uid, *config.object.Status.DeepCopy()
+			of, written = newest.uid, ofAgent(config.object.Status)
 			status = v1alpha1.NodeConfigStatus{Conditions: slices.Clone(written.Conditions)}
 			earliest = time.Now().Add(gather) // BIRD and the API server are about to say the rest
 		}
@@ -79,8 +79,8 @@ func (r *report) Run(ctx context.Context) error {
 			timer.Reset(wait)
 			continue
 		}
-		if there && takenForDead(config.object) {
-			written = *config.object.Status.DeepCopy()
+		if there && (takenForDead(config.object) || config.object.Status.PasswordKey != written.PasswordKey) {
+			written = ofAgent(config.object.Status)
 		}
 		r.fill(ctx, newest.generation, &status)
 		if wait := due(written, status, wrote, pace); wait == never {
@@ -104,6 +104,13 @@ func (r *report) Run(ctx context.Context) error {
 			timer.Reset(after)
 		}
 	}
+}
+
+// ofAgent is what of status an agent writes.
+func ofAgent(status v1alpha1.NodeConfigStatus) v1alpha1.NodeConfigStatus {
+	s := status.DeepCopy()
+	s.Passwords = nil
+	return *s
 }
 
 // takenForDead says whether flock-controller has turned the conditions to Unknown, because

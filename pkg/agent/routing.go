@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -18,13 +17,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
-	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/bird"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
@@ -44,14 +41,22 @@ type router struct {
 	departing cell.Reader[departure.Decision]
 	namespace string       // of the Secrets
 	addresses []netip.Addr // the Node's InternalIPs
-	api       secretReader
+	opened    cell.Reader[opened]
 	state     cell.Reader[nodeState]
 	pools     cell.Reader[poolSet]
 	log       *slog.Logger
 
 	bird    *bird.Applier
-	daemon  cell.Cell[daemon] // written by bird's OnChange
-	secrets cell.Cell[error]  // why passwords are missing in what bird has
+	daemon  cell.Cell[daemon]  // written by bird's OnChange
+	missing cell.Cell[missing] // in what bird has
+	set     bool               // bird has got a configuration; follow's own
+}
+
+// missing says which passwords are missing.
+type missing struct {
+	err error
+	// waits: for some of them it is not known yet that there is none.
+	waits bool
 }
 
 // daemon is what BIRD has come to.
@@ -82,10 +87,6 @@ func (r *router) open(dir string) error {
 	return nil
 }
 
-type secretReader interface {
-	SecretKey(ctx context.Context, namespace, name, key string) ([]byte, error)
-}
-
 // Run renders the configuration again whenever that which it is made of changes.
 func (r *router) Run(ctx context.Context) error {
 	return together(ctx, r.follow, func(ctx context.Context) error { r.bird.Run(ctx); return nil })
@@ -93,153 +94,99 @@ func (r *router) Run(ctx context.Context) error {
 
 func (r *router) follow(ctx context.Context) error {
 	const poolsSettle = 100 * time.Millisecond // many at once are one change of BIRD's configuration
-	state, pools, departing, sessions := cell.Signal(), cell.Signal(), cell.Signal(), cell.Signal()
-	r.daemon.Notify(sessions)
-	r.departing.Notify(departing)
+	state, pools, changed := cell.Signal(), cell.Signal(), cell.Signal()
+	r.departing.Notify(changed)
+	r.opened.Notify(changed)
 	r.state.Notify(state)
 	r.pools.Notify(pools)
-	delay := backoff.Backoff{First: 200 * time.Millisecond, Last: 10 * time.Second}
-	again := time.NewTimer(0)
-	again.Stop()
-	defer again.Stop()
 	settled := settling{after: poolsSettle}
-	reread := newReread()
 	var want *inForce // what was rendered last
-	passwords := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-again.C:
 		case <-state:
 			now := r.state.Get().inForce
 			if reflect.DeepEqual(now, want) {
 				continue
 			}
 			want = now
-		case <-departing:
+		case <-changed:
 		case <-pools:
 			settled.begin()
-			continue
-		case <-sessions:
-			if reread.sessions(r.sessionsUp(r.daemon.Get().Sessions).Status) && passwords && r.secrets.Get() == nil {
-				again.Reset(reread.after())
-			}
 			continue
 		case <-settled.over:
 			settled.over = nil
 		}
-		if want == nil {
-			continue
-		}
-		secrets, err := r.render(ctx, want)
-		passwords = secrets
-		r.secrets.Set(err)
-		switch {
-		case err != nil:
-			after := delay.Next()
-			r.log.Warn("cannot read the passwords shared with routers, will retry", "error", err, "after", after)
-			again.Reset(after)
-		case secrets:
-			again.Reset(reread.after())
-			delay.Reset()
-		default:
-			again.Stop()
-			delay.Reset()
+		if want != nil {
+			r.render(want)
 		}
 	}
-}
-
-// reread says when to read the passwords again. A password that was changed at a router
-// ends the session, so while one is down the Secrets are read more often.
-type reread struct {
-	down bool
-	soon backoff.Backoff
-}
-
-// rereadEvery is how often passwords are read while all sessions are up; up to half more, so
-// that nodes spread.
-const rereadEvery = time.Minute
-
-func newReread() reread {
-	return reread{soon: backoff.Backoff{First: 5 * time.Second, Last: rereadEvery, Jitter: 0.5}}
-}
-
-// sessions takes the status of the condition of the sessions. It says whether one has just
-// gone down, so that it is time to ask for after again.
-func (r *reread) sessions(up metav1.ConditionStatus) (now bool) {
-	down := up == metav1.ConditionFalse
-	now = down && !r.down
-	if now {
-		r.soon.Reset()
-	}
-	r.down = down
-	return now
-}
-
-// after is how long to wait before the next reading.
-func (r *reread) after() time.Duration {
-	if r.down {
-		return r.soon.Next()
-	}
-	return rereadEvery + rand.N(rereadEvery/2)
 }
 
 // Unsettled implements Settler: an image with a configuration that BIRD refuses must not be
 // rolled out further, and until BIRD has recovered from its start a withdrawal does not
-// reach the routers. That BIRD is absent is for its own container's probe.
+// reach the routers. Nor must one be that gets no passwords, from a flock-controller of an
+// earlier version, say. That BIRD is absent is for its own container's probe.
 func (r *router) Unsettled() string {
 	d := r.daemon.Get()
 	if d.Err != nil && !errors.Is(d.Err, birdc.ErrAbsent) {
 		return fmt.Sprintf("BIRD does not run this node's configuration: %v", d.Err)
 	}
+	if m := r.missing.Get(); m.waits {
+		return m.err.Error()
+	}
 	return d.Recovering
 }
 
-// render gives the routing daemon its configuration. While a Secret cannot be read
-// the daemon keeps what it has: without the password a session would end. secrets:
-// the configuration takes passwords from Secrets.
-func (r *router) render(ctx context.Context, in *inForce) (secrets bool, err error) {
+// render gives the routing daemon its configuration. At the agent's start, where BIRD has run
+// before, it waits until of each password is known what it is, or that there is none: without
+// it a session that is up would end.
+func (r *router) render(in *inForce) {
 	intent := routing.IntentOf(in.node)
 	intent.OnLink = in.onLink
 	intent.Addresses, intent.Held = r.addresses, in.held
 	intent.Departing = r.departing.Get().Withdraw
 	pools := r.pools.Get()
 	intent.Pools = routing.PoolsOf(slices.Concat(pools.pools, pools.retained))
-	refs := intent.Secrets()
-	var missing error
-	for _, ref := range refs {
-		value, err := r.api.SecretKey(ctx, r.namespace, ref.Name, ref.Key)
-		if err != nil && !errors.Is(err, kube.ErrNoSecret) {
-			return true, err
+	opened := r.opened.Get()
+	var missing missing
+	for _, ref := range intent.Secrets() {
+		p, known := opened[ref]
+		if !known {
+			p = openedPassword{err: errors.New("flock-controller has not encrypted it for this node yet: see that it runs and is of this version"), waits: true}
 		}
-		var password routing.Password
-		if err == nil {
-			password, err = routing.ParsePassword(value)
-		}
-		if err != nil {
-			missing = errors.Join(missing, fmt.Errorf("secret %s/%s, key %s: %w; the sessions that need it stay down", r.namespace, ref.Name, ref.Key, err))
+		if p.err != nil {
+			missing.waits = missing.waits || p.waits
+			missing.err = errors.Join(missing.err, fmt.Errorf("secret %s/%s, key %s: %w; the sessions that need it stay down", r.namespace, ref.Name, ref.Key, p.err))
 			continue
 		}
 		if intent.Passwords == nil {
 			intent.Passwords = map[config.SecretRef]routing.Password{}
 		}
-		intent.Passwords[ref] = password
+		intent.Passwords[ref] = p.password
 	}
-	r.bird.Set(intent)
-	return len(refs) > 0, missing
+	if missing.waits && !r.set && r.bird.RanBefore() {
+		missing.err = fmt.Errorf("BIRD keeps the configuration that it has until all passwords are there: %w", missing.err)
+	} else {
+		r.bird.Set(intent)
+		r.set = true
+	}
+	if r.missing.Set(missing) && missing.err != nil {
+		r.log.Warn("passwords shared with routers are missing", "error", missing.err)
+	}
 }
 
 // Notify implements Follower.
 func (r *router) Notify(ch chan<- struct{}) {
 	r.daemon.Notify(ch)
-	r.secrets.Notify(ch)
+	r.missing.Notify(ch)
 }
 
 // Conditions implements Conditioner.
 func (r *router) Conditions() []metav1.Condition {
 	daemon := r.daemon.Get()
-	err := errors.Join(r.secrets.Get(), daemon.Err)
+	err := errors.Join(r.missing.Get().err, daemon.Err)
 	loaded := condition(conditionRouting, err, "Loaded", "NotLoaded")
 	if !daemon.Loaded {
 		loaded.Status, loaded.Reason = metav1.ConditionFalse, "NotLoaded"

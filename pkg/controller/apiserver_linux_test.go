@@ -53,6 +53,8 @@ func TestAPIServer(t *testing.T) {
 		{"Services without a class", classless},
 		{"nodes that are gone", deadNodes},
 		{"who uses a pool", poolStatus},
+		{"passwords", sealedPasswords},
+		{"a password of many nodes", passwordsOfMany},
 		{"the Lease", lease},
 		{"two controllers at once, without a Lease", twoAtOnce},
 		{"controllers are killed and paused", churn},

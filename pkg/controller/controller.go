@@ -22,7 +22,8 @@ import (
 type Config struct {
 	// API is where the API server is, with the credentials.
 	API *rest.Config
-	// Name of this instance, unlike that of any other, and the namespace of the Lease.
+	// Name of this instance, unlike that of any other, and the namespace of the Lease
+	// and of the Secrets with passwords.
 	Name, Namespace string
 	// LeaseDuration is after how long another instance takes a Lease that is not renewed; 0 is
 	// the default.
@@ -120,6 +121,7 @@ func (c *controller) lead(ctx context.Context) {
 		(&claims{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
 		(&nodes{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
 		(&pools{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
+		(&passwords{world: w, api: c.client, namespace: c.Namespace, log: c.Log, metrics: c.metrics}).Run,
 	} {
 		parts.Go(func() { run(ctx) })
 	}

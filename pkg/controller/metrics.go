@@ -29,6 +29,8 @@ var (
 		"Near the capacity: the next pod or Service gets none.", "pool", "family", "use")
 	metricClaims = metric.New(metric.Counter, "flock_controller_claims_ended_total", "AddressClaims of pods that were ended because their node is gone or not heard of.",
 		"Rising while all nodes are up: look at the log.")
+	metricSealed = metric.New(metric.Counter, "flock_controller_passwords_encrypted_total", "Passwords shared with routers that were encrypted for a node.",
+		"Rising while no Secret, NodeConfig or template changes and no node starts: something changes back and forth.")
 	metricUnknown = metric.New(metric.Gauge, "flock_controller_nodes_unknown", "NodeConfigs whose conditions are Unknown because nothing is heard of their Node.",
 		"Not 0: these nodes are down or cut off.")
 )
@@ -38,9 +40,9 @@ type poolFamilyUse struct{ pool, family, use string }
 
 // metrics are what Prometheus is told.
 type metrics struct {
-	leading                               atomic.Bool
-	assigned, released, failures, collect prometheus.Counter
-	unknown                               atomic.Int64
+	leading                                       atomic.Bool
+	assigned, released, failures, collect, sealed prometheus.Counter
+	unknown                                       atomic.Int64
 
 	mu       sync.Mutex // guards below
 	services map[string]int
@@ -50,7 +52,7 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	counter := func(m *metric.Metric) prometheus.Counter { return m.NewCounter().WithLabelValues() }
-	return &metrics{assigned: counter(metricAssigned), released: counter(metricReleased), failures: counter(metricFailures), collect: counter(metricClaims)}
+	return &metrics{assigned: counter(metricAssigned), released: counter(metricReleased), failures: counter(metricFailures), collect: counter(metricClaims), sealed: counter(metricSealed)}
 }
 
 // decided notes the decisions of a pass.
@@ -87,13 +89,13 @@ func (m *metrics) forget() {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricUnknown)
+	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown)
 }
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- metricLeading.Bool(m.leading.Load())
-	for _, c := range []prometheus.Counter{m.assigned, m.released, m.failures, m.collect} {
+	for _, c := range []prometheus.Counter{m.assigned, m.released, m.failures, m.collect, m.sealed} {
 		c.Collect(ch)
 	}
 	if !m.leading.Load() {

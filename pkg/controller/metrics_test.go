@@ -56,7 +56,7 @@ func TestMetrics(t *testing.T) {
 	}
 	// One that stands by knows nothing of Services and pools.
 	m.leading.Store(false)
-	if families, err = registry.Gather(); err != nil || len(families) != 5 {
+	if families, err = registry.Gather(); err != nil || len(families) != 6 {
 		t.Errorf("while it stands by it has %d metrics, %v", len(families), err)
 	}
 }

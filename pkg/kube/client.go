@@ -8,15 +8,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"reflect"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -84,34 +81,13 @@ func (c *Client) AddressPools(changed func()) *Cache[*v1alpha1.AddressPool] {
 	return newCache[*v1alpha1.AddressPool](c.flock, "addresspools", &v1alpha1.AddressPool{}, fields.Everything(), nil, changed)
 }
 
-// ErrNoSecret says that there is no such Secret, or that it has no such key.
-var ErrNoSecret = errors.New("there is no such Secret, or it has no such key")
-
-// SecretKey reads one key of a Secret, as the API server's cache has it: every node asks
-// again and again, and etcd need not be asked each time. ErrNoSecret is in the chain of the error if
-// the API server has answered that there is none.
-func (c *Client) SecretKey(ctx context.Context, namespace, name, key string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	secret := &corev1.Secret{}
-	err := c.core.Get().Namespace(namespace).Resource("secrets").Name(name).Param("resourceVersion", "0").Do(ctx).Into(secret)
-	if apierrors.IsNotFound(err) {
-		return nil, ErrNoSecret
-	}
-	if err != nil {
-		return nil, fmt.Errorf("secret %s/%s: %w", namespace, name, err)
-	}
-	value, ok := secret.Data[key]
-	if !ok {
-		return nil, ErrNoSecret
-	}
-	return value, nil
-}
-
 // PatchStatus makes status that of the NodeConfig called name (JSON merge patch,
-// RFC 7396, in which null takes a field away).
+// RFC 7396, in which null takes a field away), but for the passwords, which are
+// flock-controller's.
 func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.NodeConfigStatus) error {
-	patch, err := json.Marshal(map[string]any{"status": allFields(status)})
+	fields := allFields(status)
+	delete(fields, "passwords")
+	patch, err := json.Marshal(map[string]any{"status": fields})
 	if err != nil {
 		return err
 	}

@@ -39,18 +39,31 @@ func (c *Client) AllNamespaces(changed func()) *Cache[*corev1.Namespace] {
 	return newCache[*corev1.Namespace](c.core, "namespaces", &corev1.Namespace{}, fields.Everything(), onlyNeeded, changed)
 }
 
-// Nodes follows all Nodes, of which only name, UID, pod CIDRs, addresses and conditions are
-// kept.
+// Nodes follows all Nodes, of which only name, UID, labels, pod CIDRs, addresses and
+// conditions are kept.
 func (c *Client) Nodes(changed func()) *Cache[*corev1.Node] {
 	only := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
-			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion}
+			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, Labels: n.Labels, ResourceVersion: n.ResourceVersion}
 			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs}
 			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: n.Status.Conditions}
 		}
 		return obj, nil
 	}
 	return newCache[*corev1.Node](c.core, nodes, &corev1.Node{}, fields.Everything(), only, changed)
+}
+
+// Secrets follows the Secrets of a namespace, but for Helm's, each of which is a release of
+// up to a megabyte. Only names, UID, version and data are kept.
+func (c *Client) Secrets(namespace string, changed func()) *Cache[*corev1.Secret] {
+	only := func(obj any) (any, error) {
+		if s, ok := obj.(*corev1.Secret); ok {
+			s.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion}
+		}
+		return obj, nil
+	}
+	which := fields.OneTermNotEqualSelector("type", "helm.sh/release.v1")
+	return newCacheFrom(cache.NewListWatchFromClient(c.core, "secrets", namespace, which), &corev1.Secret{}, only, changed)
 }
 
 // Pods follows the metadata of all pods, of which only names, UID and these annotations are
@@ -137,6 +150,14 @@ func (c *Client) DropClaim(ctx context.Context, claim *v1alpha1.AddressClaim) er
 // PatchConditions makes these the conditions of a NodeConfig that is as nc is.
 func (c *Client) PatchConditions(ctx context.Context, nc *v1alpha1.NodeConfig, conditions []metav1.Condition) error {
 	return c.patchFlockStatus(ctx, nodeConfigs, nc.ObjectMeta, map[string]any{"conditions": conditions})
+}
+
+// PatchPasswords makes these the passwords in the status of a NodeConfig, nil: none, whatever
+// version it has: they are flock-controller's alone.
+func (c *Client) PatchPasswords(ctx context.Context, nc *v1alpha1.NodeConfig, passwords *v1alpha1.SealedPasswords) error {
+	of := nc.ObjectMeta
+	of.ResourceVersion = ""
+	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"passwords": passwords})
 }
 
 // PatchPoolStatus makes status that of an AddressPool, whatever version it has.

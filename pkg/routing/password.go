@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+
+	"flock.fritzlab.net/flock/pkg/routing/seal"
 )
 
 // Password is a key that the node shares with a router. It prints as a
@@ -16,7 +18,7 @@ type Password struct {
 
 // maxPassword is what the kernel takes for TCP MD5 (TCP_MD5SIG_MAXKEYLEN), in
 // bytes.
-const maxPassword = 80
+const maxPassword = seal.Most
 
 // ParsePassword takes the value of a Secret's key. The error does not hold the
 // value.

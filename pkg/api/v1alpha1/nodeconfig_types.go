@@ -302,6 +302,44 @@ type NodeConfigStatus struct {
 	// +kubebuilder:validation:MaxItems=64
 	// +optional
 	Pools []PoolStatus `json:"pools,omitempty"`
+	// PasswordKey is the node's public key for the passwords that it shares with routers:
+	// X25519 (RFC 7748), base64. The agent makes another one after each boot.
+	// +kubebuilder:validation:Pattern=`^([A-Za-z0-9+/]{43}=)?$`
+	// +optional
+	PasswordKey string `json:"passwordKey,omitempty"`
+	// Passwords are those that the node shares with routers, encrypted for it alone.
+	// flock-controller writes them; an agent may not.
+	// +optional
+	Passwords *SealedPasswords `json:"passwords,omitempty"`
+}
+
+// SealedPasswords are passwords that one node can decrypt.
+type SealedPasswords struct {
+	// Recipient is the passwordKey for which they are encrypted.
+	Recipient string `json:"recipient"`
+	// Items has each key of a Secret that the node's configuration refers to.
+	// +listType=map
+	// +listMapKey=secret
+	// +listMapKey=key
+	// +kubebuilder:validation:MaxItems=256
+	Items []SealedPassword `json:"items"`
+}
+
+// SealedPassword is a password that one node can decrypt, or why there is none.
+type SealedPassword struct {
+	// Secret in flock's namespace, and the key in it.
+	Secret string `json:"secret"`
+	Key    string `json:"key"`
+	// Ciphertext is the password, encrypted by HPKE (RFC 9180): base64 of the encapsulated
+	// key and the ciphertext. Node, Secret and key are bound to it.
+	// +optional
+	Ciphertext string `json:"ciphertext,omitempty"`
+	// Version of the Secret from which it was made: its UID and resourceVersion.
+	// +optional
+	Version string `json:"version,omitempty"`
+	// Message says why there is no password.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // ServiceStatus is an address of a Service on one node.

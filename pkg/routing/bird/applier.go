@@ -316,7 +316,7 @@ func (a *Applier) publish(err error) {
 // to have it.
 func (a *Applier) ensure(ctx context.Context, want []byte) (*birdc.Conn, error) {
 	conn, err := birdc.Dial(ctx, a.Socket)
-	if errors.Is(err, birdc.ErrAbsent) && (a.ranBefore() || !speaksOSPF(want)) {
+	if errors.Is(err, birdc.ErrAbsent) && (a.RanBefore() || !speaksOSPF(want)) {
 		// BIRD will start from the file, so it must hold what is wanted.
 		if _, ierr := a.install(ctx, want, a.Check); ierr != nil {
 			return nil, ierr

@@ -20,11 +20,11 @@ const (
 	rejectedName = "bird.conf.rejected"
 )
 
-// ranBefore reports whether there is a file that BIRD has run with since the node's
+// RanBefore reports whether there is a file that BIRD has run with since the node's
 // start. With OSPF, a BIRD that has not is configured when it is there: it takes a
 // start from a file for a restart, in which it announces nothing for the whole grace
 // period unless a router knows of its life before (RFC 3623 section 2.2).
-func (a *Applier) ranBefore() bool {
+func (a *Applier) RanBefore() bool {
 	_, err := sys.Stat(a.path(confName))
 	return !errors.Is(err, os.ErrNotExist)
 }
