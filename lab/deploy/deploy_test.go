@@ -224,7 +224,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,patch flock.fritzlab.net/nodeconfigs/status",
 		"patch /nodes",
 		"patch /nodes/status",
-		"get,list,watch,create,delete flock.fritzlab.net/addressclaims",
+		"get,list,watch,create,update,delete flock.fritzlab.net/addressclaims",
 		"create authentication.k8s.io/tokenreviews",
 		"create authorization.k8s.io/subjectaccessreviews",
 		"create,patch events.k8s.io/events",

@@ -112,11 +112,12 @@ spec:
   cidrs: ["2001:db8:201::/64", 203.0.113.64/26]
   namespaceSelector: {matchLabels: {team: shop}}
   uses: [static]
+  quarantineSeconds: 5
 `
 
 // onePodsInTheCluster creates pods on two nodes that ask for the same addresses. One
 // gets them, and the error of the other names it. The other gets them when the first is
-// gone, and the router follows.
+// gone and their quarantine is over, and the router follows.
 func onePodsInTheCluster(t *testing.T, c *podClient) {
 	nodes := plan.Nodes(2)
 	asks := map[string]string{"flock.fritzlab.net/ipv4": "true", "flock.fritzlab.net/addresses": "2001:db8:201::7,203.0.113.71"}
@@ -134,7 +135,11 @@ func onePodsInTheCluster(t *testing.T, c *podClient) {
 	c.remove(t, "shop", "first")
 	went := time.Now()
 	second := c.ready(t, "shop", "second", 1)[0]
-	t.Logf("Ready %s after the first pod's end, at the kubelet's next try", time.Since(went).Round(100*time.Millisecond))
+	took := time.Since(went)
+	t.Logf("Ready %s after the first pod's end, at the kubelet's next try after the quarantine", took.Round(100*time.Millisecond))
+	if took < 3*time.Second { // it began when the sandbox was gone, before the object was
+		t.Errorf("Ready %s after the first pod's end, within the quarantine of 5s", took)
+	}
 	c.reached(t, second, wantedTwice...)
 	announced(t, nodes[1], wantedTwice...)
 

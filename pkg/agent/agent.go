@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -168,7 +169,10 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	templates := &templates{nodeName: c.NodeName, api: api, configs: configs, node: nodeCache, templates: templateCache, nodeChanged: &nodeChanged, changed: &templatesChanged, log: c.Log}
 	overlaps := &overlaps{node: c.NodeName, api: api, configs: configs, log: c.Log}
 
-	claims := claim.New(claim.Config{Node: c.NodeName, API: api, Log: c.Log})
+	claims := claim.New(claim.Config{
+		Node: c.NodeName, API: api, Log: c.Log,
+		Quarantine: func(a netip.Addr) time.Duration { return claim.Quarantine(a, pools.Get().pools) },
+	})
 	announcer := &announcer{announcerConfig: announcerConfig{
 		node: c.NodeName, ledger: promises, host: host, pools: pools, deletions: deletions, events: recorder, log: c.Log,
 	}}

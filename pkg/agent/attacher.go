@@ -168,7 +168,7 @@ func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call) (ledge
 	if err := a.ledger.AwaitFree(wait, plan.Held()); err != nil {
 		return ledger.Record{}, nil, cni.TryAgainLater("pod %s: an address that it asks for is still held: %w", c.Pod, err)
 	}
-	attachment, claims := id(c), claim.Of(c.Pod, plan.Held())
+	attachment, claims := id(c), claim.Of(c.Pod, workload(pod).App, plan.Held())
 	if err := a.claims.Acquire(ctx, attachment.String(), claims, claim.LimitsOf(claims, a.pools.Get().pools)...); errors.Is(err, claim.ErrUnavailable) {
 		return ledger.Record{}, nil, cni.TryAgainLater("pod %s: %w", c.Pod, err)
 	} else if err != nil {

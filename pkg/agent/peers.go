@@ -76,7 +76,7 @@ func (p *peers) addrs(pod *corev1.Pod, before []netip.Addr) (held []netip.Addr) 
 		is := slices.Contains(before, a)
 		if p.claims.Synced() {
 			claim, ok := p.claims.Get(v1alpha1.AddressClaimName(a))
-			is = ok && claim.Spec.PodNamespace == pod.Namespace && claim.Spec.PodName == pod.Name
+			is = ok && claim.Spec.QuarantinedUntil == nil && claim.Spec.PodNamespace == pod.Namespace && claim.Spec.PodName == pod.Name
 		}
 		if is {
 			held = append(held, a)

@@ -33,7 +33,7 @@ func (a *attacher) reconcile(ctx context.Context) error {
 	var bindings []sourceguard.Binding
 	var ports []hostport.Binding
 	for _, r := range a.ledger.Records() {
-		a.claims.Restore(r.ID.String(), claim.Of(r.Pod, r.Held()))
+		a.claims.Restore(r.ID.String(), claim.Of(r.Pod, r.App, r.Held()))
 		if b := binding(r); b.Validate() == nil { // a link that cannot be named has no traffic either
 			bindings = append(bindings, b)
 		}

@@ -20,7 +20,7 @@ import (
 
 const (
 	// DefaultQuarantine is how long a released address rests when
-	// spec.podCIDRs.quarantineSeconds is absent.
+	// spec.podCIDRs.quarantineSeconds, or that of a pool, is absent.
 	DefaultQuarantine = 60 * time.Second
 	// DefaultMaxAddresses is how many addresses a pod may have when
 	// spec.maxAddressesPerPod is absent, and mostAddresses the highest such number: what

@@ -29,7 +29,9 @@ type Pool struct {
 	// MaxPerNamespace is how many of the addresses the pods of one namespace may hold;
 	// 0: no limit.
 	MaxPerNamespace int
-	Routing         PoolRouting
+	// Quarantine is how long a static address stays claimed after its pod has ended.
+	Quarantine time.Duration
+	Routing    PoolRouting
 }
 
 // PoolServices is how Services get addresses of a pool.
@@ -98,7 +100,7 @@ func Deciding(pools []Pool, addr netip.Addr) (deciding []Pool) {
 func ParsePool(ap *v1alpha1.AddressPool) (Pool, error) {
 	spec := field.NewPath("spec")
 	var errs field.ErrorList
-	p := Pool{Name: ap.Name, Namespaces: parseSelector(spec.Child("namespaceSelector"), ap.Spec.NamespaceSelector, &errs)}
+	p := Pool{Name: ap.Name, Quarantine: DefaultQuarantine, Namespaces: parseSelector(spec.Child("namespaceSelector"), ap.Spec.NamespaceSelector, &errs)}
 
 	cidrs := spec.Child("cidrs")
 	if len(ap.Spec.CIDRs) == 0 {
@@ -128,6 +130,12 @@ func ParsePool(ap *v1alpha1.AddressPool) (Pool, error) {
 		errs = append(errs, field.Invalid(spec.Child("routing", "aggregate"), true, "is for pools with the use service: add service to uses, or leave aggregate out"))
 	}
 	p.MaxPerNamespace = parseMaxPerNamespace(spec, ap.Spec.MaxAddressesPerNamespace, &errs)
+	if q := ap.Spec.QuarantineSeconds; q != nil {
+		if *q < 0 || *q > 86400 {
+			errs = append(errs, field.Invalid(spec.Child("quarantineSeconds"), *q, "must be between 0 and 86400 seconds"))
+		}
+		p.Quarantine = time.Duration(*q) * time.Second
+	}
 	p.Routing = parsePoolRouting(spec.Child("routing"), ap.Spec.Routing, &errs)
 	if err := errs.ToAggregate(); err != nil {
 		return Pool{}, fmt.Errorf("addresspool %s: %w", ap.Name, err)

@@ -22,7 +22,7 @@ func addressPool(change func(*v1alpha1.AddressPoolSpec)) *v1alpha1.AddressPool {
 }
 
 func TestParsePool(t *testing.T) {
-	plain := Pool{Name: "dns", CIDRs: prefixes("2001:db8:53::/64"), Namespaces: labels.Everything(), Anycast: true, Services: PoolServices{AutoAssign: true, Sharing: v1alpha1.SharingNamespace}}
+	plain := Pool{Name: "dns", CIDRs: prefixes("2001:db8:53::/64"), Namespaces: labels.Everything(), Anycast: true, Quarantine: time.Minute, Services: PoolServices{AutoAssign: true, Sharing: v1alpha1.SharingNamespace}}
 	for _, tc := range []struct {
 		name   string
 		change func(*v1alpha1.AddressPoolSpec)
@@ -33,6 +33,8 @@ func TestParsePool(t *testing.T) {
 			s.CIDRs = append(s.CIDRs, "203.0.113.53/32")
 			s.Uses = append(s.Uses, "static")
 		}, func(p *Pool) { p.CIDRs, p.Static = prefixes("2001:db8:53::/64", "203.0.113.53/32"), true }},
+		{"a quarantine", func(s *v1alpha1.AddressPoolSpec) { s.QuarantineSeconds = ptr(int32(5)) }, func(p *Pool) { p.Quarantine = 5 * time.Second }},
+		{"no quarantine", func(s *v1alpha1.AddressPoolSpec) { s.QuarantineSeconds = ptr(int32(0)) }, func(p *Pool) { p.Quarantine = 0 }},
 		{"for Services", func(s *v1alpha1.AddressPoolSpec) { s.Uses = []v1alpha1.PoolUse{"service"} }, func(p *Pool) {
 			p.Anycast, p.Service = false, true
 		}},
@@ -123,6 +125,7 @@ func TestParsePoolRefuses(t *testing.T) {
 		{"metrics", func(s *spec) { s.Routing.LocalPreference, s.Routing.MED = ptr(int64(-1)), ptr(int64(4294967296)) }, []string{
 			"spec.routing.localPreference: Invalid value: -1: must be between 0 and 4294967295", "spec.routing.med: Invalid value: 4294967296",
 		}},
+		{"quarantine", func(s *spec) { s.QuarantineSeconds = ptr(int32(86401)) }, []string{"spec.quarantineSeconds: Invalid value: 86401: must be between 0 and 86400 seconds"}},
 		{"announce delay", func(s *spec) { s.Routing.AnnounceDelay = &metav1.Duration{Duration: time.Hour + 1} }, []string{`spec.routing.announceDelay: Invalid value: "1h0m0.000000001s": must be between 0s and 1h`}},
 		{"negative announce delay", func(s *spec) { s.Routing.AnnounceDelay = &metav1.Duration{Duration: -1} }, []string{`spec.routing.announceDelay`}},
 	} {

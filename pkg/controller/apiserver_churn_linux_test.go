@@ -441,7 +441,7 @@ func (w *workload) act(rnd *rand.Rand) {
 		c.Name = v1alpha1.AddressClaimName(netip.MustParseAddr(c.Spec.Address))
 		if made, err := w.s.flock.MakeClaim(ctx, c); err == nil {
 			time.Sleep(time.Duration(rnd.IntN(100)) * time.Millisecond)
-			_ = w.s.flock.DeleteClaim(ctx, c.Name, made.UID)
+			_ = w.s.flock.DropClaim(ctx, made)
 		}
 	}
 }

@@ -227,6 +227,18 @@ func (s *server) claimed(t *testing.T, addr, want string) {
 	t.Fatalf("%s is claimed by %q, want %q", addr, got, want)
 }
 
+// rests waits until the address of a pod is in quarantine.
+func (s *server) rests(t *testing.T, addr string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		c, err := s.flock.GetClaim(t.Context(), v1alpha1.AddressClaimName(netip.MustParseAddr(addr)))
+		if err == nil && c.Spec.QuarantinedUntil != nil {
+			return
+		}
+	}
+	t.Fatalf("the claim on %s does not come into quarantine", addr)
+}
+
 // events waits for an Event of a Service with that reason and returns its note.
 func (s *server) event(t *testing.T, key, reason string) string {
 	t.Helper()
@@ -422,7 +434,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := agent.DeleteClaim(t.Context(), current.Name, current.UID); !apierrors.IsForbidden(err) {
+	if err := agent.DropClaim(t.Context(), current); !apierrors.IsForbidden(err) {
 		t.Errorf("an agent deletes the claim of a Service: %v", err)
 	}
 }
@@ -550,9 +562,13 @@ func deadNodes(t *testing.T, s *server) {
 		claim(map[string]string{"up": "192.0.2.101", "silent": "192.0.2.102", "gone": "192.0.2.103"}[n], "ended-"+n, n)
 		claim(map[string]string{"up": "192.0.2.111", "silent": "192.0.2.112", "gone": "192.0.2.113"}[n], "lives-"+n, n)
 	}
+	s.apply(t, strings.Replace(pool("rests", "192.0.2.96/27", "  quarantineSeconds: 2"), "[service]", "[static]", 1))
 	stop := s.run(t)
 	node("silent", corev1.ConditionUnknown)
 	s.Kubectl("", "delete", "node", "gone")
+	for _, a := range []string{"192.0.2.102", "192.0.2.103"} {
+		s.rests(t, a)
+	}
 	s.claimed(t, "192.0.2.102", "")
 	s.claimed(t, "192.0.2.103", "")
 	conditions := func(name string) string {

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,11 +37,13 @@ func (c *claims) Run(ctx context.Context) {
 	c.world.has.Notify(changed)
 	retry := backoff.Backoff{First: 500 * time.Millisecond, Last: 30 * time.Second, Jitter: 0.2}
 	follow(ctx, changed, 100*time.Millisecond, func() time.Duration {
-		ended, err := collector.Collect(ctx, c.world.claims.List())
+		pools := c.world.validPools()
+		collector.Quarantine = func(a netip.Addr) time.Duration { return claim.Quarantine(a, pools) }
+		ended, again, err := collector.Collect(ctx, c.world.claims.List())
 		c.metrics.collect.Add(float64(ended))
 		if err == nil || ctx.Err() != nil {
 			retry.Reset()
-			return -1
+			return again
 		}
 		delay := retry.Next()
 		c.log.Warn("cannot end AddressClaims, will retry", "error", err, "retry", delay)

@@ -62,7 +62,7 @@ func (w *world) users() (all []user) {
 		if err != nil {
 			continue
 		}
-		if c.Spec.PodUID != "" {
+		if c.Spec.PodUID != "" && c.Spec.QuarantinedUntil == nil {
 			all = append(all, user{addr, v1alpha1.UseStatic, c.Spec.PodNamespace + "/" + c.Spec.PodName})
 		}
 		for _, s := range c.Spec.Services {

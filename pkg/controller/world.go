@@ -226,7 +226,11 @@ func grantsAnycast(pools []config.Pool, addr netip.Addr, namespace labels.Set) b
 
 func claimOf(c *v1alpha1.AddressClaim) service.Claim {
 	if c.Spec.PodUID != "" {
-		return service.Claim{Pod: fmt.Sprintf("pod %s/%s on node %s", c.Spec.PodNamespace, c.Spec.PodName, c.Spec.NodeName)}
+		pod := fmt.Sprintf("pod %s/%s on node %s", c.Spec.PodNamespace, c.Spec.PodName, c.Spec.NodeName)
+		if until := c.Spec.QuarantinedUntil; until != nil {
+			pod += ", which does not have it any more, in quarantine until " + until.UTC().Format(time.RFC3339)
+		}
+		return service.Claim{Pod: pod}
 	}
 	var out service.Claim
 	for _, s := range c.Spec.Services {

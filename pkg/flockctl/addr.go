@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -106,6 +107,9 @@ func answerAddr(addr netip.Addr, configs []v1alpha1.NodeConfig, pools []v1alpha1
 	for _, claim := range claims {
 		if is(claim.Spec.Address) {
 			a.Claim = fmt.Sprintf("%s/%s on %s", claim.Spec.PodNamespace, claim.Spec.PodName, claim.Spec.NodeName)
+			if until := claim.Spec.QuarantinedUntil; until != nil {
+				a.Claim += ", in quarantine until " + until.UTC().Format(time.RFC3339)
+			}
 			if services := claim.Spec.Services; len(services) > 0 {
 				var names []string
 				for _, s := range services {

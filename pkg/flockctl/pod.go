@@ -265,6 +265,9 @@ func answerPod(f facts) podAnswer {
 		}
 	}
 	for _, c := range f.claims {
+		if c.Spec.QuarantinedUntil != nil {
+			continue // it was an earlier pod's of this name
+		}
 		if c.Spec.PodNamespace == pod.Namespace && c.Spec.PodName == pod.Name {
 			a.Claims = append(a.Claims, claim{c.Spec.Address, c.Spec.NodeName, c.CreationTimestamp.Time, c.Spec.PodUID != uidOf(pod)})
 		}

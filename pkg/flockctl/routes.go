@@ -89,7 +89,7 @@ func routesOf(configs []v1alpha1.NodeConfig, claims []v1alpha1.AddressClaim) []a
 			routes = append(routes, announced{Prefix: p, Node: nc.Name, Kind: "retired CIDR"})
 		}
 		for _, claim := range claims {
-			if claim.Spec.NodeName == nc.Name {
+			if claim.Spec.NodeName == nc.Name && claim.Spec.QuarantinedUntil == nil {
 				routes = append(routes, announced{host(claim.Spec.Address), nc.Name, "static", claim.Spec.PodNamespace + "/" + claim.Spec.PodName})
 			}
 		}

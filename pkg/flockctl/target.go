@@ -322,7 +322,7 @@ func (f *policyFacts) podAddresses(p *corev1.Pod) (out []netip.Addr) {
 	static, anycast := annotation.Lists(p.Annotations)
 	for _, a := range static {
 		if !slices.Contains(out, a) && slices.ContainsFunc(f.claims, func(c v1alpha1.AddressClaim) bool {
-			return c.Spec.Address == a.String() && c.Spec.PodNamespace == p.Namespace && c.Spec.PodName == p.Name
+			return c.Spec.Address == a.String() && c.Spec.QuarantinedUntil == nil && c.Spec.PodNamespace == p.Namespace && c.Spec.PodName == p.Name
 		}) {
 			out = append(out, a)
 		}

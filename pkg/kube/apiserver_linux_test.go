@@ -35,6 +35,7 @@ func TestAPIServer(t *testing.T) {
 		s.run(t, "contract", "node1")
 		claimtest.Contract(t, s.claims(t, "node1"))
 	})
+	t.Run("quarantine", func(t *testing.T) { quarantine(t, s) })
 	t.Run("an agent and its Node", func(t *testing.T) { ownNode(t, s) })
 	t.Run("what is no claim", func(t *testing.T) { badClaims(t, s) })
 	t.Run("claims for the own node only", func(t *testing.T) { ownClaimsOnly(t, s) })
@@ -67,7 +68,13 @@ func (s *server) claims(t *testing.T, node string) *Client {
 // agent is a node's keeper of claims; kill ends it as a crash does.
 func (s *server) agent(t *testing.T, node string) (k *claim.Keeper, kill func()) {
 	t.Helper()
-	k = claim.New(claim.Config{Node: node, API: s.claims(t, node), Log: slog.New(slog.DiscardHandler)})
+	return s.resting(t, node, 0)
+}
+
+// resting is an agent whose addresses rest for so long.
+func (s *server) resting(t *testing.T, node string, rest time.Duration) (k *claim.Keeper, kill func()) {
+	t.Helper()
+	k = claim.New(claim.Config{Node: node, API: s.claims(t, node), Quarantine: func(netip.Addr) time.Duration { return rest }, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); k.Run(ctx) }()
@@ -275,7 +282,7 @@ func (s *server) collect(t *testing.T) {
 	running.Go(func() { claims.Run(ctx) })
 	running.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := collector.Collect(ctx, claims.List()); err != nil && ctx.Err() == nil {
+			if _, _, err := collector.Collect(ctx, claims.List()); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 			time.Sleep(20 * time.Millisecond)
@@ -297,7 +304,7 @@ func notOthers(t *testing.T, s *server) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := node2.DeleteClaim(t.Context(), c.Name, c.UID); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `the agent on node "node2" may claim and release addresses for its own node only, not for "node1"`) {
+	if err := node2.DropClaim(t.Context(), c); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), `the agent on node "node2" may claim and release addresses for its own node only, not for "node1"`) {
 		t.Errorf("node2 deletes a claim of node1: %v", err)
 	}
 	other, _ := s.agent(t, "node2")
@@ -305,7 +312,7 @@ func notOthers(t *testing.T, s *server) {
 	if err := other.Acquire(t.Context(), "b", of("other", s.run(t, "other", "node2"), address(0x450))); !errors.As(err, &held) || !held.Gone || held.Node != "node1" {
 		t.Errorf("node2 takes it: %v", err)
 	}
-	if err := node1.DeleteClaim(t.Context(), c.Name, c.UID); err != nil {
+	if err := node1.DropClaim(t.Context(), c); err != nil {
 		t.Errorf("node1 deletes its own: %v", err)
 	}
 }

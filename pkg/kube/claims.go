@@ -6,7 +6,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/types"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
@@ -22,13 +21,6 @@ func (c *Client) CreateClaim(ctx context.Context, claim *v1alpha1.AddressClaim) 
 func (c *Client) GetClaim(ctx context.Context, name string) (*v1alpha1.AddressClaim, error) {
 	claim := &v1alpha1.AddressClaim{}
 	return claim, c.flock.Get().Resource(addressClaims).Name(name).Do(ctx).Into(claim)
-}
-
-// DeleteClaim deletes the claim of that name if it has that UID; if it has another,
-// the error is a conflict.
-func (c *Client) DeleteClaim(ctx context.Context, name string, uid types.UID) error {
-	only := &metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}
-	return c.flock.Delete().Resource(addressClaims).Name(name).Body(only).Do(ctx).Error()
 }
 
 // AddressClaims follows all claims of the cluster.

@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"flock.fritzlab.net/flock/pkg/address"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -19,12 +19,12 @@ import (
 )
 
 // Of returns the claims that a pod needs on its addresses: on those that other nodes
-// could give too.
-func Of(p pod.Ref, held []address.Granted) []Claim {
+// could give too. app is its workload, empty if it has none but itself.
+func Of(p pod.Ref, app string, held []address.Granted) []Claim {
 	var claims []Claim
 	for _, g := range held {
 		if g.FromPool() {
-			claims = append(claims, Claim{g.Addr, p})
+			claims = append(claims, Claim{g.Addr, p, cmp.Or(app, p.Name)})
 		}
 	}
 	return claims
@@ -34,6 +34,8 @@ func Of(p pod.Ref, held []address.Granted) []Claim {
 type Claim struct {
 	Addr netip.Addr
 	Pod  pod.Ref
+	// Workload in the pod's namespace, whose pods may have the address in its quarantine.
+	Workload string
 }
 
 // HeldError says that a pod or a Service holds the address.
@@ -43,6 +45,8 @@ type HeldError struct {
 	Node string
 	// Gone: the pod's object is gone. Its node has not released the claim yet.
 	Gone bool
+	// Until is the end of the quarantine, if the pod does not have the address any more.
+	Until time.Time
 	// Service that holds it, as namespace/name, in place of a pod.
 	Service string
 }
@@ -51,6 +55,8 @@ func (e *HeldError) Error() string {
 	switch {
 	case e.Service != "":
 		return fmt.Sprintf("%s is held by Service %s: choose another address, or delete that Service", e.Addr, e.Service)
+	case !e.Until.IsZero():
+		return fmt.Sprintf("%s is in quarantine until %s, because packets to pod %s, which had it on node %s, may still come (quarantineSeconds of the AddressPool): choose another address, or wait", e.Addr, e.Until.UTC().Format(time.RFC3339), e.Pod, e.Node)
 	case e.Gone:
 		return fmt.Sprintf("%s is still claimed for pod %s on node %s, though that pod is gone: the agent of that node releases the claim, or flock-controller does once the Node is deleted or its condition Ready is Unknown", e.Addr, e.Pod, e.Node)
 	}
@@ -66,9 +72,11 @@ var ErrUnavailable = errors.New("the API server does not answer, so no address o
 type API interface {
 	CreateClaim(context.Context, *v1alpha1.AddressClaim) error
 	GetClaim(ctx context.Context, name string) (*v1alpha1.AddressClaim, error)
-	// DeleteClaim deletes the claim of that name if it has that UID; if it has
-	// another, the error is a conflict. An agent may delete those of its own node.
-	DeleteClaim(ctx context.Context, name string, uid types.UID) error
+	// UpdateClaim replaces the claim, and DropClaim deletes it, if it is as it is here, by
+	// UID and version; else the error is a conflict. An agent may do so with those of its own
+	// node, and may make one that is in quarantine its own.
+	UpdateClaim(context.Context, *v1alpha1.AddressClaim) (*v1alpha1.AddressClaim, error)
+	DropClaim(context.Context, *v1alpha1.AddressClaim) error
 	// ClaimsOf returns all claims that a node's agent has made.
 	ClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error)
 	// ClaimsIn returns all claims of the pods of a namespace.
@@ -80,7 +88,9 @@ type API interface {
 type Config struct {
 	Node string
 	API  API
-	Log  *slog.Logger
+	// Quarantine is how long an address stays claimed after its pod; nil: not at all.
+	Quarantine func(netip.Addr) time.Duration
+	Log        *slog.Logger
 }
 
 // Keeper keeps the claims of one node's pods. Its methods may be called by any
@@ -108,6 +118,8 @@ type hold struct {
 	state claimState
 	// unwanted: to be released though the pod lives, as its Acquire failed.
 	unwanted bool
+	// inherited: it was in quarantine before, and is again if it is unwanted.
+	inherited bool
 	// due is when the release is tried next, and pause what comes after that.
 	due   time.Time
 	pause time.Duration

@@ -116,7 +116,7 @@ func collect(t *testing.T, api *claimtest.Fake, heard ...string) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if _, err := c.Collect(ctx, api.All()); err != nil && ctx.Err() == nil {
+			if _, _, err := c.Collect(ctx, api.All()); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 			time.Sleep(300 * time.Millisecond)
@@ -393,7 +393,7 @@ func TestReleaseThatHangs(t *testing.T) {
 		if took := time.Since(start); took > 0 {
 			t.Errorf("Release and Acquire took %s", took)
 		}
-		if err := api.DeleteClaim(t.Context(), before.Name, before.UID); !apierrors.IsConflict(err) {
+		if err := api.DropClaim(t.Context(), before); !apierrors.IsConflict(err) {
 			t.Errorf("the old deletion is done after all, and hits the new claim: %v", err)
 		}
 		if h := holder(t, api, six); h != "web" {
@@ -476,7 +476,7 @@ func TestClaimLivesAsLongAsThePod(t *testing.T) {
 		acquire(t, k, "a", of("web", six))
 		api.SetPod(pod("web", uid("younger")))
 		c, _ := api.GetClaim(t.Context(), v1alpha1.AddressClaimName(six))
-		if err := api.DeleteClaim(t.Context(), c.Name, c.UID); err != nil { // by hand
+		if err := api.DropClaim(t.Context(), c); err != nil { // by hand
 			t.Fatal(err)
 		}
 		other := keeper("node2", api)
@@ -605,7 +605,7 @@ func TestMissingClaimIsMadeAgain(t *testing.T) {
 			t.Errorf("held by %q", h)
 		}
 		c, _ := api.GetClaim(t.Context(), v1alpha1.AddressClaimName(six))
-		if err := api.DeleteClaim(t.Context(), c.Name, c.UID); err != nil {
+		if err := api.DropClaim(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(12 * time.Minute)

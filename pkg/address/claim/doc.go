@@ -10,7 +10,8 @@
 // Invariants: an Acquire that the API server has answered returns nil for one pod
 // only, from then until that pod is detached and going, or its object is gone; no
 // claim of another pod is ever deleted in a release; what a pod holds it keeps while
-// the API server is away.
+// the API server is away; between two workloads an address rests for its quarantine, on
+// whatever nodes they run.
 //
 // A claim belongs to the pod, not to the sandbox. A pod with a new sandbox must find
 // its address again, so detaching alone does not release the claim: the pod must also be

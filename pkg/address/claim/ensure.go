@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -68,9 +69,22 @@ func (k *Keeper) tryEnsure(ctx context.Context, h *hold) error {
 			continue // gone since
 		}
 		switch mine := current.Spec.PodUID == string(h.Pod.UID); {
+		case mine && current.Spec.QuarantinedUntil != nil:
+			if taken, err := k.inherit(ctx, h, current); taken || err != nil {
+				return err
+			}
+			continue
 		case mine && !k.is(h, deleting):
 			k.setState(h, ours)
 			return nil
+		case mine && k.quarantine(h.Addr) > 0:
+			// What may be on its way, to end the claim or to begin its quarantine, names this
+			// version, not the next.
+			if begun, err := k.setQuarantine(ctx, current); err != nil {
+				return err
+			} else if begun {
+				continue
+			}
 		case mine:
 			// The deletion that may be on its way names this object, not the next.
 		default:
@@ -78,12 +92,31 @@ func (k *Keeper) tryEnsure(ctx context.Context, h *hold) error {
 			if services := current.Spec.Services; len(services) > 0 {
 				return &HeldError{Addr: h.Addr, Service: services[0].Namespace + "/" + services[0].Name}
 			}
-			gone, err := k.gone(ctx, current)
-			if err != nil {
+			held := &HeldError{Addr: h.Addr, Pod: current.Spec.PodNamespace + "/" + current.Spec.PodName, Node: current.Spec.NodeName}
+			if until := current.Spec.QuarantinedUntil; until != nil {
+				if current.Spec.PodNamespace == h.Pod.Namespace && current.Spec.Workload == h.Workload && h.Workload != "" {
+					if taken, err := k.inherit(ctx, h, current); taken || err != nil {
+						return err
+					}
+					continue
+				}
+				if time.Now().Before(until.Time) {
+					held.Until = until.Time
+					return held
+				}
+				held.Gone = true
+			} else if held.Gone, err = k.gone(ctx, current); err != nil {
 				return err
 			}
-			if !gone || current.Spec.NodeName != k.Node {
-				return &HeldError{Addr: h.Addr, Pod: current.Spec.PodNamespace + "/" + current.Spec.PodName, Node: current.Spec.NodeName, Gone: gone}
+			if !held.Gone || held.Node != k.Node {
+				return held
+			}
+			if current.Spec.QuarantinedUntil == nil && k.quarantine(h.Addr) > 0 {
+				if begun, err := k.setQuarantine(ctx, current); err != nil {
+					return err
+				} else if begun {
+					continue
+				}
 			}
 			k.Log.Info("taking over the claim of a pod that is gone", "address", h.Addr,
 				"pod", h.Pod, "from", current.Spec.PodNamespace+"/"+current.Spec.PodName, "node", current.Spec.NodeName)
@@ -166,13 +199,75 @@ func (k *Keeper) current(ctx context.Context, name string) (c *v1alpha1.AddressC
 	return c, nil
 }
 
-// end deletes this very claim. That it is gone, or another is there, is no error.
+// end deletes this very claim as it is. That it is gone, or is another, is no error.
 func (k *Keeper) end(ctx context.Context, c *v1alpha1.AddressClaim) error {
-	err := asked(ctx, func(ctx context.Context) error { return k.API.DeleteClaim(ctx, c.Name, c.UID) })
-	if err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	err := asked(ctx, func(ctx context.Context) error { return k.API.DropClaim(ctx, c) })
+	if err == nil || changed(err) {
 		return nil
 	}
 	return fmt.Errorf("claim %s: %w", c.Name, err)
+}
+
+// changed says that an object is not there any more, or not as it was.
+func changed(err error) bool { return apierrors.IsNotFound(err) || apierrors.IsConflict(err) }
+
+// setQuarantine begins the quarantine of the address whose claim this is; see quarantine. That the
+// claim is gone, or is another, is no error.
+func (k *Keeper) setQuarantine(ctx context.Context, c *v1alpha1.AddressClaim) (begun bool, err error) {
+	addr, err := netip.ParseAddr(c.Spec.Address)
+	if err != nil {
+		return false, err
+	}
+	begun, err = quarantine(ctx, k.API, c, k.quarantine(addr))
+	if changed(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("claim %s: %w", c.Name, err)
+	}
+	return begun, nil
+}
+
+// quarantine has a claim be in quarantine for so long from now on. begun is false if the API server
+// has not kept that: its CRDs are of an earlier version, which knows no quarantine.
+func quarantine(ctx context.Context, api interface {
+	UpdateClaim(context.Context, *v1alpha1.AddressClaim) (*v1alpha1.AddressClaim, error)
+}, c *v1alpha1.AddressClaim, rest time.Duration) (begun bool, err error) {
+	c = c.DeepCopy()
+	// Its seconds are whole: it would end early if they were cut off.
+	c.Spec.QuarantinedUntil = &metav1.Time{Time: time.Now().Add(rest + time.Second - 1).Truncate(time.Second)}
+	err = asked(ctx, func(ctx context.Context) error {
+		c, err := api.UpdateClaim(ctx, c)
+		begun = err == nil && c.Spec.QuarantinedUntil != nil
+		return err
+	})
+	return begun, err
+}
+
+// inherit makes a claim in quarantine that of h; taken is false if it has changed meanwhile.
+func (k *Keeper) inherit(ctx context.Context, h *hold, c *v1alpha1.AddressClaim) (taken bool, err error) {
+	mine := k.object(h.Claim)
+	mine.UID, mine.ResourceVersion = c.UID, c.ResourceVersion
+	k.mu.Lock()
+	h.inherited = true // before: it may be done without an answer
+	k.mu.Unlock()
+	err = asked(ctx, func(ctx context.Context) error { _, err := k.API.UpdateClaim(ctx, mine); return err })
+	if changed(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("claim %s: %w", c.Name, err)
+	}
+	k.setState(h, ours)
+	return true, nil
+}
+
+// quarantine of the address in this keeper's configuration.
+func (k *Keeper) quarantine(addr netip.Addr) time.Duration {
+	if k.Quarantine == nil {
+		return 0
+	}
+	return k.Quarantine(addr)
 }
 
 func (k *Keeper) is(h *hold, state claimState) bool {
@@ -196,6 +291,7 @@ func (k *Keeper) object(c Claim) *v1alpha1.AddressClaim {
 			PodName:      c.Pod.Name,
 			PodUID:       string(c.Pod.UID),
 			NodeName:     k.Node,
+			Workload:     c.Workload,
 		},
 	}
 }

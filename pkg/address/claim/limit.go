@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"flock.fritzlab.net/flock/pkg/address/grant"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -28,6 +29,18 @@ func LimitsOf(claims []Claim, pools []config.Pool) (limits []Limit) {
 		}
 	}
 	return limits
+}
+
+// Quarantine is how long an address stays claimed after its pod, by the pool that grants it, or
+// by default where none does any more.
+func Quarantine(addr netip.Addr, pools []config.Pool) time.Duration {
+	name := grant.PoolOf(addr, false, pools)
+	for _, p := range pools {
+		if p.Name == name {
+			return p.Quarantine
+		}
+	}
+	return config.DefaultQuarantine
 }
 
 // LimitError says that the pods of a namespace would hold too many addresses of a pool.
@@ -61,7 +74,7 @@ func (k *Keeper) within(ctx context.Context, limits []Limit, claims []Claim) err
 	for _, l := range limits {
 		claimed := 0
 		for i := range list {
-			if addr, err := netip.ParseAddr(list[i].Spec.Address); err == nil && l.Of(addr) {
+			if addr, err := netip.ParseAddr(list[i].Spec.Address); err == nil && l.Of(addr) && list[i].Spec.QuarantinedUntil == nil {
 				claimed++
 			}
 		}

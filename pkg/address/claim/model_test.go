@@ -10,26 +10,36 @@ import (
 	"testing/synctest"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/address/claim"
 	"flock.fritzlab.net/flock/pkg/address/claim/claimtest"
 )
 
 // Pods come, get new sandboxes and go on three nodes, all of them after the same few
 // addresses, while agents crash and requests or their answers are lost at random. No
-// address is ever two attached pods', and in the end no claim is left.
+// address is ever two attached pods', or another workload's in its quarantine, and in the end
+// no claim is left.
 func TestModel(t *testing.T) {
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { model(t, rand.New(rand.NewPCG(seed, 0))) })
+			synctest.Test(t, func(t *testing.T) {
+				model(t, rand.New(rand.NewPCG(seed, 0)), []time.Duration{0, 3 * time.Second, time.Minute}[seed%3])
+			})
 		})
 	}
 }
 
-func model(t *testing.T, rnd *rand.Rand) {
+func model(t *testing.T, rnd *rand.Rand, rest time.Duration) {
 	addrs := []netip.Addr{six, four, next}
 	var mu sync.Mutex // guards below
 	chance := func(percent int) bool { mu.Lock(); defer mu.Unlock(); return rnd.IntN(100) < percent }
 	pick := func(n int) int { mu.Lock(); defer mu.Unlock(); return rnd.IntN(n) }
 	attached := map[netip.Addr]string{} // to the pod that has it
+	type end struct {
+		workload string
+		at       time.Time
+	}
+	detached := map[netip.Addr]end{}
+	keeper := func(node string, api claim.API) *claim.Keeper { return resting(node, api, rest) }
 	faults := true
 
 	api := claimtest.NewFake()
@@ -59,7 +69,8 @@ func model(t *testing.T, rnd *rand.Rand) {
 			stop := run(t, k)
 			for i := range 8 {
 				name := fmt.Sprint(node, "-", i)
-				wanted := of(name, addrs[:1+pick(len(addrs))]...)
+				workload := fmt.Sprint("app", pick(3))
+				wanted := ofWorkload(workload, name, addrs[:1+pick(len(addrs))]...)
 				api.SetPod(pod(name))
 				var old string
 				for sandbox := range 1 + pick(3) {
@@ -75,6 +86,9 @@ func model(t *testing.T, rnd *rand.Rand) {
 							t.Errorf("%s is %s's and %s's", c.Addr, other, name)
 						}
 						attached[c.Addr] = name
+						if last, ok := detached[c.Addr]; ok && last.workload != workload && time.Since(last.at) < rest {
+							t.Errorf("%s is that of %s %s after %s had it, want %s", c.Addr, workload, time.Since(last.at), last.workload, rest)
+						}
 					}
 					mu.Unlock()
 					if old != "" {
@@ -95,6 +109,7 @@ func model(t *testing.T, rnd *rand.Rand) {
 				for a, by := range attached {
 					if by == name {
 						delete(attached, a)
+						detached[a] = end{workload, time.Now()}
 					}
 				}
 				mu.Unlock()

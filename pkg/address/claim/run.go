@@ -19,6 +19,8 @@ const (
 	firstPause, lastPause = time.Second, time.Minute
 	// An API server that does not answer is asked again after these.
 	firstRetry, lastRetry = 500 * time.Millisecond, 15 * time.Second
+	// longest is the longest quarantine that a pool can ask for.
+	longest = 24 * time.Hour
 	// Between two comparisons with what the API server has there are compareLeast and up
 	// to compareSpread more, so that agents that start together soon ask apart.
 	compareLeast, compareSpread = 5 * time.Minute, 6 * time.Minute
@@ -90,9 +92,9 @@ func (k *Keeper) releaseDue(ctx context.Context) error {
 		if h == nil {
 			return nil
 		}
-		done, err := k.release(during, h)
+		done, wait, err := k.release(during, h)
 		cancelled := during.Err() != nil && ctx.Err() == nil
-		k.finish(h, done)
+		k.finish(h, done, wait)
 		if err != nil && !cancelled {
 			return err
 		}
@@ -114,47 +116,69 @@ func (k *Keeper) begin(ctx context.Context) (*hold, context.Context) {
 	return nil, nil
 }
 
-func (k *Keeper) finish(h *hold, done bool) {
+// finish ends what begin began. The next try is after wait, or after a pause that grows.
+func (k *Keeper) finish(h *hold, done bool, wait time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if done {
 		delete(k.holds, key{h.Addr, h.Pod.UID})
 	}
-	h.due = time.Now().Add(h.pause)
-	h.pause = min(2*h.pause, lastPause)
+	if wait > 0 {
+		h.due = time.Now().Add(wait)
+	} else {
+		h.due = time.Now().Add(h.pause)
+		h.pause = min(2*h.pause, lastPause)
+	}
 	h.cancelRelease()
 	close(h.busy)
 	h.busy, h.cancelRelease = nil, nil
 }
 
-// release deletes the claim if its pod goes. done says that it did, or that there was
-// nothing to delete.
-func (k *Keeper) release(ctx context.Context, h *hold) (done bool, err error) {
-	if !k.unwanted(h) {
+// release begins the quarantine of the address if its pod goes, and deletes the claim when
+// that is over. done says that it did, or that there was nothing to delete; wait is until the end
+// of the quarantine.
+func (k *Keeper) release(ctx context.Context, h *hold) (done bool, wait time.Duration, err error) {
+	unwanted, inherited := k.unwanted(h)
+	if !unwanted {
 		gone, err := k.gone(ctx, k.object(h.Claim))
 		if err != nil || !gone {
-			return false, err
+			return false, 0, err
 		}
 	}
 	current, err := k.current(ctx, v1alpha1.AddressClaimName(h.Addr))
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
 	if current == nil || current.Spec.PodUID != string(h.Pod.UID) {
-		return true, nil
+		return true, 0, nil
 	}
 	k.setState(h, deleting)
+	rest := k.quarantine(h.Addr)
+	switch until := current.Spec.QuarantinedUntil; {
+	case unwanted && !inherited: // nobody has used it
+	case until != nil:
+		if wait := time.Until(until.Time); wait > 0 {
+			return false, min(wait, longest), nil
+		}
+	case rest > 0:
+		if begun, err := k.setQuarantine(ctx, current); err != nil {
+			return false, 0, err
+		} else if begun {
+			k.Log.Info("AddressClaim is in quarantine", "address", h.Addr, "pod", h.Pod, "for", rest)
+			return false, rest, nil
+		}
+	}
 	if err := k.end(ctx, current); err != nil {
-		return false, err
+		return false, 0, err
 	}
 	k.Log.Info("AddressClaim released", "address", h.Addr, "pod", h.Pod)
-	return true, nil
+	return true, 0, nil
 }
 
-func (k *Keeper) unwanted(h *hold) bool {
+func (k *Keeper) unwanted(h *hold) (unwanted, inherited bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return h.unwanted
+	return h.unwanted, h.inherited
 }
 
 // compare holds the API server's claims of this node against the attachments'.
@@ -176,9 +200,9 @@ func (k *Keeper) compare(ctx context.Context) error {
 			k.Log.Error("ignoring invalid AddressClaim", "claim", list[i].Name, "error", err)
 			continue
 		}
-		there[key{addr, pod.UID(spec.PodUID)}] = true
+		there[key{addr, pod.UID(spec.PodUID)}] = spec.QuarantinedUntil == nil
 		k.mu.Lock()
-		k.holdOf(Claim{addr, pod.Ref{Namespace: spec.PodNamespace, Name: spec.PodName, UID: pod.UID(spec.PodUID)}})
+		k.holdOf(Claim{addr, pod.Ref{Namespace: spec.PodNamespace, Name: spec.PodName, UID: pod.UID(spec.PodUID)}, spec.Workload})
 		k.mu.Unlock()
 	}
 	for _, h := range granted {

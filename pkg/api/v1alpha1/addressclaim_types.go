@@ -24,15 +24,16 @@ import (
 // +kubebuilder:printcolumn:name="Pod",type=string,JSONPath=`.spec.podName`
 // +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.services[0].name`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
+// +kubebuilder:printcolumn:name="Quarantined Until",type=string,JSONPath=`.spec.quarantinedUntil`,priority=1
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="!isIP(self.spec.address) || (ip(self.spec.address).family() == 4 ? self.metadata.name == self.spec.address : self.metadata.name.matches('^[0-9a-f]{4}(-[0-9a-f]{4}){7}$') && ip(self.metadata.name.replace('-', ':')) == ip(self.spec.address))",message="the name must be the address: an IPv4 address as it is, an IPv6 address with all its digits and dashes for colons, as in 2001-0db8-0200-0000-0000-0000-0000-0007"
 type AddressClaim struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Spec of a pod's claim is immutable: another pod gets the address by a new claim. Of
-	// one of Services, services changes.
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf || has(self.services) && has(oldSelf.services) && self.address == oldSelf.address",message="a claim is immutable: delete it and create a new one to give the address to another pod"
+	// Spec of a pod's claim changes only by its quarantine: it gets quarantinedUntil, and
+	// then another pod of the same workload. Of one of Services, services changes.
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf || self.address == oldSelf.address && (has(self.services) ? has(oldSelf.services) : has(self.quarantinedUntil) && !has(oldSelf.quarantinedUntil) && self.podUID == oldSelf.podUID && self.nodeName == oldSelf.nodeName && self.podNamespace == oldSelf.podNamespace && self.podName == oldSelf.podName && has(self.workload) == has(oldSelf.workload) && (!has(self.workload) || self.workload == oldSelf.workload) || has(oldSelf.quarantinedUntil) && !has(self.quarantinedUntil) && self.podNamespace == oldSelf.podNamespace && (self.podUID == oldSelf.podUID && self.nodeName == oldSelf.nodeName || has(self.workload) && has(oldSelf.workload) && self.workload == oldSelf.workload))",message="a claim is immutable but for its quarantine: delete it and create a new one to give the address to another pod"
 	Spec AddressClaimSpec `json:"spec"`
 }
 
@@ -47,7 +48,7 @@ type AddressClaimList struct {
 
 // AddressClaimSpec is an address and who has it: either a pod or Services.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.services) ? !has(self.podNamespace) && !has(self.podName) && !has(self.podUID) && !has(self.nodeName) : has(self.podNamespace) && has(self.podName) && has(self.podUID) && has(self.nodeName)",message="a claim is either that of a pod, with podNamespace, podName, podUID and nodeName, or that of services"
+// +kubebuilder:validation:XValidation:rule="has(self.services) ? !has(self.podNamespace) && !has(self.podName) && !has(self.podUID) && !has(self.nodeName) && !has(self.workload) && !has(self.quarantinedUntil) : has(self.podNamespace) && has(self.podName) && has(self.podUID) && has(self.nodeName)",message="a claim is either that of a pod, with podNamespace, podName, podUID and nodeName, or that of services"
 type AddressClaimSpec struct {
 	// Address of either family.
 	// +kubebuilder:validation:MaxLength=39
@@ -78,6 +79,19 @@ type AddressClaimSpec struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	NodeName string `json:"nodeName,omitempty"`
+
+	// Workload is the name of what the pod belongs to in its namespace: a Deployment, say, or
+	// the pod itself if it has no controller. Its pods may have the address again before the
+	// end of its quarantine.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Workload string `json:"workload,omitempty"`
+
+	// QuarantinedUntil: the pod does not have the address any more, and until then nobody
+	// may have it but another pod of the same workload.
+	// +optional
+	QuarantinedUntil *metav1.Time `json:"quarantinedUntil,omitempty"`
 
 	// Services that have the address, each for its ports.
 	// +kubebuilder:validation:MinItems=1

@@ -75,6 +75,14 @@ type AddressPoolSpec struct {
 	// +optional
 	MaxAddressesPerNamespace int32 `json:"maxAddressesPerNamespace,omitempty"`
 
+	// QuarantineSeconds is how long a static address stays claimed after its pod has ended,
+	// so that packets to the old pod do not reach another one, wherever that runs. The pods
+	// of the same workload may have it again at once. Default 60.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=86400
+	// +optional
+	QuarantineSeconds *int32 `json:"quarantineSeconds,omitempty"`
+
 	// Routing is how the pool's addresses are announced, each as a /128 or /32 if not
 	// aggregated.
 	// +optional

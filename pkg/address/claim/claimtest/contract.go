@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,7 +23,7 @@ func Contract(t *testing.T, api claim.API) {
 		name := v1alpha1.AddressClaimName(netip.MustParseAddr(addr))
 		want := &v1alpha1.AddressClaim{
 			ObjectMeta: metav1.ObjectMeta{Name: name},
-			Spec:       v1alpha1.AddressClaimSpec{Address: addr, PodNamespace: "default", PodName: "contract", PodUID: "u", NodeName: "node1"},
+			Spec:       v1alpha1.AddressClaimSpec{Address: addr, PodNamespace: "default", PodName: "contract", PodUID: "u", NodeName: "node1", Workload: "w"},
 		}
 		if _, err := api.GetClaim(ctx, name); !apierrors.IsNotFound(err) {
 			t.Errorf("get what is not there: %v", err)
@@ -37,7 +38,9 @@ func Contract(t *testing.T, api claim.API) {
 		if err := api.CreateClaim(ctx, want); !apierrors.IsAlreadyExists(err) {
 			t.Errorf("create what is there: %v", err)
 		}
-		if err := api.DeleteClaim(ctx, name, "another"); !apierrors.IsConflict(err) {
+		another := first.DeepCopy()
+		another.UID = "another"
+		if err := api.DropClaim(ctx, another); !apierrors.IsConflict(err) {
 			t.Errorf("delete with another UID: %v", err)
 		}
 		if !lists(t, api, "node1", name) || lists(t, api, "node2", name) {
@@ -46,11 +49,31 @@ func Contract(t *testing.T, api claim.API) {
 		if !listsIn(t, api, "default", name) || listsIn(t, api, "shop", name) {
 			t.Error("the claim is not in the list of namespace default alone")
 		}
-		if err := api.DeleteClaim(ctx, name, first.UID); err != nil {
+		resting := first.DeepCopy()
+		resting.Spec.QuarantinedUntil = &metav1.Time{Time: time.Unix(2_000_000_000, 0)}
+		updated, err := api.UpdateClaim(ctx, resting)
+		if err != nil || updated.UID != first.UID || updated.ResourceVersion == first.ResourceVersion || !updated.Spec.QuarantinedUntil.Equal(resting.Spec.QuarantinedUntil) {
+			t.Fatalf("in quarantine: %+v, %v", updated, err)
+		}
+		if _, err := api.UpdateClaim(ctx, resting); !apierrors.IsConflict(err) {
+			t.Errorf("update the version before: %v", err)
+		}
+		if err := api.DropClaim(ctx, first); !apierrors.IsConflict(err) {
+			t.Errorf("delete the version before: %v", err)
+		}
+		heir := updated.DeepCopy()
+		heir.Spec = v1alpha1.AddressClaimSpec{Address: addr, PodNamespace: "default", PodName: "heir", PodUID: "h", NodeName: "node1", Workload: "w"}
+		if updated, err = api.UpdateClaim(ctx, heir); err != nil || updated.Spec.PodUID != "h" || updated.Spec.QuarantinedUntil != nil {
+			t.Fatalf("inherited: %+v, %v", updated, err)
+		}
+		if err := api.DropClaim(ctx, updated); err != nil {
 			t.Error(err)
 		}
-		if err := api.DeleteClaim(ctx, name, first.UID); !apierrors.IsNotFound(err) {
+		if err := api.DropClaim(ctx, updated); !apierrors.IsNotFound(err) {
 			t.Errorf("delete what is not there: %v", err)
+		}
+		if _, err := api.UpdateClaim(ctx, updated); !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+			t.Errorf("update what is not there: %v", err)
 		}
 		if err := api.CreateClaim(ctx, want); err != nil {
 			t.Fatal(err)
@@ -58,7 +81,7 @@ func Contract(t *testing.T, api claim.API) {
 		if second, err := api.GetClaim(ctx, name); err != nil || second.UID == first.UID {
 			t.Errorf("made again: %v, UID %s", err, second.UID)
 		}
-		if err := api.DeleteClaim(ctx, name, first.UID); !apierrors.IsConflict(err) {
+		if err := api.DropClaim(ctx, first); !apierrors.IsConflict(err) {
 			t.Errorf("delete the one before: %v", err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -22,6 +23,8 @@ type Fake struct {
 	// is done; an error of theirs is what the caller gets. With one from After
 	// the request was done and its answer lost.
 	Before, After func(ctx context.Context, request string) error
+	// Old: the CRD does not know quarantines.
+	Old bool
 
 	mu     sync.Mutex // guards below
 	claims map[string]*v1alpha1.AddressClaim
@@ -47,7 +50,7 @@ func (f *Fake) CreateClaim(ctx context.Context, c *v1alpha1.AddressClaim) error 
 		}
 		f.made++
 		c = c.DeepCopy()
-		c.UID = types.UID("claim-" + strconv.Itoa(f.made))
+		c.UID, c.ResourceVersion = types.UID("claim-"+strconv.Itoa(f.made)), strconv.Itoa(f.made)
 		f.claims[c.Name] = c
 		return nil
 	})
@@ -64,18 +67,49 @@ func (f *Fake) GetClaim(ctx context.Context, name string) (c *v1alpha1.AddressCl
 	return c, err
 }
 
-// DeleteClaim implements claim.API.
-func (f *Fake) DeleteClaim(ctx context.Context, name string, uid types.UID) error {
-	return f.do(ctx, "delete "+name, func() error {
-		switch c := f.claims[name]; {
-		case c == nil:
-			return apierrors.NewNotFound(claimResource, name)
-		case c.UID != uid:
-			return apierrors.NewConflict(claimResource, name, fmt.Errorf("the UID is %s, not %s", c.UID, uid))
+// UpdateClaim implements claim.API.
+func (f *Fake) UpdateClaim(ctx context.Context, c *v1alpha1.AddressClaim) (updated *v1alpha1.AddressClaim, err error) {
+	err = f.do(ctx, "update "+c.Name, func() error {
+		if err := f.is(c); err != nil {
+			return err
 		}
-		delete(f.claims, name)
+		updated = c.DeepCopy()
+		if f.Old {
+			updated.Spec.QuarantinedUntil = nil
+		}
+		if equality.Semantic.DeepEqual(updated, f.claims[c.Name]) {
+			return nil
+		}
+		f.made++
+		updated.ResourceVersion = strconv.Itoa(f.made)
+		f.claims[c.Name] = updated.DeepCopy()
 		return nil
 	})
+	return updated, err
+}
+
+// DropClaim implements claim.API.
+func (f *Fake) DropClaim(ctx context.Context, c *v1alpha1.AddressClaim) error {
+	return f.do(ctx, "delete "+c.Name, func() error {
+		if err := f.is(c); err != nil {
+			return err
+		}
+		delete(f.claims, c.Name)
+		return nil
+	})
+}
+
+// is says whether c is what there is.
+func (f *Fake) is(c *v1alpha1.AddressClaim) error {
+	switch there := f.claims[c.Name]; {
+	case there == nil:
+		return apierrors.NewNotFound(claimResource, c.Name)
+	case there.UID != c.UID:
+		return apierrors.NewConflict(claimResource, c.Name, fmt.Errorf("the UID is %s, not %s", there.UID, c.UID))
+	case there.ResourceVersion != c.ResourceVersion:
+		return apierrors.NewConflict(claimResource, c.Name, fmt.Errorf("the version is %s, not %s", there.ResourceVersion, c.ResourceVersion))
+	}
+	return nil
 }
 
 // ClaimsOf implements claim.API.
