@@ -15,6 +15,9 @@
 // of intervals of its group and its elements. So chains and sets of intervals never
 // change, and a restarted agent finds its own table unchanged.
 //
+// What the policies of a namespace may have in sets is limited: tenants write them.
+// What is over the budget allows nothing, and is a [Finding].
+//
 // The invariant: a packet that has passed was judged by policies that were in force
 // when it came to the forward hook. Each connection carries in its ct mark the
 // generation of the policies that judged it. A change that can revoke a connection

@@ -159,12 +159,7 @@ func (r *Ruleset) matches(s step, peer netip.Addr, proto uint8, port uint16) boo
 	}
 	set, key := r.Sets[s.set], keys[l.kind]
 	if l.kind == kindNet {
-		for member := range set.members {
-			if n := len(member) / 2; member[:n] <= addrKey(peer) && addrKey(peer) <= member[n:] {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(set.boxes, func(b box) bool { return b.from <= addrKey(peer) && addrKey(peer) <= b.to })
 	}
 	if l.interval() {
 		return slices.ContainsFunc(set.boxes, func(b box) bool {

@@ -568,7 +568,7 @@ func (b *bundle) steps() []step {
 		if set := b.sets[l]; set != nil {
 			out[i].set = set.Name
 		} else if l.kind == kindNet {
-			out[i].set = out[i].counter // which settle makes
+			out[i].set = out[i].counter // until settle makes it
 		}
 	}
 	return out

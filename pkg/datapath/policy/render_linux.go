@@ -391,7 +391,7 @@ func (l *listed) has(e nft.Element) bool {
 
 // content is of the set as it is now.
 func (s *Set) content() content {
-	if s.lookup.kind == kindNetPort {
+	if s.lookup.interval() {
 		return &listed{elements: s.all()}
 	}
 	return s
@@ -400,11 +400,11 @@ func (s *Set) content() content {
 func (s *Set) len() int { return len(s.members) }
 
 func (s *Set) has(e nft.Element) bool {
-	return s.members[e.Key+e.End] > 0 && s.element(e.Key+e.End) == e
+	return s.members[e.Key] > 0 && e == nft.Element{Key: e.Key}
 }
 
 func (s *Set) all() []nft.Element {
-	if s.lookup.kind == kindNetPort {
+	if s.lookup.interval() {
 		out := make([]nft.Element, len(s.boxes))
 		for i, b := range s.boxes {
 			out[i] = nft.Element{Key: b.from, End: b.to}
@@ -413,17 +413,9 @@ func (s *Set) all() []nft.Element {
 	}
 	out := make([]nft.Element, 0, len(s.members))
 	for key := range s.members {
-		out = append(out, s.element(key))
+		out = append(out, nft.Element{Key: key})
 	}
 	return out
-}
-
-// element is a member as the kernel has it.
-func (s *Set) element(key string) nft.Element {
-	if s.lookup.kind == kindNet {
-		return nft.Element{Key: key[:len(key)/2], End: key[len(key)/2:]}
-	}
-	return nft.Element{Key: key}
 }
 
 func ifName(link string) string {

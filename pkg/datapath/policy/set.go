@@ -82,10 +82,9 @@ type Set struct {
 	Name   string
 	lookup lookup
 	effect effect
-	// boxes are the elements of a set of kindNetPort, in order.
+	// boxes are the elements of a set of intervals, in order.
 	boxes []box
-	// members are those of another set, with how many reasons each has to be in it. Those
-	// of kindNet are two addresses, the first and the last.
+	// members are those of another set, with how many reasons each has to be in it.
 	members map[string]int32
 	// was says of each member that changed since the last [Index.Flush] whether it
 	// was in the set then.
@@ -177,9 +176,6 @@ type netTerm struct {
 	spans []span
 	port  port
 }
-
-// key is the span as an element of a set of blocks: its first address and its last.
-func (s span) key() string { return string(appendAddr(appendAddr(nil, s.from), s.to)) }
 
 func appendFamily(out, spans []span, family uint8) []span {
 	for _, s := range spans {

@@ -5,9 +5,8 @@ import (
 )
 
 // maxGuards is for how many different ports and ranges of them a bundle has sets of
-// blocks of their own, which the kernel changes in no time. A rule compares the port for
-// each; with more of them, blocks and ports are in one set, which is made anew for each
-// change.
+// blocks of their own, which the kernel makes several times as fast as one of blocks and
+// ports together. A rule compares the port for each; with more of them, there is one set.
 const maxGuards = 8
 
 // manyGuards says that blocks and ports are in one set.
@@ -130,8 +129,9 @@ func (b *bundle) settle(x *Index) {
 	}
 }
 
-// makeNets makes the sets of blocks. One with ports in it never changes: its name says
-// what is in it.
+// makeNets makes the sets of blocks. They never change: their names say what is in them.
+// While intervals of a set come and go, kernels before 7.0 may not find others that
+// overlap them, and later ones find the old ones for a moment.
 func (b *bundle) makeNets(x *Index) {
 	var terms []netTerm
 	for _, c := range b.contributed {
@@ -148,20 +148,18 @@ func (b *bundle) makeNets(x *Index) {
 		if b.boxed(l) {
 			continue
 		}
-		if b.sets[l] == nil {
-			b.sets[l] = x.makeSet(b.prefix+"-"+l.String(), l, b.effect, nil)
-		}
 		var spans []span
 		for _, t := range terms {
 			if t.port.guard() == l.guard {
 				spans = appendFamily(spans, t.spans, l.family)
 			}
 		}
-		members := map[string]int32{}
-		for _, s := range union(spans) {
-			members[s.key()] = 1
+		spans = union(spans)
+		boxes := make([]box, len(spans))
+		for i, s := range spans {
+			boxes[i] = box{addrKey(s.from), addrKey(s.to)}
 		}
-		b.sets[l].replace(x, members)
+		b.setBoxes(x, l, boxes)
 	}
 	for _, family := range []uint8{4, 6} {
 		var boxes []box

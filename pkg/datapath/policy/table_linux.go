@@ -232,10 +232,10 @@ func (t *Table) planChange(r *Ruleset, c Change) *plan {
 	for _, s := range c.Sets {
 		set := s.Set.nftSet()
 		for _, key := range s.Added {
-			p.add(set, s.Set.element(key))
+			p.add(set, nft.Element{Key: key})
 		}
 		for _, key := range s.Deleted {
-			p.delete(set, s.Set.element(key))
+			p.delete(set, nft.Element{Key: key})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Links)) {
@@ -340,9 +340,9 @@ func (t *Table) carryOut(p *plan) error {
 			b.SetRules(input, rules(generation)[1]...)
 		}
 	}
-	// In newer kernels than 6.18, a packet on its way may see the old intervals of a set
-	// with the new rules. So it must not be stamped with the new generation, and while
-	// there is none, every packet is judged.
+	// Where a set of intervals is repaired, a packet on its way may see the old ones with
+	// the new rules. So it must not be stamped with the new generation, and while there is
+	// none, every packet is judged.
 	inTwo := p.revokes && p.changesIntervals()
 	switch {
 	case inTwo:

@@ -56,7 +56,8 @@ type Set struct {
 	// Interval: an element is a box, from Key to End in each field, both included.
 	// Elements must not overlap, and with a key of one field not touch either. The
 	// kernel makes a copy of a set with more fields for each transaction that changes
-	// it; one field is a tree, of which it changes only what it must.
+	// it; one field is a tree. A packet may not find an interval in the tree while one
+	// that overlaps it comes or goes (Linux before 7.0), or find the old ones for a moment.
 	Interval bool
 	// Verdicts: the set is a map, and each element has a verdict.
 	Verdicts bool
