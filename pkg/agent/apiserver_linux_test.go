@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -166,6 +167,15 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.services.ServeHTTP(w, r)
 	case r.URL.Path == "/apis/flock.fritzlab.net/v1alpha1/addressclaims" && r.Method == http.MethodGet && r.URL.Query().Get("fieldSelector") == "":
 		s.claims.ServeHTTP(w, r)
+	case strings.HasPrefix(r.URL.Path, "/apis/flock.fritzlab.net/v1alpha1/addressclaims/") && r.Method == http.MethodGet:
+		switch claim := s.claims.get(path.Base(r.URL.Path)); {
+		case s.claims.away.Load():
+			s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
+		case claim == nil:
+			s.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		default:
+			json.NewEncoder(w).Encode(claim)
+		}
 	case strings.Contains(r.URL.Path, "/secrets"):
 		s.t.Error("an agent asks for Secrets")
 		s.refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden)

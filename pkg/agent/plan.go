@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"flock.fritzlab.net/flock/pkg/address"
 	"flock.fritzlab.net/flock/pkg/address/annotation"
+	"flock.fritzlab.net/flock/pkg/address/claim"
 	"flock.fritzlab.net/flock/pkg/address/embed"
 	"flock.fritzlab.net/flock/pkg/address/grant"
 	"flock.fritzlab.net/flock/pkg/cni"
@@ -61,7 +63,27 @@ func (a *attacher) plan(ctx context.Context, in *inForce, c *cni.Call) (grant.Pl
 	if err != nil {
 		return grant.Plan{}, nil, fmt.Errorf("pod %s: %w", c.Pod, err)
 	}
+	if err := a.notServices(ctx, plan, input.Pools); errors.Is(err, claim.ErrUnavailable) {
+		return grant.Plan{}, nil, cni.TryAgainLater("pod %s: %w", c.Pod, err)
+	} else if err != nil {
+		return grant.Plan{}, nil, fmt.Errorf("pod %s: annotation %s: %w", c.Pod, annotation.Anycast, err)
+	}
 	return plan, pod, nil
+}
+
+// notServices returns an error if a Service has one of the plan's anycast addresses. Pods do
+// not claim those, so that other pods with them start while the API server is away: it is
+// asked only where a pool is for Services too.
+func (a *attacher) notServices(ctx context.Context, plan grant.Plan, pools []config.Pool) error {
+	for _, g := range plan.Anycast {
+		if !slices.ContainsFunc(config.Deciding(pools, g.Addr), func(p config.Pool) bool { return p.Service }) {
+			continue
+		}
+		if err := a.claims.OfService(ctx, g.Addr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // poolsNow returns all valid pools.

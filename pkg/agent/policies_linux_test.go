@@ -56,6 +56,13 @@ func (s *relisted) put(name string, object any) {
 	s.changed = make(chan struct{})
 }
 
+// get returns an object; nil if there is none.
+func (s *relisted) get(name string) any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.items[name]
+}
+
 func (s *relisted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	version, changed := strconv.Itoa(s.version), s.changed

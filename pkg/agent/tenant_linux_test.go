@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"flock.fritzlab.net/flock/pkg/address/annotation"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
 
 // pod has the API server know a pod of namespace shop with annotations.
@@ -47,6 +48,7 @@ func TestTenantAddresses(t *testing.T) {
 	n := newNode(t, nodeConfig)
 	api := n.serveAPI()
 	api.put("a", 3, nodeConfig)
+	api.pools.set()
 	n.start()
 	refused := func(id, pod, want string) {
 		t.Helper()
@@ -92,6 +94,32 @@ func TestTenantAddresses(t *testing.T) {
 	}
 	api.pod("two", map[string]string{annotation.Addresses: "10.1.0.78,10.1.0.79"})
 	refused("two", "two", "2 more by name of the pod CIDRs of node node1 would exceed the 9 that the pods of namespace shop may hold together")
+
+	// An address that a Service has is not shared with pods, though the pool is for both.
+	api.namespaces.put("shop", corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	both, pods := pool("both", "203.0.113.0/28"), pool("pods", "198.51.100.0/28")
+	both.Spec.Uses = append(both.Spec.Uses, v1alpha1.UseService)
+	api.pools.set(both, pods)
+	held := v1alpha1.AddressClaim{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "AddressClaim"}, ObjectMeta: metav1.ObjectMeta{Name: "203.0.113.7"}}
+	held.Spec = v1alpha1.AddressClaimSpec{Address: "203.0.113.7", Services: []v1alpha1.ServiceClaim{{Namespace: "bank", Name: "web"}}}
+	api.claims.put(held.Name, held)
+	for name, addr := range map[string]string{"hijack": "203.0.113.7", "free": "203.0.113.8", "unknown": "203.0.113.9", "others": "198.51.100.7"} {
+		api.pod(name, map[string]string{annotation.Anycast: addr})
+	}
+	eventually(t, n.agentLog, func() error {
+		if err := n.sandbox("hijack").addAs("hijack"); err == nil || !strings.Contains(err.Error(), "annotation flock.fritzlab.net/anycast: 203.0.113.7 is held by Service bank/web") {
+			return fmt.Errorf("pod hijack: %v", err)
+		}
+		return nil
+	})
+	if err := n.sandbox("free").addAs("free"); err != nil {
+		t.Error(err)
+	}
+	api.claims.away.Store(true)
+	refused("unknown", "unknown", "the API server, which keeps addresses of AddressPools from being given twice, does not answer")
+	if err := n.sandbox("others").addAs("others"); err != nil {
+		t.Errorf("an address of a pool for pods alone: %v", err)
+	}
 }
 
 // TestTenantAndRouting: the agent closes the port on which BIRD listens to pods, and no

@@ -403,6 +403,12 @@ spec:
 	s.apply(t, `{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"shop","name":"any","annotations":{"flock.fritzlab.net/anycast":"2001:db8:80::4"}},"spec":{"containers":[{"name":"c","image":"echo:dev"}]}}`)
 	s.apply(t, `{"apiVersion":"v1","kind":"Service","metadata":{"namespace":"shop","name":"foreign"},"spec":{"type":"LoadBalancer","loadBalancerClass":"example.com/x","allocateLoadBalancerNodePorts":false,"ports":[{"port":80}]}}`)
 	s.Kubectl(`{"status":{"loadBalancer":{"ingress":[{"ip":"2001:db8:80::5","ipMode":"VIP"}]}}}`, "patch", "service", "foreign", "--namespace=shop", "--subresource=status", "--type=merge", "--patch-file=/dev/stdin")
+	// A pod that asks for more than any node gives one takes nothing.
+	var most []string
+	for i := range 16 {
+		most = append(most, fmt.Sprintf("2001:db8:80::%x", i))
+	}
+	s.apply(t, fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"namespace":"evil","name":"all","annotations":{"flock.fritzlab.net/anycast":%q}},"spec":{"containers":[{"name":"c","image":"echo:dev"}]}}`, strings.Join(most, ",")))
 	s.run(t)
 	s.apply(t, svc("shop/web"))
 	s.has(t, "shop/web", "2001:db8:80::6", service.Assigned)

@@ -18,6 +18,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/address/annotation"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
+	"flock.fritzlab.net/flock/pkg/fleet"
 	"flock.fritzlab.net/flock/pkg/kube"
 	"flock.fritzlab.net/flock/pkg/service"
 )
@@ -181,14 +182,16 @@ func (w *world) observeNodes(o *observed) {
 			}
 		}
 	}
+	// A request that no pool grants takes nothing, nor does one for more addresses than any
+	// node gives a pod: a pod that never starts could keep a whole pool from Services.
+	most := w.maxAddresses()
 	for _, p := range w.pods.List() {
-		text := p.Annotations[annotation.Anycast]
-		if text == "" {
+		_, wanted := annotation.Lists(p.Annotations)
+		if len(wanted) > most {
 			continue
 		}
-		for text := range strings.SplitSeq(text, ",") {
-			// A request that no pool grants takes nothing.
-			if a, err := netip.ParseAddr(strings.TrimSpace(text)); err == nil && grantsAnycast(o.Pools, a, o.Namespaces[p.Namespace]) {
+		for _, a := range wanted {
+			if grantsAnycast(o.Pools, a, o.Namespaces[p.Namespace]) {
 				o.Taken[a] = fmt.Sprintf("an anycast address of pod %s/%s", p.Namespace, p.Name)
 			}
 		}
@@ -218,6 +221,18 @@ func (w *world) observeNodes(o *observed) {
 		}
 	}
 	slices.SortFunc(o.Ranges, func(a, b service.Range) int { return strings.Compare(a.What, b.What) })
+}
+
+// maxAddresses is how many addresses a pod may have on the node that allows the most, as far
+// as people have written NodeConfigs: those from templates are written by agents.
+func (w *world) maxAddresses() int {
+	most := config.DefaultMaxAddresses
+	for _, nc := range w.configs.List() {
+		if !fleet.Templated(nc) {
+			most = max(most, int(nc.Spec.MaxAddressesPerPod))
+		}
+	}
+	return most
 }
 
 func grantsAnycast(pools []config.Pool, addr netip.Addr, namespace labels.Set) bool {

@@ -209,6 +209,24 @@ func (k *Keeper) Acquire(ctx context.Context, attachment string, claims []Claim,
 	return nil
 }
 
+// OfService returns a *HeldError if Services have an address, for pods that share it with one
+// another and so do not claim it. If nobody knows, ErrUnavailable is in the chain.
+func (k *Keeper) OfService(ctx context.Context, addr netip.Addr) error {
+	c, err := k.current(ctx, v1alpha1.AddressClaimName(addr))
+	if err != nil {
+		return err
+	}
+	return heldByService(addr, c)
+}
+
+// heldByService is what a claim of Services refuses a pod with; nil if it is none.
+func heldByService(addr netip.Addr, c *v1alpha1.AddressClaim) error {
+	if c == nil || len(c.Spec.Services) == 0 {
+		return nil
+	}
+	return &HeldError{Addr: addr, Service: c.Spec.Services[0].Namespace + "/" + c.Spec.Services[0].Name}
+}
+
 // Release says that an attachment is gone, or was never made. It returns at once; its
 // claims are released by Run, when its pod goes too.
 func (k *Keeper) Release(attachment string) {

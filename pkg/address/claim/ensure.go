@@ -89,8 +89,8 @@ func (k *Keeper) tryEnsure(ctx context.Context, h *hold) error {
 			// The deletion that may be on its way names this object, not the next.
 		default:
 			k.setState(h, unknown)
-			if services := current.Spec.Services; len(services) > 0 {
-				return &HeldError{Addr: h.Addr, Service: services[0].Namespace + "/" + services[0].Name}
+			if err := heldByService(h.Addr, current); err != nil {
+				return err
 			}
 			held := &HeldError{Addr: h.Addr, Pod: current.Spec.PodNamespace + "/" + current.Spec.PodName, Node: current.Spec.NodeName}
 			if until := current.Spec.QuarantinedUntil; until != nil {
