@@ -14,11 +14,24 @@ import (
 	"slices"
 )
 
-// Key is a port of an address of a Service, as packets have it.
+// Key is a port of a Service at one of its addresses. Its rule is that Service's only: one
+// that is left of an earlier Service at the address is none.
 type Key struct {
+	Target
+	Owner
+}
+
+// Target is where packets go.
+type Target struct {
 	Addr     netip.Addr
 	Protocol byte // IANA's number
 	Port     uint16
+}
+
+// Owner is a port of a Service, by its names.
+type Owner struct {
+	Namespace, Name string
+	PortName        string // may be empty
 }
 
 // Mode is how kube-proxy writes its rules.

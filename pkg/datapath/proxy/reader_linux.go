@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -97,12 +98,14 @@ func (r *Reader) Read(questions []Question) (Look, error) {
 // readNFTables asks kube-proxy's map of Services' addresses.
 func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Question) error {
 	serviceIPs := nft.Set{Table: nft.Table{Family: family, Name: "kube-proxy"}, Name: "service-ips"}
-	keys := make([]string, len(questions))
-	for i, q := range questions {
-		keys[i] = q.nftKey()
+	var keys []string
+	for _, q := range questions {
+		keys = append(keys, q.nftKey())
 	}
-	if len(keys) == 0 { // only whether there is such a map
-		keys = []string{Key{Addr: unspecified[family]}.nftKey()}
+	slices.Sort(keys)
+	keys = slices.Compact(keys) // Services that ask for the same
+	if len(keys) == 0 {         // only whether there is such a map
+		keys = []string{Target{Addr: unspecified[family]}.nftKey()}
 	}
 	elements, err := r.tables.Lookup(serviceIPs, keys)
 	if errors.Is(err, unix.ENOENT) {
@@ -113,7 +116,7 @@ func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Questio
 	look.found(NFTables)
 	for _, q := range questions {
 		e, ok := elements[q.nftKey()]
-		if !ok || e.Verdict.Chain == "" {
+		if !ok || !q.ownsNFT(e.Verdict.Chain) {
 			continue
 		}
 		rule := look.At[q.Key]
@@ -131,7 +134,7 @@ func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Questio
 }
 
 // nftKey is the key in service-ips: address, protocol and port, each padded to four bytes.
-func (k Key) nftKey() string {
+func (k Target) nftKey() string {
 	b := append(k.Addr.AsSlice(), k.Protocol, 0, 0, 0)
 	return string(append(binary.BigEndian.AppendUint16(b, k.Port), 0, 0))
 }
@@ -145,9 +148,13 @@ const (
 	iptExternal, iptFirewall = "KUBE-EXT-", "KUBE-FW-"
 )
 
-// nftHere are the endpoints to which a chain leads by one for the traffic policy Local. A
-// chain that goes meanwhile is as good as an empty one: the next look sees what came of it.
+// nftHere are the endpoints to which a chain leads by one for the traffic policy Local, or
+// as one. A chain that goes meanwhile is as good as an empty one: the next look sees what came
+// of it.
 func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPort, err error) {
+	if strings.HasPrefix(external, nftLocal) { // of a clusterIP
+		return r.nftEndpoints(table, external)
+	}
 	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: external})
 	if err != nil {
 		return nil, ignoreNotFound(err)
@@ -238,7 +245,7 @@ func ignoreNotFound(err error) error {
 
 // jump is a rule of kube-proxy's in chain KUBE-SERVICES.
 type jump struct {
-	Key
+	Target
 	to string
 }
 
@@ -308,15 +315,18 @@ type iptRule struct {
 
 // iptables answers questions by the rules of chain KUBE-SERVICES and those of others.
 func (l *Look) iptables(services []iptRule, chain func(string) ([]iptRule, error), questions []Question) error {
-	to := map[Key]string{}
+	to := map[Target]string{}
 	for _, s := range services {
+		if _, shadowed := to[s.Target]; shadowed {
+			continue
+		}
 		if strings.HasPrefix(s.to, iptExternal) || strings.HasPrefix(s.to, iptFirewall) || strings.HasPrefix(s.to, "KUBE-SVC-") || strings.HasPrefix(s.to, iptLocal) {
-			to[s.Key] = s.to
+			to[s.Target] = s.to
 		}
 	}
 	for _, q := range questions {
-		first, ok := to[q.Key]
-		if !ok {
+		first, ok := to[q.Target]
+		if !ok || !q.ownsIPT(first) {
 			continue
 		}
 		rule := l.At[q.Key]

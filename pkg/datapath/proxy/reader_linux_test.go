@@ -2,12 +2,15 @@ package proxy
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base32"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"flock.fritzlab.net/flock/internal/cell"
@@ -62,6 +65,13 @@ func addrPort(ipv4 bool, node, n int) netip.AddrPort {
 	return netip.MustParseAddrPort(fmt.Sprintf("[2001:db8:100:%x::%x]:%d", node, n, 8000+n))
 }
 
+// keyOf is what is asked about a port.
+func keyOf(p proxytest.Port) Key {
+	namespace, rest, _ := strings.Cut(p.Name, "/")
+	name, port, _ := strings.Cut(rest, ":")
+	return Key{Target{p.Addr, pod.Protocols[p.Protocol], p.Port}, Owner{namespace, name, port}}
+}
+
 func vip(ipv4 bool, n int) netip.Addr {
 	if ipv4 {
 		return netip.AddrFrom4([4]byte{203, 0, 113, byte(n)})
@@ -110,7 +120,7 @@ func TestRead(t *testing.T) {
 				}
 				questions, want := []Question{}, Look{Mode: m, At: map[Key]Rule{}}
 				for _, p := range ports {
-					key := Key{p.Addr, pod.Protocols[p.Protocol], p.Port}
+					key := keyOf(p)
 					questions = append(questions, Question{Key: key, Here: p.Local})
 					rule := Rule{Translated: len(p.Here)+len(p.Elsewhere) > 0}
 					if p.Local {
@@ -120,8 +130,12 @@ func TestRead(t *testing.T) {
 						want.At[key] = rule
 					}
 					// Nothing is known of a port, protocol or address beside it.
-					questions = append(questions, Question{Key: Key{key.Addr, key.Protocol, key.Port + 1000}, Here: true},
-						Question{Key: Key{key.Addr, 255, key.Port}}, Question{Key: Key{vip(ipv4, 250), key.Protocol, key.Port}})
+					questions = append(questions, Question{Key: Key{Target{key.Addr, key.Protocol, key.Port + 1000}, key.Owner}, Here: true},
+						Question{Key: Key{Target{key.Addr, 255, key.Port}, key.Owner}}, Question{Key: Key{Target{vip(ipv4, 250), key.Protocol, key.Port}, key.Owner}})
+					// It is no other Service's, nor another port's.
+					for _, o := range []Owner{{"shop", key.Name, ""}, {"shop", key.Name, "https"}, {"shop", key.Name + "0", key.PortName}, {"evil", key.Name, key.PortName}} {
+						questions = append(questions, Question{Key: Key{key.Target, o}, Here: true})
+					}
 				}
 				got, err := r.Read(questions)
 				if err != nil {
@@ -137,7 +151,7 @@ func TestRead(t *testing.T) {
 				}
 				if i := slices.IndexFunc(ports, func(p proxytest.Port) bool { return p.Local && len(p.Here) > 0 }); true {
 					p := ports[i]
-					rule := got.At[Key{p.Addr, pod.Protocols[p.Protocol], p.Port}]
+					rule := got.At[keyOf(p)]
 					if !rule.IsHere(p.Here[0].Addr()) || rule.IsHere(vip(ipv4, 1)) {
 						t.Errorf("IsHere of %+v", rule)
 					}
@@ -174,17 +188,78 @@ func TestWatch(t *testing.T) {
 				program(t, ns, m, true, p)
 				nettest.Eventually(t, func() error {
 					<-changed
-					look, err := r.Read([]Question{{Key{p.Addr, 6, 80}, true}})
+					look, err := r.Read([]Question{{keyOf(p), true}})
 					if err != nil {
 						return err
 					}
-					if here := look.At[Key{p.Addr, 6, 80}].Here; !slices.Equal(here, p.Here) {
+					if here := look.At[keyOf(p)].Here; !slices.Equal(here, p.Here) {
 						return fmt.Errorf("read %v, want %v", here, p.Here)
 					}
 					return nil
 				})
 			}
 		})
+	}
+}
+
+// The chain of a Service says which one it is: kube-proxy's names, from a cluster.
+func TestOwner(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 63)
+	of := func(namespace, name, port string, protocol byte) Key {
+		return Key{Target{vip(true, 7), protocol, 80}, Owner{namespace, name, port}}
+	}
+	for _, c := range []struct {
+		key       Key
+		nft, ipt  string
+		isNotNFT  []string
+		isNotIPTs []string
+	}{
+		{of("ns1", "svc1", "p80", 6), "external-ULMVA6XW-ns1/svc1/tcp/p80", "KUBE-EXT-XPGD46QRK7WJZT7O", []string{
+			"external-ULMVA6XW-ns1/svc1/tcp/p8", "external-ULMVA6XW-ns1/svc1/udp/p80", "external-ULMVA6XW-ns1/svc1/tcp/p80...", "external-ULMVA6XW-...", "external", "", "reject-chain",
+		}, []string{"KUBE-EXT-XPGD46QRK7WJZT7P", "KUBE-EXT-", "", "KUBE-MARK-MASQ"}},
+		{of("ns1", "svc1", "", 6), "service-A-ns1/svc1/tcp/", "KUBE-SVC-" + hashed("ns1/svc1tcp"), []string{"service-A-ns1/svc1/tcp/p"}, []string{"KUBE-SVC-" + hashed("ns1/svc1:tcp")}},
+		{of(long, long, long, 132), "external-ABCDEFGH-" + long + "/" + long + "/sctp/" + long, "KUBE-FW-" + hashed(long+"/"+long+":"+long+"sctp"), nil, nil},
+	} {
+		if !c.key.ownsNFT(c.nft) || !c.key.ownsIPT(c.ipt) {
+			t.Errorf("%v: %s is not its own, or %s", c.key, c.nft, c.ipt)
+		}
+		for _, chain := range c.isNotNFT {
+			if c.key.ownsNFT(chain) {
+				t.Errorf("%v: %q is its own", c.key, chain)
+			}
+		}
+		for _, chain := range c.isNotIPTs {
+			if c.key.ownsIPT(chain) {
+				t.Errorf("%v: %q is its own", c.key, chain)
+			}
+		}
+	}
+}
+
+func hashed(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return base32.StdEncoding.EncodeToString(sum[:])[:16]
+}
+
+// A clusterIP with the traffic policy Local leads to the chain of the policy itself.
+func TestClusterIP(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := open(t, ns)
+	p := proxytest.Port{Name: "shop/web:http", Addr: vip(true, 7), Protocol: "tcp", Port: 80, Local: true, Here: []netip.AddrPort{addrPort(true, 1, 1)}}
+	program(t, ns, NFTables, true, p)
+	var local string
+	for field := range strings.FieldsSeq(ns.Exec("nft", "list", "table", "ip", "kube-proxy")) {
+		if strings.HasPrefix(field, nftLocal) {
+			local = field
+		}
+	}
+	ns.Exec("nft", "add", "element", "ip", "kube-proxy", "service-ips", "{ 10.96.0.7 . tcp . 80 : goto "+local+" }")
+	p.Addr = netip.MustParseAddr("10.96.0.7")
+	look, err := r.Read([]Question{{keyOf(p), true}})
+	if err != nil || !reflect.DeepEqual(look.At[keyOf(p)], Rule{Translated: true, Here: p.Here}) {
+		t.Errorf("%+v, %v", look, err)
 	}
 }
 
@@ -203,7 +278,7 @@ func TestOthersTables(t *testing.T) {
 			t.Fatal(err)
 		}
 		ns.Exec("nft", "-f", file)
-		look, err := r.Read([]Question{{Key{vip(true, 7), 6, 80}, true}})
+		look, err := r.Read([]Question{{keyOf(proxytest.Port{Name: "shop/web:http", Addr: vip(true, 7), Protocol: "tcp", Port: 80}), true}})
 		if len(look.At) > 0 {
 			t.Errorf("%s: %+v, %v", table, look, err)
 		}
@@ -226,7 +301,7 @@ func BenchmarkRead(b *testing.B) {
 				p := proxytest.Port{Name: fmt.Sprintf("shop/web-%d:http", n), Addr: vip(true, n%200), Protocol: "tcp", Port: uint16(80 + n), Local: true, Here: []netip.AddrPort{addrPort(true, 1, 1)}}
 				ports = append(ports, p)
 				if n < 100 {
-					questions = append(questions, Question{Key: Key{p.Addr, 6, p.Port}, Here: true})
+					questions = append(questions, Question{Key: keyOf(p), Here: true})
 				}
 			}
 			program(b, ns, m, true, ports...)

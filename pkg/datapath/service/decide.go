@@ -238,9 +238,9 @@ func (f Facts) servedHere() (served []Port, d Decision) {
 // known, kube-proxy's rules say the same.
 func (f Facts) servedBySlices() (served []Port, d Decision) {
 	for _, port := range f.Service.Ports {
-		here := func(a netip.Addr) bool { return f.Rules[port.key(f.Address.Addr)].IsHere(a) }
+		here := func(a netip.Addr) bool { return f.rule(port).IsHere(a) }
 		switch {
-		case !f.SlicesKnown && len(f.Rules[port.key(f.Address.Addr)].Here) > 0:
+		case !f.SlicesKnown && len(f.rule(port).Here) > 0:
 			served = append(served, port)
 		case f.hasReady(port, func(e Endpoint) bool { return e.Here || here(e.Addr) }):
 			served = append(served, port)
@@ -286,10 +286,13 @@ func (f Facts) hasReady(port Port, which func(Endpoint) bool) bool {
 	return false
 }
 
+// rule is kube-proxy's for a port.
+func (f Facts) rule(p Port) proxy.Rule { return f.Rules[f.Service.key(p, f.Address.Addr)] }
+
 // programmed says whether kube-proxy translates connections to a port to an endpoint that is
 // Ready.
 func (f Facts) programmed(port Port, policy Policy) bool {
-	rule := f.Rules[port.key(f.Address.Addr)]
+	rule := f.rule(port)
 	if policy == Cluster {
 		return rule.Translated
 	}
@@ -304,7 +307,7 @@ func (f Facts) programmed(port Port, policy Policy) bool {
 
 // translatedAnyhow says whether kube-proxy knows of endpoints, on whichever node.
 func (f Facts) translatedAnyhow() bool {
-	return slices.ContainsFunc(f.Service.Ports, func(p Port) bool { return f.Rules[p.key(f.Address.Addr)].Translated })
+	return slices.ContainsFunc(f.Service.Ports, func(p Port) bool { return f.rule(p).Translated })
 }
 
 func (f Facts) sameFamily(a netip.Addr) bool { return a.Is4() == f.Address.Addr.Is4() }

@@ -27,16 +27,17 @@ func local() Facts {
 		Node:      Node{Known: true},
 		Pods:      []Pod{{Name: "a", Addrs: []netip.Addr{podA6, podA4}, Ready: pod.Ready}},
 		PodsKnown: true, SlicesKnown: true, ProxyKnown: true, Mode: proxy.NFTables,
-		Rules: rules(v4, httpPort, podA4),
+		Rules: rules("web", v4, httpPort, podA4),
 	}
 }
 
-func rules(addr netip.Addr, port Port, here ...netip.Addr) map[proxy.Key]proxy.Rule {
+// rules are kube-proxy's for a port of a Service of namespace shop.
+func rules(name string, addr netip.Addr, port Port, here ...netip.Addr) map[proxy.Key]proxy.Rule {
 	r := proxy.Rule{Translated: true}
 	for _, a := range here {
 		r.Here = append(r.Here, netip.AddrPortFrom(a, 8080))
 	}
-	return map[proxy.Key]proxy.Rule{port.key(addr): r}
+	return map[proxy.Key]proxy.Rule{(&Service{Ref: Ref{"shop", name}}).key(port, addr): r}
 }
 
 // cluster is a Service with the policy Cluster, that is served by a pod of another node.
@@ -46,7 +47,7 @@ func cluster() Facts {
 	svc.External = Cluster
 	f.Service = &svc
 	f.Pods = nil
-	f.Rules = rules(v4, httpPort)
+	f.Rules = rules("web", v4, httpPort)
 	f.Slices = []Slice{{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: remote4, Ready: true, Pod: "remote"}}}}
 	return f
 }
@@ -87,15 +88,15 @@ func TestDecide(t *testing.T) {
 		}, Decision{Announce: true, Reason: Serving}},
 		{"local: the Ready one is not programmed, the one that terminates is", local, func(f *Facts) {
 			f.Pods = append(f.Pods, Pod{Name: "b", Addrs: []netip.Addr{podB4}, Ready: pod.Ready, Terminating: true})
-			f.Rules = rules(v4, httpPort, podB4)
+			f.Rules = rules("web", v4, httpPort, podB4)
 		}, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
 		{"local: no pod", local, func(f *Facts) { f.Pods = nil }, Decision{Reason: NoLocalEndpoint, Elsewhere: true}},
 		{"local: no endpoint anywhere", local, func(f *Facts) { f.Pods, f.Rules = nil, nil }, Decision{Reason: NoLocalEndpoint}},
 		{"local: Ready, kube-proxy has no rule", local, func(f *Facts) { f.Rules = nil }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
-		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules(v4, httpPort) }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
+		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
 		{"local: Ready, of the other family", local, func(f *Facts) { f.Pods[0].Addrs = f.Pods[0].Addrs[:1] },
 			Decision{Reason: NoLocalEndpoint, Detail: "pod a has no address of this family, or no port of the name that the Service wants", Elsewhere: true}},
-		{"local: IPv6", local, func(f *Facts) { f.Address.Addr, f.Rules = v6, rules(v6, httpPort, podA6) }, Decision{Announce: true, Reason: Serving}},
+		{"local: IPv6", local, func(f *Facts) { f.Address.Addr, f.Rules = v6, rules("web", v6, httpPort, podA6) }, Decision{Announce: true, Reason: Serving}},
 		{"local: without endpoint slices", local, func(f *Facts) { f.SlicesKnown = false }, Decision{Announce: true, Reason: Serving}},
 		{"local: kube-proxy is unhealthy and the node takes no pods", local, func(f *Facts) { f.Node.ProxyUnhealthy, f.Node.NotServing = "x", "y" }, Decision{Announce: true, Reason: Serving}},
 		{"local: not Ready, published all the same", local, func(f *Facts) { published(f); f.Pods[0].Ready = pod.NotReady }, Decision{Announce: true, Reason: Serving}},
@@ -194,7 +195,7 @@ func FuzzDecide(f *testing.F) {
 			facts.Rules = nil
 		}
 		if next() {
-			facts.Rules = rules(v4, httpPort)
+			facts.Rules = rules("web", v4, httpPort)
 		}
 		if next() {
 			facts.Mode = proxy.None

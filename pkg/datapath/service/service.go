@@ -71,8 +71,12 @@ type Port struct {
 	TargetName string
 }
 
-func (p Port) key(a netip.Addr) proxy.Key {
-	return proxy.Key{Addr: a, Protocol: p.Protocol, Port: p.Number}
+// key is what is asked of kube-proxy's rules for a port of the Service at an address.
+func (s *Service) key(p Port, a netip.Addr) proxy.Key {
+	return proxy.Key{
+		Target: proxy.Target{Addr: a, Protocol: p.Protocol, Port: p.Number},
+		Owner:  proxy.Owner{Namespace: s.Namespace, Name: s.Name, PortName: p.Name},
+	}
 }
 
 // policy is the traffic policy for connections to an address from outside.

@@ -306,7 +306,7 @@ func (s *State) look(e Looked) {
 	for _, svc := range s.services {
 		for addr := range svc.paths {
 			for _, port := range svc.Ports {
-				key := port.key(addr)
+				key := svc.key(port, addr)
 				if !e.Asked[key] {
 					continue
 				}
@@ -327,7 +327,7 @@ func (s *State) Questions() (all []proxy.Question) {
 				continue
 			}
 			for _, port := range svc.Ports {
-				all = append(all, proxy.Question{Key: port.key(addr), Here: svc.policy(p.address) == Local})
+				all = append(all, proxy.Question{Key: svc.key(port, addr), Here: svc.policy(p.address) == Local})
 			}
 		}
 	}
@@ -391,7 +391,7 @@ func (s *State) facts(svc *Service, p *path) Facts {
 	}
 	var here []proxy.Rule
 	for _, port := range svc.Ports {
-		key := port.key(p.address.Addr)
+		key := svc.key(port, p.address.Addr)
 		f.ProxyKnown = f.ProxyKnown && s.asked[key]
 		if rule, ok := s.rules[key]; ok {
 			f.Rules[key] = rule

@@ -62,16 +62,21 @@ func (s *script) wait(d time.Duration) {
 	s.do()
 }
 
-// program has kube-proxy's rules lead from an address to endpoints of the node, or to none.
+// program has kube-proxy's rules lead from an address to endpoints of the node, or to none,
+// as those of Service web.
 func (s *script) program(addr netip.Addr, here ...netip.Addr) {
 	s.t.Helper()
-	s.programPort(addr, httpPort, here...)
+	s.programPort("web", addr, httpPort, here...)
 }
 
-func (s *script) programPort(addr netip.Addr, port Port, here ...netip.Addr) {
+func (s *script) programPort(name string, addr netip.Addr, port Port, here ...netip.Addr) {
 	s.t.Helper()
 	at := maps.Clone(s.rules.At)
-	maps.Copy(at, rules(addr, port, here...))
+	now := rules(name, addr, port, here...)
+	for key := range now { // the kernel has one for each address and port
+		maps.DeleteFunc(at, func(k proxy.Key, _ proxy.Rule) bool { return k.Target == key.Target })
+	}
+	maps.Copy(at, now)
 	s.rules = proxy.Look{Mode: proxy.NFTables, At: at}
 	s.looked()
 }
@@ -280,13 +285,13 @@ func TestShared(t *testing.T) {
 	s.do(report("a", pod.Ready, appWeb, podA4))
 	s.program(v4, podA4)
 	s.want("the other has no endpoint anywhere", v4.String()+"/32 announced")
-	s.programPort(v4, dns.Ports[0])
+	s.programPort("dns", v4, dns.Ports[0])
 	s.want("the other has endpoints elsewhere", v4.String()+"/32 local")
 	if got := s.reason(v4, "web"); got != "SharedBlocked Service shop/dns: NoLocalEndpoint" {
 		t.Errorf("reason %s", got)
 	}
 	s.do(report("b", pod.Ready, map[string]string{"app": "dns"}, podB4))
-	s.programPort(v4, dns.Ports[0], podB4)
+	s.programPort("dns", v4, dns.Ports[0], podB4)
 	s.want("both", v4.String()+"/32 announced")
 	s.do(Services{All: []*Service{dns}})
 	s.want("one is gone", v4.String()+"/32 announced")
@@ -309,7 +314,7 @@ func TestAggregate(t *testing.T) {
 	s.program(v4, podA4)
 	s.want("Local", "203.0.113.7/32 announced", "203.0.113.8/32 local", "203.0.113.0/28 announced")
 	s.do(report("a", pod.NotReady, appWeb, podA4))
-	s.program(other)
+	s.programPort("db", other, httpPort)
 	s.do(Slices{Of: map[Ref][]Slice{{"shop", "db"}: {{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: remote4, Ready: true}}}}}})
 	s.want("Cluster", "203.0.113.7/32 local", "203.0.113.8/32 local", "203.0.113.0/28 announced")
 	// The pool is not aggregated any more.
@@ -318,6 +323,35 @@ func TestAggregate(t *testing.T) {
 	s.want("no aggregate", "203.0.113.7/32 local", "203.0.113.8/32 announced", "203.0.113.0/28 local")
 	s.wait(LingerTime)
 	s.want("long after", "203.0.113.7/32 local", "203.0.113.8/32 announced")
+}
+
+// A Service that gets the address of another one is announced once kube-proxy's rules are its
+// own, and not while they lead to the pods of the other.
+func TestReusedAddress(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []Policy{Local, Cluster} {
+		s := newScript(t, nil)
+		s.do(fit, PodsSynced{}, Slices{Of: map[Ref][]Slice{{"shop", "db"}: {{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: podB4, Ready: true, Here: true}}}}}})
+		s.do(Services{All: []*Service{web("web", Local, v4)}}, report("a", pod.Ready, appWeb, podA4))
+		s.program(v4, podA4)
+		s.want("the first", v4.String()+"/32 announced")
+		s.do(Services{All: []*Service{web("db", policy, v4)}}, report("b", pod.Ready, map[string]string{"app": "db"}, podB4))
+		s.want("the second, before a look", v4.String()+"/32 local")
+		s.looked()
+		s.want("the second, by the rules of the first", v4.String()+"/32 local")
+		if got := s.reason(v4, "db"); got != "NotProgrammed kube-proxy has no rule for tcp port 80 yet" {
+			t.Errorf("reason %s", got)
+		}
+		s.programPort("db", v4, httpPort, podB4)
+		s.want("the second", v4.String()+"/32 announced")
+		// An external IP of two Services is that of the one that kube-proxy serves.
+		s.do(Services{All: []*Service{web("db", policy, v4), web("web", Local, v4)}})
+		s.looked()
+		s.want("both", v4.String()+"/32 announced")
+		if got := s.reason(v4, "web"); got != "NotProgrammed kube-proxy has no rule for tcp port 80 yet" {
+			t.Errorf("reason %s", got)
+		}
+	}
 }
 
 // A pod's address is the pod's: neither route nor guard is in its way.

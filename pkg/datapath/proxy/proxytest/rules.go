@@ -10,7 +10,7 @@ import (
 
 // Port is one port of a Service at one of its external addresses.
 type Port struct {
-	// Name is "namespace/name:port".
+	// Name is "namespace/name:port"; of a port without a name, "namespace/name:".
 	Name string
 	// Addr is an address of a load balancer, or an external IP.
 	Addr     netip.Addr
@@ -59,8 +59,8 @@ func NFTables(pods netip.Prefix, ports ...Port) string {
 	line("chain reject-chain { reject; }")
 	serviceIPs, noEndpoints, hairpins := []string{}, []string{}, []string{}
 	for _, p := range ports {
-		base := "/" + strings.ReplaceAll(p.Name, ":", "/"+p.Protocol+"/")
-		chain := func(prefix string) string { return prefix + "-" + hash(base)[:8] + "-" + base[1:] }
+		base := strings.ReplaceAll(p.Name, ":", "/"+p.Protocol+"/")
+		chain := func(prefix string) string { return prefix + "-" + hash(base)[:8] + "-" + base }
 		key := fmt.Sprintf("%v . %s . %d", p.Addr, p.Protocol, p.Port)
 		if len(p.all()) > 0 {
 			serviceIPs = append(serviceIPs, key+" : goto "+chain("external"))
@@ -78,7 +78,7 @@ func NFTables(pods netip.Prefix, ports ...Port) string {
 			continue
 		}
 		endpointChain := func(e netip.AddrPort) string {
-			name := base[1:] + "__" + strings.ReplaceAll(e.Addr().String(), ":", ".") + "/" + fmt.Sprint(e.Port())
+			name := base + "__" + strings.ReplaceAll(e.Addr().String(), ":", ".") + "/" + fmt.Sprint(e.Port())
 			return "endpoint-" + hash(name)[:8] + "-" + name
 		}
 		if p.Affinity {
@@ -169,6 +169,7 @@ func IPTables(pods netip.Prefix, ports ...Port) string {
 	}
 	comment := func(s string) string { return fmt.Sprintf(`-m comment --comment "%s"`, s) }
 	for _, p := range ports {
+		p.Name = strings.TrimSuffix(p.Name, ":")
 		id := hash(p.Name + p.Protocol)[:16]
 		single := netip.PrefixFrom(p.Addr, p.Addr.BitLen())
 		to := fmt.Sprintf("-m %s -p %[1]s -d %v --dport %d", p.Protocol, single, p.Port)
