@@ -15,14 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
@@ -125,8 +123,9 @@ func (s *services) followServices(ctx context.Context) error {
 	s.state.Notify(changed)
 	s.pools.Notify(changed)
 	s.labelled.Notify(changed)
-	objects := following[*corev1.Service]{changed: changed, log: s.log, what: "Services"}
-	slicesOf := following[*discoveryv1.EndpointSlice]{changed: changed, log: s.log, what: "EndpointSlices"}
+	objects := following[*corev1.Service]{changed: changed}
+	slicesOf := following[*discoveryv1.EndpointSlice]{changed: changed}
+	needed := recent{}
 	defer objects.stop()
 	defer slicesOf.stop()
 	kept, err := kube.Load[[]*corev1.Service](s.path)
@@ -172,7 +171,7 @@ func (s *services) followServices(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		objects.follow(ctx, fmt.Sprint(w.all), func(changed func()) *kube.Cache[*corev1.Service] { return s.api.AnnouncedServices(w.all, changed) })
+		objects.follow(ctx, fmt.Sprint(w.all), func(changed func()) followed[*corev1.Service] { return s.api.AnnouncedServices(w.all, changed) })
 		all, known := objects.list()
 		slices.SortFunc(all, byName)
 		if known {
@@ -200,12 +199,15 @@ func (s *services) followServices(ctx context.Context) error {
 		if s.local.Set(slices.ContainsFunc(parsed, (*service.Service).NeedPods)) {
 			s.onLocal()
 		}
-		names := sliceNames(parsed)
+		names := needed.keep(time.Now(), needSlices(parsed))
 		now := service.Slices{Names: map[string]bool{}}
-		if names != nil && len(names) == 0 {
+		if len(names) == 0 {
 			slicesOf.stop()
 		} else {
-			slicesOf.follow(ctx, strings.Join(names, ","), func(changed func()) *kube.Cache[*discoveryv1.EndpointSlice] {
+			if len(names) > mostNames {
+				names = nil
+			}
+			slicesOf.follow(ctx, strings.Join(names, ","), func(changed func()) followed[*discoveryv1.EndpointSlice] {
 				return s.api.EndpointSlices(names, changed)
 			})
 			list, known := slicesOf.list()
@@ -241,73 +243,15 @@ func (s *services) labels(namespace string) map[string]string {
 // of them, all are followed.
 const mostNames = 200
 
-// sliceNames are the names of the Services whose EndpointSlices are needed; nil: all.
-func sliceNames(all []*service.Service) []string {
+// needSlices are the names of the Services whose EndpointSlices are needed.
+func needSlices(all []*service.Service) map[string]bool {
 	names := map[string]bool{}
 	for _, s := range all {
 		if s.NeedSlices() {
 			names[s.Name] = true
 		}
 	}
-	if len(names) > mostNames {
-		return nil
-	}
-	return append([]string{}, slices.Sorted(maps.Keys(names))...)
-}
-
-// following follows a selection of objects. While another selection is being listed, what was
-// known of the last one stays.
-type following[T runtime.Object] struct {
-	changed chan struct{}
-	log     *slog.Logger
-	what    string
-
-	running sync.WaitGroup
-	which   string
-	listed  string         // the selection of cache
-	cache   *kube.Cache[T] // the one in use
-	cancel  context.CancelFunc
-	next    *kube.Cache[T] // the one that takes its place once it is complete
-	abandon context.CancelFunc
-}
-
-// follow makes which the selection.
-func (f *following[T]) follow(ctx context.Context, which string, start func(changed func()) *kube.Cache[T]) {
-	if f.which == which && (f.cache != nil || f.next != nil) {
-		return
-	}
-	if f.abandon != nil {
-		f.abandon()
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	cache := start(func() { cell.Wake(f.changed) })
-	f.which, f.next, f.abandon = which, cache, cancel
-	f.running.Go(func() { cache.Run(ctx) })
-}
-
-// list is what is known; false if that is nothing.
-func (f *following[T]) list() ([]T, bool) {
-	if f.next != nil && f.next.Synced() {
-		if f.cancel != nil {
-			f.cancel()
-		}
-		f.cache, f.cancel, f.next, f.abandon, f.listed = f.next, f.abandon, nil, nil, f.which
-	}
-	if f.cache == nil {
-		return nil, false
-	}
-	return f.cache.List(), true
-}
-
-// stop ends following, and waits for it.
-func (f *following[T]) stop() {
-	for _, cancel := range []context.CancelFunc{f.cancel, f.abandon} {
-		if cancel != nil {
-			cancel()
-		}
-	}
-	f.running.Wait()
-	f.cache, f.cancel, f.next, f.abandon, f.which = nil, nil, nil, nil, ""
+	return names
 }
 
 // followNode passes on what the node is like.
