@@ -190,7 +190,7 @@ func (s *services) followServices(ctx context.Context) error {
 		if s.given.Set(given) {
 			save.begin()
 		}
-		parsed := service.Parse(all, service.Admission{Kinds: w.kinds, Pools: slices.Concat(pools.pools, pools.retained), Labels: s.labels})
+		parsed := service.Parse(all, service.Admission{Kinds: w.kinds, Pools: slices.Concat(pools.pools, pools.retained), Labels: s.namespaces.Known})
 		if !sent || !reflect.DeepEqual(parsed, sentServices) {
 			s.controller.Send(service.Services{All: parsed})
 			sentServices, sent = parsed, true
@@ -231,12 +231,6 @@ func (s *services) followServices(ctx context.Context) error {
 
 func byName(a, b *corev1.Service) int {
 	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}
-
-// labels are those of a namespace.
-func (s *services) labels(namespace string) map[string]string {
-	known, _ := s.namespaces.Known(namespace)
-	return known
 }
 
 // mostNames bounds how many Services are named in the selection of EndpointSlices. With more

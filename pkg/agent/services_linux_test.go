@@ -22,12 +22,21 @@ import (
 func TestServiceWithoutAPIServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, nodeConfig)
+	// The API server knows of AddressPools and namespaces, and of no Services.
+	api := n.serveAPI()
+	external := pool("external", "198.51.100.0/28")
+	external.Spec.Uses = []v1alpha1.PoolUse{v1alpha1.UseService}
+	external.Spec.Services = &v1alpha1.PoolServices{ExternalIPs: true}
+	external.Spec.NamespaceSelector = metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "quarantine", Operator: metav1.LabelSelectorOpDoesNotExist}}}
+	api.pools.set(external)
+	namespace := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}
+	api.namespaces.put("shop", namespace)
 	class, mode := v1alpha1.LoadBalancerClass, corev1.LoadBalancerIPModeVIP
 	svc := &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 		Spec: corev1.ServiceSpec{
 			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, Ports: []corev1.ServicePort{{Port: 80}},
-			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, ExternalIPs: []string{"198.51.100.7"},
 		},
 		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "203.0.113.7", IPMode: &mode}}}},
 	}
@@ -41,21 +50,26 @@ func TestServiceWithoutAPIServer(t *testing.T) {
 	program := func(here ...netip.AddrPort) {
 		t.Helper()
 		p := proxytest.Port{Name: "shop/web:", Addr: netip.MustParseAddr("203.0.113.7"), Protocol: "tcp", Port: 80, Local: true, Here: here}
+		q := p
+		q.Addr = netip.MustParseAddr("198.51.100.7")
 		file := filepath.Join(t.TempDir(), "rules")
-		if err := os.WriteFile(file, []byte(proxytest.NFTables(netip.MustParsePrefix("10.1.0.0/16"), p)), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(proxytest.NFTables(netip.MustParsePrefix("10.1.0.0/16"), p, q)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		n.host.Exec("nft", "-f", file)
 	}
-	announced := func(want bool) {
+	eachAnnounced := func(loadBalancer, external bool) {
 		t.Helper()
 		eventually(t, n.agentLog, func() error {
-			if got := n.host.IP("route", "show", "203.0.113.7", "proto", "85", "metric", "640"); (got != "") != want {
-				return fmt.Errorf("route %q, want %t", got, want)
+			for addr, want := range map[string]bool{"203.0.113.7": loadBalancer, "198.51.100.7": external} {
+				if got := n.host.IP("route", "show", addr, "proto", "85", "metric", "640"); (got != "") != want {
+					return fmt.Errorf("route %q to %s, want %t", got, addr, want)
+				}
 			}
 			return nil
 		})
 	}
+	announced := func(want bool) { t.Helper(); eachAnnounced(want, want) }
 	write(svc)
 	n.start()
 	eventually(t, n.agentLog, func() error {
@@ -71,16 +85,24 @@ func TestServiceWithoutAPIServer(t *testing.T) {
 
 	seen := n.monitorRoutes()
 	n.kill()
+	api.namespaces.away.Store(true)
 	n.start()
 	eventually(t, n.agentLog, func() error {
-		if code, body := n.get("/metrics"); code != 200 || !strings.Contains(body, `flock_service_addresses{announced="true"} 1`) || !strings.Contains(body, `flock_service_proxy{mode="nftables"} 1`) {
+		if code, body := n.get("/metrics"); code != 200 || !strings.Contains(body, `flock_service_addresses{announced="true"} 2`) || !strings.Contains(body, `flock_service_proxy{mode="nftables"} 1`) {
 			return fmt.Errorf("metrics %d", code)
 		}
 		return nil
 	})
-	if got := seen(); strings.Contains(got, "203.0.113.7") {
+	if got := seen(); strings.Contains(got, "203.0.113.7") || strings.Contains(got, "198.51.100.7") {
 		t.Errorf("a start of the agent changed routes:\n%s", got)
 	}
+	api.namespaces.away.Store(false)
+	namespace.Labels = map[string]string{"quarantine": "yes"}
+	api.namespaces.put("shop", namespace)
+	eachAnnounced(true, false)
+	namespace.Labels = nil
+	api.namespaces.put("shop", namespace)
+	announced(true)
 	program()
 	announced(false)
 	program(here)

@@ -25,6 +25,9 @@ const (
 	NotAnnounced Reason = "NotAnnounced"
 	// NotAdmitted: no AddressPool admits the external IP for the Service.
 	NotAdmitted Reason = "NotAdmitted"
+	// NamespaceUnknown: the labels of the Service's namespace, by which AddressPools admit
+	// it, are not known yet.
+	NamespaceUnknown Reason = "NamespaceUnknown"
 	// AddressInUse: a pod holds the address.
 	AddressInUse Reason = "AddressInUse"
 	// NodeExcluded: the Node has the label node.kubernetes.io/exclude-from-external-load-balancers.
@@ -176,6 +179,9 @@ func Decide(f Facts) Decision {
 	// others away.
 	if len(missing) == len(served) || len(missing) > 0 && !f.Announced {
 		return no(NotProgrammed, "kube-proxy has no rule for %s yet", strings.Join(missing, ", "))
+	}
+	if f.Address.Undecided != "" {
+		return unknown(f.Address.Undecided)
 	}
 	return Decision{Announce: true, Reason: Serving}
 }

@@ -19,8 +19,8 @@ import (
 type Admission struct {
 	Kinds config.ServiceAddresses
 	Pools []config.Pool
-	// Labels are those of a namespace.
-	Labels func(namespace string) map[string]string
+	// Labels are those of a namespace; false: they are not known.
+	Labels func(namespace string) (map[string]string, bool)
 }
 
 // Parse returns what decisions need of the Services that have an address of a kind that nodes
@@ -57,14 +57,12 @@ func Parse(in []*corev1.Service, a Admission) (out []*Service) {
 
 // addresses are those of a Service, each once.
 func (a Admission) addresses(svc *corev1.Service) (all []Address) {
-	add := func(text string, kind Kind, refused Reason, detail string) {
-		addr, err := netip.ParseAddr(text)
-		if err != nil || slices.ContainsFunc(all, func(b Address) bool { return b.Addr == addr }) {
+	add := func(b Address) {
+		if slices.ContainsFunc(all, func(c Address) bool { return c.Addr == b.Addr }) {
 			return
 		}
-		b := Address{Addr: addr, Kind: kind, Refused: refused, Detail: detail}
-		if deciding := a.deciding(addr); kind != ClusterIP && len(deciding) > 0 && deciding[0].Routing.Aggregate {
-			b.Aggregate, _ = deciding[0].Covering(addr)
+		if deciding := a.deciding(b.Addr); b.Kind != ClusterIP && len(deciding) > 0 && deciding[0].Routing.Aggregate {
+			b.Aggregate, _ = deciding[0].Covering(b.Addr)
 		}
 		all = append(all, b)
 	}
@@ -76,21 +74,24 @@ func (a Admission) addresses(svc *corev1.Service) (all []Address) {
 		for _, in := range svc.Status.LoadBalancer.Ingress {
 			// With the mode Proxy, kube-proxy does not translate what comes for it.
 			if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
-				add(in.IP, LoadBalancer, refused, detail)
+				if addr, err := netip.ParseAddr(in.IP); err == nil {
+					add(Address{Addr: addr, Kind: LoadBalancer, Refused: refused, Detail: detail})
+				}
 			}
 		}
 	}
 	if a.Kinds.ExternalIP {
 		for _, ip := range svc.Spec.ExternalIPs {
 			if addr, err := netip.ParseAddr(ip); err == nil {
-				refused, detail := a.external(addr, svc.Namespace)
-				add(ip, ExternalIP, refused, detail)
+				add(a.external(addr, svc.Namespace))
 			}
 		}
 	}
 	if a.Kinds.ClusterIP {
 		for _, ip := range svc.Spec.ClusterIPs { // "None" is no address
-			add(ip, ClusterIP, "", "")
+			if addr, err := netip.ParseAddr(ip); err == nil {
+				add(Address{Addr: addr, Kind: ClusterIP})
+			}
 		}
 	}
 	return all
@@ -118,14 +119,28 @@ func (a Admission) deciding(addr netip.Addr) []config.Pool {
 	return slices.DeleteFunc(config.Deciding(a.Pools, addr), func(p config.Pool) bool { return !p.Service })
 }
 
-// external says why an external IP is not announced; empty if it is.
-func (a Admission) external(addr netip.Addr, namespace string) (Reason, string) {
+// external is an external IP of a Service in a namespace, and whether a pool admits it.
+func (a Admission) external(addr netip.Addr, namespace string) Address {
+	out := Address{Addr: addr, Kind: ExternalIP}
 	for _, p := range a.deciding(addr) {
-		if p.Services.ExternalIPs && p.Admits(a.Labels(namespace)) {
-			return "", ""
+		if !p.Services.ExternalIPs {
+			continue
+		}
+		if p.Namespaces.Empty() { // it admits every one
+			return Address{Addr: addr, Kind: ExternalIP}
+		}
+		// No labels are not the same as unknown ones: selectors can ask for a label's absence.
+		switch labels, known := a.Labels(namespace); {
+		case !known:
+			out.Undecided = NamespaceUnknown
+		case p.Admits(labels):
+			return Address{Addr: addr, Kind: ExternalIP}
 		}
 	}
-	return NotAdmitted, fmt.Sprintf("no AddressPool with spec.services.externalIPs covers it and admits namespace %s", namespace)
+	if out.Undecided == "" {
+		out.Refused, out.Detail = NotAdmitted, fmt.Sprintf("no AddressPool with spec.services.externalIPs covers it and admits namespace %s", namespace)
+	}
+	return out
 }
 
 // ParseSlices returns what decisions need of EndpointSlices, by Service. Node is the name of

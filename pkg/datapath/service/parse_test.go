@@ -45,6 +45,8 @@ func pools() []config.Pool {
 	}
 }
 
+func teamShop(string) (map[string]string, bool) { return map[string]string{"team": "shop"}, true }
+
 func TestParse(t *testing.T) {
 	t.Parallel()
 	lb6, lb4 := Address{Addr: v6, Kind: LoadBalancer}, Address{Addr: v4, Kind: LoadBalancer}
@@ -55,6 +57,9 @@ func TestParse(t *testing.T) {
 		a.Refused, a.Detail = reason, detail
 		return a
 	}
+	undecided := external
+	undecided.Undecided = NamespaceUnknown
+	unknown := func(string) (map[string]string, bool) { return nil, false }
 	const notAdmitted = "no AddressPool with spec.services.externalIPs covers it and admits namespace shop"
 	for _, tc := range []struct {
 		name   string
@@ -82,8 +87,19 @@ func TestParse(t *testing.T) {
 			refused(lb6, NotAnnounced, "spec.services.announce of the NodeConfig does not name LoadBalancer"),
 			refused(lb4, NotAnnounced, "spec.services.announce of the NodeConfig does not name LoadBalancer")}},
 		{"a namespace that the pool does not admit", func(_ *corev1.Service, a *Admission) {
-			a.Labels = func(string) map[string]string { return nil }
+			a.Labels = func(string) (map[string]string, bool) { return nil, true }
 		}, []Address{lb6, lb4, refused(external, NotAdmitted, notAdmitted)}},
+		{"a namespace that is not known", func(_ *corev1.Service, a *Admission) { a.Labels = unknown }, []Address{lb6, lb4, undecided}},
+		{"a namespace that is not known, and a label must not be there", func(_ *corev1.Service, a *Admission) {
+			a.Labels = unknown
+			a.Pools[1].Namespaces, _ = labels.Parse("team notin (evil),!quarantine")
+		}, []Address{lb6, lb4, undecided}},
+		{"a namespace that is not known, and a pool that admits all", func(_ *corev1.Service, a *Admission) {
+			a.Labels, a.Pools[1].Namespaces = unknown, labels.Everything()
+		}, []Address{lb6, lb4, external}},
+		{"a namespace that is not known, and an address of no pool", func(s *corev1.Service, a *Admission) {
+			a.Labels, s.Spec.ExternalIPs[0] = unknown, "192.0.2.1"
+		}, []Address{lb6, lb4, refused(Address{Addr: netip.MustParseAddr("192.0.2.1"), Kind: ExternalIP}, NotAdmitted, notAdmitted)}},
 		{"an external IP of no pool", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "192.0.2.1" }, []Address{
 			lb6, lb4, refused(Address{Addr: netip.MustParseAddr("192.0.2.1"), Kind: ExternalIP}, NotAdmitted, notAdmitted)}},
 		{"an external IP of a pool within, for pods", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "198.51.100.200" }, []Address{
@@ -96,7 +112,7 @@ func TestParse(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			svc := object()
-			a := Admission{Kinds: byDefault, Pools: pools(), Labels: func(string) map[string]string { return map[string]string{"team": "shop"} }}
+			a := Admission{Kinds: byDefault, Pools: pools(), Labels: teamShop}
 			tc.change(svc, &a)
 			var got []Address
 			for _, s := range Parse([]*corev1.Service{svc}, a) {
@@ -111,7 +127,7 @@ func TestParse(t *testing.T) {
 		Ref: Ref{"shop", "web"}, Addresses: []Address{lb6, lb4, external}, Selector: map[string]string{"app": "web"}, External: Local,
 		Ports: []Port{{Name: "http", Protocol: 6, Number: 80}, {Name: "dns", Protocol: 17, Number: 53, TargetName: "domain"}},
 	}
-	got := Parse([]*corev1.Service{object()}, Admission{Kinds: byDefault, Pools: pools(), Labels: func(string) map[string]string { return map[string]string{"team": "shop"} }})
+	got := Parse([]*corev1.Service{object()}, Admission{Kinds: byDefault, Pools: pools(), Labels: teamShop})
 	if len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}

@@ -59,6 +59,8 @@ type Address struct {
 	// Refused is why no node announces it, with its Detail; empty: they may.
 	Refused Reason
 	Detail  string
+	// Undecided is what is not known yet that could refuse it; empty: nothing.
+	Undecided Reason
 }
 
 // Port is one of a Service's.

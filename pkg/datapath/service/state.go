@@ -58,6 +58,7 @@ type serviceState struct {
 type path struct {
 	service   *serviceState
 	address   Address
+	kept      Entry    // what the kernel had for the address at the start
 	decision  Decision // of the Service alone
 	announced bool
 	reason    Reason // with what others at the address are like
@@ -217,8 +218,9 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 		p := svc.paths[addr]
 		if p == nil {
 			p = &path{service: svc, since: now}
+			p.kept = s.kept[hostPrefix(addr)]
 			// Of an earlier run it is announced until all is known.
-			p.announced = s.kept[hostPrefix(addr)].Announced || a.Aggregate.IsValid() && s.kept[a.Aggregate].Announced
+			p.announced = p.kept.Announced || a.Aggregate.IsValid() && s.kept[a.Aggregate].Announced
 			p.decision.Announce = p.announced
 			svc.paths[addr] = p
 			if s.at[addr] == nil {
@@ -442,6 +444,9 @@ func (s *State) entry(prefix netip.Prefix) (e Entry) {
 		for p := range paths {
 			if p.address.Refused != "" || s.taken[p.address.Addr] != "" {
 				continue
+			}
+			if p.address.Undecided != "" && !p.announced && !p.kept.Local {
+				continue // it may be none of flock's addresses
 			}
 			e.Local = true
 			if p.announced && (aggregate || !p.address.Aggregate.IsValid() || p.service.policy(p.address) == Local) {

@@ -274,6 +274,40 @@ func TestStart(t *testing.T) {
 	s.want("long after", host+" announced")
 }
 
+// While it is not known whether a pool admits an external IP, what the kernel has stays, as
+// long as the node can serve it.
+func TestUndecided(t *testing.T) {
+	t.Parallel()
+	undecided := func(policy Policy) *Service {
+		svc := web("web", policy, v4, v6)
+		for i := range svc.Addresses {
+			svc.Addresses[i].Kind, svc.Addresses[i].Undecided = ExternalIP, NamespaceUnknown
+		}
+		return svc
+	}
+	s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.do(fit, Services{All: []*Service{undecided(Local)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4, podA6))
+	s.program(v4, podA4)
+	s.program(v6, podA6)
+	s.wait(LingerTime)
+	s.want("undecided", v4.String()+"/32 announced")
+	if got := s.reason(v4, "web") + ", " + s.reason(v6, "web"); got != "Kept NamespaceUnknown, NamespaceUnknown" {
+		t.Errorf("reasons %s", got)
+	}
+	s.do(report("a", pod.NotReady, appWeb, podA4, podA6))
+	s.want("not Ready", v4.String()+"/32 local")
+	s.do(report("a", pod.Ready, appWeb, podA4, podA6))
+	s.want("Ready again", v4.String()+"/32 local")
+	s.do(Services{All: []*Service{web("web", Local, v4, v6)}})
+	s.want("admitted", v4.String()+"/32 announced", v6.String()+"/128 announced")
+	refused := web("web", Local, v4, v6)
+	for i := range refused.Addresses {
+		refused.Addresses[i].Refused = NotAdmitted
+	}
+	s.do(Services{All: []*Service{refused}})
+	s.want("not admitted")
+}
+
 // One address of two Services is announced by nodes that can serve both.
 func TestShared(t *testing.T) {
 	t.Parallel()
