@@ -24,6 +24,7 @@ func TestServiceWithoutAPIServer(t *testing.T) {
 	n := newNode(t, nodeConfig)
 	// The API server knows of AddressPools and namespaces, and of no Services.
 	api := n.serveAPI()
+	api.services.away.Store(true)
 	external := pool("external", "198.51.100.0/28")
 	external.Spec.Uses = []v1alpha1.PoolUse{v1alpha1.UseService}
 	external.Spec.Services = &v1alpha1.PoolServices{ExternalIPs: true}

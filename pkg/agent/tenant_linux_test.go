@@ -116,7 +116,7 @@ func TestTenantAddresses(t *testing.T) {
 		t.Error(err)
 	}
 	api.claims.away.Store(true)
-	refused("unknown", "unknown", "the API server, which keeps addresses of AddressPools from being given twice, does not answer")
+	refused("unknown", "unknown", "the API server does not answer, so no address of an AddressPool can be claimed")
 	if err := n.sandbox("others").addAs("others"); err != nil {
 		t.Errorf("an address of a pool for pods alone: %v", err)
 	}

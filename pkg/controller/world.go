@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/address/annotation"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
@@ -152,7 +153,7 @@ func (w *world) observe(classless bool) observed {
 			}
 		}
 		for _, text := range svc.Spec.ClusterIPs {
-			if a, err := netip.ParseAddr(text); err == nil {
+			if a, err := netaddr.ParseLoosely(text); err == nil {
 				o.Taken[a] = fmt.Sprintf("the clusterIP of Service %s", key)
 			}
 		}

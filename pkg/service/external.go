@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
 )
@@ -39,10 +40,10 @@ func ExternalIP(addr netip.Addr, namespace string, set labels.Set, pools []confi
 	return "", fmt.Sprintf("no AddressPool lets namespace %s have it in spec.externalIPs: %s", namespace, strings.Join(against, "; ")), true
 }
 
-// ExternalIPs returns the addresses in spec.externalIPs of svc.
+// ExternalIPs returns the addresses in spec.externalIPs of svc, as kube-proxy reads them.
 func ExternalIPs(svc *corev1.Service) (addrs []netip.Addr) {
 	for _, text := range svc.Spec.ExternalIPs {
-		if a, err := netip.ParseAddr(text); err == nil {
+		if a, err := netaddr.ParseLoosely(text); err == nil {
 			addrs = append(addrs, a)
 		}
 	}

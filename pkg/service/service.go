@@ -133,7 +133,7 @@ const MaxPorts = 1024
 // Held returns the addresses in the status of svc.
 func Held(svc *corev1.Service) (held []Holding) {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
-		a, err := netip.ParseAddr(in.IP)
+		a, err := netaddr.ParseLoosely(in.IP)
 		if err != nil || slices.ContainsFunc(held, func(h Holding) bool { return h.Addr == a }) {
 			continue
 		}

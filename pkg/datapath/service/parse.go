@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/pod"
@@ -74,7 +75,7 @@ func (a Admission) addresses(svc *corev1.Service) (all []Address) {
 		for _, in := range svc.Status.LoadBalancer.Ingress {
 			// With the mode Proxy, kube-proxy does not translate what comes for it.
 			if in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP {
-				if addr, err := netip.ParseAddr(in.IP); err == nil {
+				if addr, err := netaddr.ParseLoosely(in.IP); err == nil {
 					add(Address{Addr: addr, Kind: LoadBalancer, Refused: refused, Detail: detail})
 				}
 			}
@@ -82,14 +83,14 @@ func (a Admission) addresses(svc *corev1.Service) (all []Address) {
 	}
 	if a.Kinds.ExternalIP {
 		for _, ip := range svc.Spec.ExternalIPs {
-			if addr, err := netip.ParseAddr(ip); err == nil {
+			if addr, err := netaddr.ParseLoosely(ip); err == nil {
 				add(a.external(addr, svc.Namespace))
 			}
 		}
 	}
 	if a.Kinds.ClusterIP {
 		for _, ip := range svc.Spec.ClusterIPs { // "None" is no address
-			if addr, err := netip.ParseAddr(ip); err == nil {
+			if addr, err := netaddr.ParseLoosely(ip); err == nil {
 				add(Address{Addr: addr, Kind: ClusterIP})
 			}
 		}
@@ -164,7 +165,7 @@ func ParseSlices(in []*discoveryv1.EndpointSlice, node string) map[Ref][]Slice {
 		}
 		for _, e := range s.Endpoints {
 			for _, text := range e.Addresses[:min(1, len(e.Addresses))] { // kube-proxy uses the first
-				addr, err := netip.ParseAddr(text)
+				addr, err := netaddr.ParseLoosely(text)
 				if err != nil {
 					continue
 				}

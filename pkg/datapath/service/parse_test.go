@@ -104,6 +104,9 @@ func TestParse(t *testing.T) {
 			lb6, lb4, refused(Address{Addr: netip.MustParseAddr("192.0.2.1"), Kind: ExternalIP}, NotAdmitted, notAdmitted)}},
 		{"an external IP of a pool within, for pods", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "198.51.100.200" }, []Address{
 			lb6, lb4, refused(Address{Addr: netip.MustParseAddr("198.51.100.200"), Kind: ExternalIP}, NotAdmitted, notAdmitted)}},
+		{"an external IP with leading zeros", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "198.051.100.001" }, []Address{lb6, lb4, external}},
+		{"an external IP in IPv6's notation, of no pool", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "::ffff:192.0.2.1" }, []Address{
+			lb6, lb4, refused(Address{Addr: netip.MustParseAddr("192.0.2.1"), Kind: ExternalIP}, NotAdmitted, notAdmitted)}},
 		{"the load balancer's address as external IP", func(s *corev1.Service, _ *Admission) { s.Spec.ExternalIPs[0] = "203.0.113.7" }, []Address{lb6, lb4}},
 		{"aggregate", func(_ *corev1.Service, a *Admission) { a.Pools[0].Routing.Aggregate = true }, []Address{
 			{Addr: v6, Kind: LoadBalancer, Aggregate: netip.MustParsePrefix("2001:db8:5::/64")},

@@ -99,6 +99,8 @@ func (s *Server) Up() {
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+s.path("accounts.key"), "--service-account-signing-key-file="+s.path("accounts.key"),
 		"--disable-admission-plugins=ServiceAccount", // which a controller would make
+		// As before Kubernetes 1.36: what it takes then must not be a way around flock's policies.
+		"--feature-gates=StrictIPCIDRValidation=false",
 		"--service-cluster-ip-range=2001:db8:0:5::/112,10.96.0.0/16",
 	)
 	client := s.Core(s.Admin())
