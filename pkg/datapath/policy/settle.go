@@ -130,8 +130,9 @@ func (b *bundle) settle(x *Index) {
 }
 
 // makeNets makes the sets of blocks. They never change: their names say what is in them.
-// While intervals of a set come and go, kernels before 7.0 may not find others that
-// overlap them, and later ones find the old ones for a moment.
+// While intervals of a set come and go, kernels without "nft_set_rbtree: translate rbtree
+// to array for binary search" (7.0, 6.18.44) may not find others that overlap them, and
+// those with it find the old ones for a moment.
 func (b *bundle) makeNets(x *Index) {
 	var terms []netTerm
 	for _, c := range b.contributed {

@@ -543,6 +543,58 @@ func TestHammer(t *testing.T) {
 	st.wantRepairs(t)
 }
 
+// While blocks change that contain an address throughout, no new connection from it is
+// lost, whatever the kernel does with intervals that come and go.
+func TestBlocksThatOverlap(t *testing.T) {
+	st := newStage(t)
+	st.x.SetNetworkPolicy(blockPolicy("192.0.2.0/24"))
+	st.apply(t)
+	var stop atomic.Bool
+	failed := make(chan error, 1)
+	changes := 0
+	go func() {
+		defer stop.Store(true)
+		for range 150 {
+			for _, cidr := range []string{"192.0.2.64/26", "192.0.0.0/16", "192.0.2.77/32", "192.0.2.0/24"} {
+				np := blockPolicy(cidr)
+				for i := range 50 { // others, so that the address's is somewhere in the tree
+					block := netip.AddrFrom4([4]byte{192, byte(50 + 3*i), 0, 0})
+					np.Spec.Ingress[0].From = append(np.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: netip.PrefixFrom(block, 16).String()}})
+				}
+				st.x.SetNetworkPolicy(np)
+				if err := st.table.Apply(st.x.Ruleset(), st.x.Flush()); err != nil {
+					failed <- err
+					return
+				}
+				changes++
+			}
+		}
+	}()
+	sent, lost := 0, 0
+	for !stop.Load() {
+		var tags []uint64
+		for range 20 {
+			st.sport++
+			tags = append(tags, st.lab.send(uplink, segment{src: waypointA, dst: st.server.Addrs[0], proto: unix.IPPROTO_UDP, sport: st.sport, dport: 9}))
+		}
+		came := st.lab.settled()
+		for _, tag := range tags {
+			sent++
+			if _, ok := came[tag]; !ok {
+				lost++
+			}
+		}
+	}
+	select {
+	case err := <-failed:
+		t.Fatal(err)
+	default:
+	}
+	if t.Logf("%d new connections, %d changes", sent, changes); lost > 0 {
+		t.Errorf("%d of %d lost", lost, sent)
+	}
+}
+
 // Rules about nodes and networks also judge what a pod sends to its own node.
 func TestToNode(t *testing.T) {
 	st := newStage(t)
