@@ -181,7 +181,11 @@ func (m Maker) excepts(of ...string) (out []string) {
 }
 
 func (m Maker) ports() (out []networkingv1.NetworkPolicyPort) {
-	for range pick(m, 0, 1, 1, 2, 3) {
+	n := pick(m, 0, 1, 1, 2, 3)
+	if m.IntN(8) == 0 {
+		n = 16 // more than have sets of blocks of their own
+	}
+	for range n {
 		var p networkingv1.NetworkPolicyPort
 		if m.often() {
 			protocol := pick(m, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP)
