@@ -483,13 +483,18 @@ func (a *assigner) grant(p *plan, addr netip.Addr, namespace labels.Set) *refusa
 	if what := a.others(addr); what != "" {
 		return refuse(AddressInUse, "%s is %s: choose another address", addr, what)
 	}
+	sharers := 0
 	for _, other := range a.sharers[addr] {
 		if other.uid == p.UID {
 			continue // it had the address until now
 		}
+		sharers++
 		if why := a.share(p.Service, other, addr, pool); why != nil {
 			return why
 		}
+	}
+	if sharers >= MaxSharers {
+		return refuse(NotShared, "%s is shared by %d Services, and an AddressClaim holds no more: choose another address", addr, sharers)
 	}
 	return nil
 }

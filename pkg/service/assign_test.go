@@ -469,3 +469,28 @@ func TestExternalIP(t *testing.T) {
 		}
 	}
 }
+
+// An AddressClaim holds so many Services. The next one is told so, and gets nothing.
+func TestMostSharers(t *testing.T) {
+	t.Parallel()
+	w := service.World{
+		Pools: []config.Pool{{Name: "web", CIDRs: []netip.Prefix{netip.MustParsePrefix("2001:db8:80::/64")}, Namespaces: labels.Everything(), Service: true,
+			Services: config.PoolServices{AutoAssign: true, Sharing: v1alpha1.SharingNamespace}}},
+		Namespaces: map[string]labels.Set{"shop": {}},
+	}
+	const all = service.MaxSharers + 1
+	for i := range all {
+		w.Services = append(w.Services, service.Parse(object(fmt.Sprintf("shop/s%03d", i), ports(int32(1000+i)), age(i), annotated("addresses", "2001:db8:80::5"), annotated("shared-with", "s000"))))
+	}
+	decisions := service.Assign(w)
+	for i, s := range w.Services {
+		d := decisions[s.Key]
+		if i < service.MaxSharers {
+			if !d.Complete || len(d.Holdings) != 1 {
+				t.Fatalf("%s: %+v", s.Key, d)
+			}
+		} else if want := "2001:db8:80::5 is shared by 128 Services, and an AddressClaim holds no more: choose another address"; d.Complete || len(d.Holdings) > 0 || d.Reason != service.NotShared || !strings.Contains(d.Message, want) {
+			t.Errorf("%s: %+v", s.Key, d)
+		}
+	}
+}

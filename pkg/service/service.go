@@ -130,6 +130,9 @@ func Parse(svc *corev1.Service) Service {
 // MaxPorts is how many ports of a Service an AddressClaim holds.
 const MaxPorts = 1024
 
+// MaxSharers is how many Services an AddressClaim holds.
+const MaxSharers = 128
+
 // Held returns the addresses in the status of svc.
 func Held(svc *corev1.Service) (held []Holding) {
 	for _, in := range svc.Status.LoadBalancer.Ingress {
