@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -87,14 +88,52 @@ type services struct {
 	metrics   *metrics
 
 	unsettled []func() bool // whether the caches have a write
-	retries   map[service.Key]*retry
+	retries   retries[service.Key]
+	releases  retries[netip.Addr]
 }
 
-// retry is when a Service that could not be written is tried again.
+// retries are the Services that could not be written, or the addresses that could not be
+// released.
+type retries[K comparable] map[K]*retry
+
+// retry is when one of them is tried again.
 type retry struct {
 	backoff backoff.Backoff
 	at      time.Time
-	version string // of the Service; another one is tried at once
+	version string // of the object; another one is tried at once
+}
+
+// waits says whether it is too early to try.
+func (r retries[K]) waits(key K, version string, now time.Time) bool {
+	one := r[key]
+	return one != nil && now.Before(one.at) && one.version == version
+}
+
+// note takes in what came of a try, and returns the delay until the next one.
+func (r retries[K]) note(key K, version string, err error, now time.Time) (delay time.Duration) {
+	if err == nil {
+		delete(r, key)
+		return 0
+	}
+	one := r[key]
+	if one == nil {
+		one = &retry{backoff: backoff.Backoff{First: 50 * time.Millisecond, Last: 30 * time.Second, Jitter: 0.2}}
+		r[key] = one
+	}
+	delay = one.backoff.Next()
+	if outdated(err) {
+		delay = min(delay, staleRetry)
+	}
+	one.at, one.version = now.Add(delay), version
+	return delay
+}
+
+// times are when the next tries are due.
+func (r retries[K]) times() (all []time.Time) {
+	for _, one := range r {
+		all = append(all, one.at)
+	}
+	return all
 }
 
 // staleRetry is after how long what was refused because a copy was old is tried again, at
@@ -161,19 +200,16 @@ func (s *services) settle(ctx context.Context) bool {
 // if nothing is left to do.
 func (s *services) pass(ctx context.Context) time.Duration {
 	if s.retries == nil {
-		s.retries = map[service.Key]*retry{}
+		s.retries, s.releases = retries[service.Key]{}, retries[netip.Addr]{}
 	}
-	p := &pass{services: s, observed: s.world.observe(s.classless), written: map[netip.Addr]*v1alpha1.AddressClaim{}, wrote: map[types.UID][]corev1.LoadBalancerIngress{}, failed: map[service.Key]error{}}
+	p := &pass{services: s, observed: s.world.observe(s.classless), written: map[netip.Addr]*v1alpha1.AddressClaim{}, wrote: map[types.UID][]corev1.LoadBalancerIngress{}, failed: map[service.Key]error{}, kept: map[netip.Addr]error{}}
 	p.decisions = service.Assign(p.World)
 	s.metrics.decided(p.decisions)
 
 	now := time.Now()
 	var keys []service.Key
 	for key, svc := range p.objects {
-		if r := s.retries[key]; r != nil && now.Before(r.at) && r.version == svc.ResourceVersion {
-			continue
-		}
-		if p.due(key, svc) {
+		if !s.retries.waits(key, svc.ResourceVersion, now) && p.due(key, svc) {
 			keys = append(keys, key)
 		}
 	}
@@ -182,52 +218,47 @@ func (s *services) pass(ctx context.Context) time.Duration {
 
 	var addrs []netip.Addr
 	for addr, c := range p.claims {
-		if len(c.Spec.Services) > 0 {
+		if len(c.Spec.Services) > 0 && !s.releases.waits(addr, c.ResourceVersion, now) {
 			addrs = append(addrs, addr)
 		}
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
-	inParallel(addrs, func(addr netip.Addr) { p.release(ctx, addr) })
+	inParallel(addrs, func(addr netip.Addr) {
+		err := p.release(ctx, addr)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.kept[addr] = err
+	})
 	return s.next(p, now)
 }
 
 // next notes what has failed, and says when the next pass is due.
 func (s *services) next(p *pass, now time.Time) time.Duration {
 	for key, err := range p.failed {
-		if err == nil {
-			delete(s.retries, key)
-			continue
-		}
-		r := s.retries[key]
-		if r == nil {
-			r = &retry{backoff: backoff.Backoff{First: 50 * time.Millisecond, Last: 30 * time.Second, Jitter: 0.2}}
-			s.retries[key] = r
-		}
-		delay := r.backoff.Next()
-		if outdated(err) {
-			delay = min(delay, staleRetry)
-		}
-		r.at = now.Add(delay)
+		version := ""
 		if svc := p.objects[key]; svc != nil {
-			r.version = svc.ResourceVersion
+			version = svc.ResourceVersion
 		}
-		if !outdated(err) {
+		if delay := s.retries.note(key, version, err, now); err != nil && !outdated(err) {
 			s.metrics.failures.Inc()
 			s.log.Error("cannot write the addresses of a Service, will retry", "service", key, "error", err, "retry", delay)
 		}
 	}
-	for key := range s.retries {
-		if p.objects[key] == nil {
-			delete(s.retries, key)
+	for addr, err := range p.kept {
+		if delay := s.releases.note(addr, p.claims[addr].ResourceVersion, err, now); err != nil && !outdated(err) {
+			s.metrics.failures.Inc()
+			s.log.Error("cannot release the address of a Service, will retry", "address", addr, "error", err, "retry", delay)
 		}
 	}
+	maps.DeleteFunc(s.retries, func(key service.Key, _ *retry) bool { return p.objects[key] == nil })
+	maps.DeleteFunc(s.releases, func(addr netip.Addr, _ *retry) bool { return p.claims[addr] == nil })
 	s.unsettled = p.unsettled
 	again := time.Duration(-1)
-	if len(p.unsettled) > 0 || p.again {
+	if len(p.unsettled) > 0 {
 		again = passPause
 	}
-	for _, r := range s.retries {
-		if wait := max(passPause, r.at.Sub(now)); again < 0 || wait < again {
+	for _, at := range slices.Concat(s.retries.times(), s.releases.times()) {
+		if wait := max(passPause, at.Sub(now)); again < 0 || wait < again {
 			again = wait
 		}
 	}
@@ -256,8 +287,8 @@ type pass struct {
 	written   map[netip.Addr]*v1alpha1.AddressClaim      // claims as this pass has written them
 	wrote     map[types.UID][]corev1.LoadBalancerIngress // statuses as this pass has written them
 	failed    map[service.Key]error                      // nil where it was done
+	kept      map[netip.Addr]error                       // of addresses that may be to be released; nil where it was done
 	unsettled []func() bool
-	again     bool
 }
 
 func (p *pass) fail(key service.Key, err error) {
@@ -550,27 +581,21 @@ func (p *pass) note(addr netip.Addr) func(*v1alpha1.AddressClaim, error) error {
 
 // release takes from a claim the Services that do not have the address and are not to have
 // it, and the ports that they do not have any more.
-func (p *pass) release(ctx context.Context, addr netip.Addr) {
+func (p *pass) release(ctx context.Context, addr netip.Addr) error {
 	c := p.current(addr).DeepCopy()
 	var keep []v1alpha1.ServiceClaim
-	changed := false
+	var errs []error
 	for _, share := range c.Spec.Services {
 		stays, err := p.stays(ctx, addr, &share)
 		if err != nil {
-			p.mu.Lock()
-			p.again = true
-			p.mu.Unlock()
-			if !outdated(err) {
-				p.log.Warn("cannot release the address of a Service, will retry", "address", addr, "service", share.Namespace+"/"+share.Name, "error", err)
-			}
+			errs = append(errs, fmt.Errorf("Service %s/%s: %w", share.Namespace, share.Name, err))
 		}
 		if stays || err != nil {
 			keep = append(keep, share)
 		}
 	}
-	changed = !equality.Semantic.DeepEqual(keep, c.Spec.Services)
-	if !changed {
-		return
+	if equality.Semantic.DeepEqual(keep, c.Spec.Services) {
+		return joined(errs)
 	}
 	var err error
 	if len(keep) == 0 {
@@ -580,13 +605,18 @@ func (p *pass) release(ctx context.Context, addr netip.Addr) {
 		err = p.note(addr)(p.api.UpdateClaim(ctx, c))
 	}
 	if err != nil {
-		p.mu.Lock()
-		p.again = true
-		p.mu.Unlock()
-		if !outdated(err) {
-			p.log.Warn("cannot change an AddressClaim, will retry", "address", addr, "error", err)
-		}
+		errs = append(errs, fmt.Errorf("AddressClaim %s: %w", c.Name, err))
 	}
+	return joined(errs)
+}
+
+// joined is all of errs, or only those that are not outdated: they are to be told and take
+// longer.
+func joined(errs []error) error {
+	if refused := slices.DeleteFunc(slices.Clone(errs), outdated); len(refused) > 0 {
+		errs = refused
+	}
+	return errors.Join(errs...)
 }
 
 // stays says whether a Service's share of a claim is to stay, and sets its ports.
