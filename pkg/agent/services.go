@@ -51,23 +51,25 @@ type services struct {
 }
 
 type servicesConfig struct {
-	node        string
-	path        string // of the copy of the Services
-	healthz     string // kube-proxy's
-	api         *kube.Client
-	state       cell.Reader[nodeState]
-	pools       cell.Reader[poolSet]
-	missing     cell.Reader[string] // what keeps the node from taking pods
-	departing   cell.Reader[departure.Decision]
-	nodeCache   *kube.Cache[*corev1.Node]
-	nodeChanged *cell.Topic
-	namespaces  *kube.Namespaces
-	labelled    *cell.Topic // of namespaces
-	ledger      *ledger.Ledger
-	granted     *cell.Topic // of ledger
-	given       *servicePools
-	onLocal     func() // whether the pods of the node decide about a Service has changed
-	log         *slog.Logger
+	node string
+	path string // of the copy of the Services
+	// excludedPath is where it is kept whether the Node is excluded from load balancers.
+	excludedPath string
+	healthz      string // kube-proxy's
+	api          *kube.Client
+	state        cell.Reader[nodeState]
+	pools        cell.Reader[poolSet]
+	missing      cell.Reader[string] // what keeps the node from taking pods
+	departing    cell.Reader[departure.Decision]
+	nodeCache    *kube.Cache[*corev1.Node]
+	nodeChanged  *cell.Topic
+	namespaces   *kube.Namespaces
+	labelled     *cell.Topic // of namespaces
+	ledger       *ledger.Ledger
+	granted      *cell.Topic // of ledger
+	given        *servicePools
+	onLocal      func() // whether the pods of the node decide about a Service has changed
+	log          *slog.Logger
 }
 
 // excludeLabel excludes a Node from load balancers (KEP-1143).
@@ -256,6 +258,12 @@ func (s *services) followNode(ctx context.Context) error {
 	s.departing.Notify(changed)
 	s.nodeChanged.Notify(changed)
 	s.health.Notify(changed)
+	excluded, kept := false, false
+	if last, err := kube.Load[bool](s.excludedPath); err != nil {
+		s.log.Warn("cannot read whether the Node was excluded from load balancers", "error", err)
+	} else if last != nil {
+		excluded, kept = *last, true
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -273,8 +281,14 @@ func (s *services) followNode(ctx context.Context) error {
 			now.Departing = d.Reason
 		}
 		if node, ok := s.nodeCache.Get(s.node); ok {
-			_, now.Excluded = node.Labels[excludeLabel]
+			if _, is := node.Labels[excludeLabel]; is != excluded || !kept {
+				excluded, kept = is, true
+				if err := kube.Save(s.excludedPath, excluded); err != nil {
+					s.log.Warn("cannot keep whether the Node is excluded from load balancers for a start without the API server", "error", err)
+				}
+			}
 		}
+		now.Excluded = excluded
 		s.controller.Send(service.NodeChanged{Node: now})
 		s.reported.Wake()
 	}

@@ -117,3 +117,60 @@ func TestServiceWithoutAPIServer(t *testing.T) {
 		t.Errorf("what still arrives is not refused any more: %s", got)
 	}
 }
+
+// A Node that is excluded from load balancers announces nothing, also when its agent starts
+// and cannot read the Node.
+func TestExcludedNode(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	api := n.serveAPI()
+	api.put("a", 3, nodeConfig)
+	api.nodes.register()
+	class, mode, addr := v1alpha1.LoadBalancerClass, corev1.LoadBalancerIPModeVIP, netip.MustParseAddr("203.0.113.7")
+	api.services.put("web", &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeLoadBalancer, LoadBalancerClass: &class, Ports: []corev1.ServicePort{{Port: 80}},
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
+		},
+		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: addr.String(), IPMode: &mode}}}},
+	})
+	p := proxytest.Port{Name: "shop/web:", Addr: addr, Protocol: "tcp", Port: 80, Local: true, Here: []netip.AddrPort{netip.MustParseAddrPort("10.1.0.9:8080")}}
+	file := filepath.Join(t.TempDir(), "rules")
+	if err := os.WriteFile(file, []byte(proxytest.NFTables(netip.MustParsePrefix("10.1.0.0/16"), p)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.host.Exec("nft", "-f", file)
+	says := func(reason string) {
+		t.Helper()
+		eventually(t, n.agentLog, func() error {
+			if s := api.status().Services; len(s) != 1 || s[0].Reason != reason {
+				return fmt.Errorf("status %+v, want %s", s, reason)
+			}
+			return nil
+		})
+	}
+	excluded := map[string]string{corev1.LabelNodeExcludeBalancers: ""}
+	n.start()
+	says("Serving")
+	api.nodes.label(excluded)
+	says("NodeExcluded")
+	n.kill()
+	api.nodes.away.Store(true)
+	seen := n.monitorRoutes()
+	n.start()
+	// The status is of the agent that has ended, until this one has reported.
+	eventually(t, n.agentLog, func() error {
+		if code, body := n.get("/metrics"); code != 200 || !strings.Contains(body, `flock_service_addresses{announced="false"} 1`) || !strings.Contains(body, `flock_service_proxy{mode="nftables"} 1`) {
+			return fmt.Errorf("metrics %d", code)
+		}
+		return nil
+	})
+	says("NodeExcluded")
+	if got := seen(); strings.Contains(got, addr.String()) {
+		t.Errorf("a start of the agent changed routes:\n%s", got)
+	}
+	api.nodes.away.Store(false)
+	api.nodes.label(nil)
+	says("Serving")
+}

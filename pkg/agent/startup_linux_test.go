@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type nodes struct {
 	version int
 	changed chan struct{} // closed at the next change
 	writes  int           // of the agent
+	away    atomic.Bool   // it answers that it is not available
 }
 
 // register replaces the Node, as a kubelet does.
@@ -38,6 +40,15 @@ func (s *nodes) register(taints ...corev1.Taint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.change(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", UID: "n"}, Spec: corev1.NodeSpec{Taints: taints}})
+}
+
+// label makes these the Node's labels.
+func (s *nodes) label(labels map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.node.DeepCopy()
+	n.Labels = labels
+	s.change(n)
 }
 
 // condition has somebody else write NetworkUnavailable.
@@ -92,6 +103,8 @@ func (s *nodes) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Unlock()
 	switch q := r.URL.Query(); {
+	case s.away.Load():
+		status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 	case r.Method == http.MethodPatch:
 		s.patch(w, r)
 	case strings.HasSuffix(r.URL.Path, "/node1") && len(list.Items) == 1:
