@@ -326,8 +326,10 @@ func (a *attacher) Notify(ch chan<- struct{}) { a.retired.Notify(ch) }
 
 // Report implements Reporter.
 func (a *attacher) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
+	const most = 64
 	status.RetiredCIDRs = nil
-	for _, p := range slices.SortedFunc(slices.Values(a.ledger.Retired()), comparePrefixes) {
+	retired := slices.SortedFunc(slices.Values(a.ledger.Retired()), comparePrefixes)
+	for _, p := range retired[:min(len(retired), most)] {
 		status.RetiredCIDRs = append(status.RetiredCIDRs, p.String())
 	}
 }

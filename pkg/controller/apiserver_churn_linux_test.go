@@ -276,7 +276,7 @@ func (w *workload) String() string {
 
 func newWorkload(t *testing.T, s *server, services, pools int) *workload {
 	t.Helper()
-	w := &workload{t: t, s: s, most: services, world: newWorld(s.flock)}
+	w := &workload{t: t, s: s, most: services, world: newWorld(s.flock, discard)}
 	for i := range pools {
 		w.pools = append(w.pools, fmt.Sprintf("pool%02d", i))
 		w.set(w.pools[i], true)

@@ -50,6 +50,7 @@ func TestAPIServer(t *testing.T) {
 		{"a Service's life", life},
 		{"what a tenant cannot have", tenants},
 		{"addresses of others", others},
+		{"a node that lies", liar},
 		{"external IPs", externalIPs},
 		{"Services without a class", classless},
 		{"nodes that are gone", deadNodes},
@@ -443,6 +444,41 @@ spec:
 	}
 	if err := agent.DropClaim(t.Context(), current); !apierrors.IsForbidden(err) {
 		t.Errorf("an agent deletes the claim of a Service: %v", err)
+	}
+}
+
+// liar: whoever has the token of one node's agent cannot keep Services from their pools.
+func liar(t *testing.T, s *server) {
+	s.Kubectl(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1"},"spec":{"podCIDRs":["10.1.0.0/24"]}}`, "create", "--filename=-")
+	s.apply(t, pool("web", `"2001:db8:80::/120", 203.0.113.0/28`))
+	agent, err := kube.NewClient(s.Agent("node1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc := &v1alpha1.NodeConfig{}
+	nc.Name, nc.Labels = "node1", map[string]string{v1alpha1.TemplateLabel: "all"}
+	nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4 = []v1alpha1.CIDR{"2001:db8:80::/48"}, []v1alpha1.CIDR{"203.0.113.0/24"}
+	nc.Spec.MaxAddressesPerPod = 1024
+	if err := agent.Flock().Post().Resource("nodeconfigs").Body(nc).Do(t.Context()).Error(); err != nil {
+		t.Fatal(err)
+	}
+	status := v1alpha1.NodeConfigStatus{Conditions: []metav1.Condition{}, RetiredCIDRs: []string{"::/0", "0.0.0.0/0"}}
+	for i := range 16 {
+		for _, a := range []string{fmt.Sprintf("2001:db8:80::%x", i), fmt.Sprintf("203.0.113.%d", i)} {
+			status.Anycast = append(status.Anycast, v1alpha1.AnycastStatus{Address: a, Pod: "dns/a", Reason: "Ready", Since: metav1.Now()})
+		}
+	}
+	if err := agent.PatchStatus(t.Context(), "node1", status); err != nil {
+		t.Fatal(err)
+	}
+	s.run(t)
+	s.apply(t, svc("shop/web", "ipFamilyPolicy: RequireDualStack"))
+	s.has(t, "shop/web", "2001:db8:80::1 203.0.113.1", service.Assigned)
+	for i := range 65 {
+		status.RetiredCIDRs = append(status.RetiredCIDRs, fmt.Sprintf("10.%d.0.0/16", i))
+	}
+	if err := agent.PatchStatus(t.Context(), "node1", status); !apierrors.IsInvalid(err) {
+		t.Errorf("67 retired CIDRs: %v", err)
 	}
 }
 

@@ -103,7 +103,7 @@ func (c *controller) lead(ctx context.Context) {
 	c.metrics.leading.Store(true)
 	defer c.metrics.leading.Store(false)
 	defer c.metrics.forget()
-	w := newWorld(c.client)
+	w := newWorld(c.client, c.Log)
 	var parts sync.WaitGroup
 	for _, run := range w.caches() {
 		parts.Go(func() { run(ctx) })

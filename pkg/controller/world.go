@@ -37,10 +37,13 @@ type world struct {
 	// What wakes followers: wants is what Services ask for and may have, has who has which
 	// address, and heard what is known of nodes and pods.
 	wants, has, heard cell.Topic
+
+	log     *slog.Logger
+	ignored map[string]bool // what observe has logged
 }
 
-func newWorld(c *kube.Client) *world {
-	w := &world{}
+func newWorld(c *kube.Client, log *slog.Logger) *world {
+	w := &world{log: log, ignored: map[string]bool{}}
 	w.services = c.Services(w.wants.Wake)
 	w.pools = c.AddressPools(w.wants.Wake)
 	w.namespaces = c.AllNamespaces(w.wants.Wake)
@@ -198,11 +201,19 @@ func (w *world) observeNodes(o *observed) {
 		}
 	}
 	for _, nc := range w.configs.List() {
-		for _, c := range slices.Concat(nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4) {
-			block(string(c), nc.Name)
+		// What an agent writes must not take more than its node has: NodeConfigs from templates
+		// have the Node's pod CIDRs, which follow below, and each status is the agent's.
+		if !fleet.Templated(nc) {
+			for _, c := range slices.Concat(nc.Spec.PodCIDRs.IPv6, nc.Spec.PodCIDRs.IPv4) {
+				block(string(c), nc.Name)
+			}
 		}
 		for _, c := range nc.Status.RetiredCIDRs {
-			block(c, nc.Name)
+			if pool := overlaps(o.Pools, c); pool != "" {
+				w.ignore(nc.Name, c, pool)
+			} else {
+				block(c, nc.Name)
+			}
 		}
 		if nc.Spec.BGP != nil {
 			for _, p := range nc.Spec.BGP.Peers {
@@ -210,7 +221,9 @@ func (w *world) observeNodes(o *observed) {
 			}
 		}
 		for _, a := range nc.Status.Anycast {
-			take(a.Address, "an anycast address of pod %s on node %s", a.Pod, nc.Name)
+			if addr, err := netip.ParseAddr(a.Address); err == nil && slices.ContainsFunc(config.Deciding(o.Pools, addr), func(p config.Pool) bool { return p.Anycast }) {
+				take(a.Address, "an anycast address of pod %s on node %s", a.Pod, nc.Name)
+			}
 		}
 	}
 	for _, n := range w.nodes.List() {
@@ -222,6 +235,28 @@ func (w *world) observeNodes(o *observed) {
 		}
 	}
 	slices.SortFunc(o.Ranges, func(a, b service.Range) int { return strings.Compare(a.What, b.What) })
+}
+
+// overlaps returns a pool for Services of which a CIDR contains addresses; "" if there is none.
+func overlaps(pools []config.Pool, cidr string) string {
+	prefix, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		return ""
+	}
+	for _, p := range pools {
+		if p.Service && slices.ContainsFunc(p.CIDRs, prefix.Overlaps) {
+			return p.Name
+		}
+	}
+	return ""
+}
+
+// ignore logs once that a retired CIDR counts for nothing.
+func (w *world) ignore(node, cidr, pool string) {
+	if what := node + " " + cidr + " " + pool; !w.ignored[what] {
+		w.ignored[what] = true
+		w.log.Warn("ignoring a retired pod CIDR, as it overlaps an AddressPool for Services: give the pool other CIDRs, or end the node's pods with addresses of it", "node", node, "cidr", cidr, "pool", pool)
+	}
 }
 
 // maxAddresses is how many addresses a pod may have on the node that allows the most, as far

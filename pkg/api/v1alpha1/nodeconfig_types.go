@@ -274,8 +274,9 @@ type NodeConfigStatus struct {
 	// +optional
 	ExitSource string `json:"exitSource,omitempty"`
 	// RetiredCIDRs have been removed from spec.podCIDRs but stay routed while
-	// running pods have addresses of them.
+	// running pods have addresses of them: at most 64.
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
 	// +optional
 	RetiredCIDRs []string `json:"retiredCIDRs,omitempty"`
 	// Sessions with the routers, as BIRD reports them. The counts of routes may be a
