@@ -588,7 +588,7 @@ func (p *pass) release(ctx context.Context, addr netip.Addr) error {
 	for _, share := range c.Spec.Services {
 		stays, err := p.stays(ctx, addr, &share)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("Service %s/%s: %w", share.Namespace, share.Name, err))
+			errs = append(errs, fmt.Errorf("share of Service %s/%s: %w", share.Namespace, share.Name, err))
 		}
 		if stays || err != nil {
 			keep = append(keep, share)
