@@ -28,7 +28,8 @@ type Settings struct {
 	// Focus and Skip are regular expressions of the tests' names: those that
 	// match the first and not the second run. An empty Skip skips none.
 	Focus, Skip string
-	// LoadBalancers: flock-controller gives addresses to Services without a class.
+	// LoadBalancers: flock-controller gives addresses to Services without a class, and the
+	// tests run on the outside host.
 	LoadBalancers bool
 	// Procs is how many tests run at the same time.
 	Procs int
@@ -67,7 +68,7 @@ func Run(ctx context.Context, l *cluster.Lab, want Settings, progress io.Writer)
 // run runs a suite, which writes into the directory that it is given, and says what came
 // of it.
 func run(l *cluster.Lab, want Settings, progress io.Writer, suite func(reports string) error, read func(dir string) (results, error)) error {
-	// The suite runs where the API server is, and sees the lab's directory there.
+	// The suite runs in a member, and sees the lab's directory there.
 	reports := l.Dir.Path("conformance")
 	if err := os.RemoveAll(reports); err != nil {
 		return err
@@ -110,7 +111,12 @@ func start(ctx context.Context, l *cluster.Lab, reports string, want Settings, p
 		return err
 	}
 	defer log.Close()
-	cmd, err := l.Command(plan.ControlPlane, argv...)
+	// The clients of load balancers have to be no neighbors of the nodes.
+	from := plan.ControlPlane
+	if want.LoadBalancers {
+		from = plan.Outside
+	}
+	cmd, err := l.Command(from, argv...)
 	if err != nil {
 		return err
 	}
