@@ -222,8 +222,15 @@ metadata: {name: prometheus, namespace: monitoring}
 	delete(job, "relabel_configs")
 	job["authorization"].(map[string]any)["credentials_file"] = token
 	var targets []any
+	target := func(n plan.Node, port int, service string) {
+		targets = append(targets, map[string]any{
+			"targets": []string{fmt.Sprintf("[%s]:%d", n.LAN().IPv6.Addr(), port)},
+			"labels":  map[string]string{"node": n.Name(), "job": service},
+		})
+	}
 	for _, n := range plan.Nodes(3) {
-		targets = append(targets, map[string]any{"targets": []string{fmt.Sprintf("[%s]:9480", n.LAN().IPv6.Addr())}, "labels": map[string]string{"node": n.Name()}})
+		target(n, 9480, "flock-metrics")
+		target(n, 9482, "flock-controller-metrics") // it is on two of them
 	}
 	job["static_configs"] = targets
 	config["global"] = map[string]string{"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
@@ -285,15 +292,20 @@ func (p *prometheus) query(t *testing.T, expr string) (samples []sample, err err
 
 type sample struct{ Metric map[string]string }
 
-// reads waits until it has read each agent.
+// reads waits until it has read each agent, and each flock-controller.
 func (p *prometheus) reads(t *testing.T) {
 	t.Helper()
 	eventually(t, 60*time.Second, func() error {
-		up, err := p.query(t, `up{job="flock-metrics"} == 1`)
-		if err == nil && len(up) != 3 {
-			err = fmt.Errorf("%d of 3 agents can be read: %v: %s", len(up), up, p.said())
+		for job, want := range map[string]int{"flock-metrics": 3, "flock-controller-metrics": 2} {
+			up, err := p.query(t, fmt.Sprintf(`up{job=%q} == 1`, job))
+			if err == nil && len(up) != want {
+				err = fmt.Errorf("%d of %d of %s can be read: %v: %s", len(up), want, job, up, p.said())
+			}
+			if err != nil {
+				return err
+			}
 		}
-		return err
+		return nil
 	})
 }
 

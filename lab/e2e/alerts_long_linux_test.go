@@ -16,7 +16,7 @@ import (
 // (lab/deploy/alerts_test.go).
 func init() {
 	faster = 10
-	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps)
+	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, controllersAway)
 }
 
 // TestAlerts is the part of alerts alone, with more of them.
@@ -26,6 +26,18 @@ func TestAlerts(t *testing.T) {
 	part(t, "up", func(t *testing.T) { mustLab(t, "up") })
 	part(t, "prove", prove)
 	part(t, "alerts", alertsFire)
+}
+
+// controllersAway: nobody has the Lease.
+func controllersAway(*testing.T) cause {
+	scale := func(t *testing.T, n int) {
+		mustKubectl(t, "--namespace=flock-system", "scale", "deployment", "flock-controller", fmt.Sprintf("--replicas=%d", n))
+	}
+	return cause{
+		alerts: []string{"FlockNoController"},
+		begin:  func(t *testing.T) { scale(t, 0) },
+		end:    func(t *testing.T) { scale(t, 2) },
+	}
 }
 
 func podsRouteDeleted(t *testing.T) cause {
