@@ -28,7 +28,15 @@ var anycastThousand = Bench{
 
 const thousand = 1000
 
-func allAtOnce(ctx context.Context, g *ground, n int) ([]Result, error) {
+func allAtOnce(ctx context.Context, g *ground, n int) (_ []Result, err error) {
+	allow := func(ctx context.Context, addresses string) error {
+		_, err := g.lab.Kubectl(ctx, "", "patch", "nodeconfig", anycastNode, "--type=merge", `--patch={"spec": {"maxAddressesPerPod": `+addresses+`}}`)
+		return err
+	}
+	if err := allow(ctx, "1024"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, allow(context.WithoutCancel(ctx), "null")) }()
 	seen, err := observing(ctx, observeInput{
 		PodsAPI: g.podsAPI(), Namespace: anycastName, Router: member.Of(g.lab.Dir, plan.Tor).NetNS(),
 	})
