@@ -39,7 +39,7 @@ type world struct {
 	wants, has, heard cell.Topic
 
 	log     *slog.Logger
-	ignored map[string]bool // what observe has logged
+	ignored map[string]bool // what observe has ignored last, and logged
 }
 
 func newWorld(c *kube.Client, log *slog.Logger) *world {
@@ -200,6 +200,7 @@ func (w *world) observeNodes(o *observed) {
 			}
 		}
 	}
+	ignored := map[string]bool{}
 	for _, nc := range w.configs.List() {
 		// What an agent writes must not take more than its node has: NodeConfigs from templates
 		// have the Node's pod CIDRs, which follow below, and each status is the agent's.
@@ -210,6 +211,7 @@ func (w *world) observeNodes(o *observed) {
 		}
 		for _, c := range nc.Status.RetiredCIDRs {
 			if pool := overlaps(o.Pools, c); pool != "" {
+				ignored[nc.Name+" "+c+" "+pool] = true
 				w.ignore(nc.Name, c, pool)
 			} else {
 				block(c, nc.Name)
@@ -226,6 +228,7 @@ func (w *world) observeNodes(o *observed) {
 			}
 		}
 	}
+	w.ignored = ignored
 	for _, n := range w.nodes.List() {
 		for _, c := range n.Spec.PodCIDRs {
 			block(c, n.Name)
@@ -251,10 +254,9 @@ func overlaps(pools []config.Pool, cidr string) string {
 	return ""
 }
 
-// ignore logs once that a retired CIDR counts for nothing.
+// ignore logs that a retired CIDR counts for nothing, unless it did at the last look.
 func (w *world) ignore(node, cidr, pool string) {
 	if what := node + " " + cidr + " " + pool; !w.ignored[what] {
-		w.ignored[what] = true
 		w.log.Warn("ignoring a retired pod CIDR, as it overlaps an AddressPool for Services: give the pool other CIDRs, or end the node's pods with addresses of it", "node", node, "cidr", cidr, "pool", pool)
 	}
 }
