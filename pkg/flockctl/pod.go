@@ -98,23 +98,30 @@ type event struct {
 // byPlugin is in what the kubelet reports of a call to the plugin that failed.
 const byPlugin = `plugin type="flock"`
 
-func runPod(ctx context.Context, s *session, args []string) error {
-	namespace, name, ok := strings.Cut(args[0], "/")
+// findPod returns the pod of an argument NAMESPACE/NAME, or NAME in the namespace of the
+// kubeconfig's context.
+func (s *session) findPod(ctx context.Context, arg string) (*cluster, *corev1.Pod, error) {
+	namespace, name, ok := strings.Cut(arg, "/")
 	if ok && (namespace == "" || name == "" || strings.Contains(name, "/")) {
-		return usageError(fmt.Sprintf("%q: want NAMESPACE/NAME, as in shop/web-0", args[0]))
+		return nil, nil, usageError(fmt.Sprintf("%q: want NAMESPACE/NAME, as in shop/web-0", arg))
 	}
 	c, err := s.connect()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if !ok {
-		namespace, name = c.namespace, args[0]
+		namespace, name = c.namespace, arg
 	}
 	pod := &corev1.Pod{}
 	err = c.get(ctx, c.core, "pods", namespace, name, pod)
 	if errors.Is(err, errNotFound) {
-		return fmt.Errorf("there is no pod %s/%s: kubectl -n %s get pods shows those that there are", namespace, name, namespace)
+		return nil, nil, fmt.Errorf("there is no pod %s/%s: kubectl -n %s get pods shows those that there are", namespace, name, namespace)
 	}
+	return c, pod, err
+}
+
+func runPod(ctx context.Context, s *session, args []string) error {
+	c, pod, err := s.findPod(ctx, args[0])
 	if err != nil {
 		return err
 	}
@@ -136,7 +143,7 @@ func runPod(ctx context.Context, s *session, args []string) error {
 		return err
 	}
 	f.claims = claims.Items
-	if f.events, err = c.events(ctx, namespace, name); err != nil {
+	if f.events, err = c.events(ctx, pod.Namespace, pod.Name); err != nil {
 		return err
 	}
 	answer := answerPod(f)

@@ -2,7 +2,6 @@ package flockctl
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -50,22 +49,7 @@ const (
 )
 
 func runPolicy(ctx context.Context, s *session, args []string) error {
-	namespace, name, ok := strings.Cut(args[0], "/")
-	if ok && (namespace == "" || name == "" || strings.Contains(name, "/")) {
-		return usageError(fmt.Sprintf("%q: want NAMESPACE/NAME, as in shop/web-0", args[0]))
-	}
-	c, err := s.connect()
-	if err != nil {
-		return err
-	}
-	if !ok {
-		namespace, name = c.namespace, args[0]
-	}
-	pod := &corev1.Pod{}
-	err = c.get(ctx, c.core, "pods", namespace, name, pod)
-	if errors.Is(err, errNotFound) {
-		return fmt.Errorf("there is no pod %s/%s: kubectl -n %s get pods shows those that there are", namespace, name, namespace)
-	}
+	c, pod, err := s.findPod(ctx, args[0])
 	if err != nil {
 		return err
 	}
