@@ -301,6 +301,42 @@ func (w *routeWatch) noneLost(t *testing.T) {
 	}
 }
 
+// routeChange is a change of a route in a member's kernel.
+type routeChange struct {
+	at      time.Time // when ip monitor has seen it, some time after it
+	deleted bool
+}
+
+// routeChanges are those of the route to one address, by what ip -timestamp monitor said.
+func routeChanges(t *testing.T, said, addr string) (all []routeChange) {
+	t.Helper()
+	var at time.Time
+	for line := range strings.Lines(said) {
+		line = strings.TrimSpace(line)
+		if stamp, ok := strings.CutPrefix(line, "Timestamp: "); ok {
+			f := strings.Fields(stamp) // Thu Nov 26 22:03:11 2026 123456 usec
+			if len(f) < 6 {
+				t.Fatalf("timestamp %q", line)
+			}
+			day, err := time.ParseInLocation("Mon Jan 2 15:04:05 2006", strings.Join(f[:5], " "), time.Local)
+			if err != nil {
+				t.Fatal(err)
+			}
+			usec, err := time.ParseDuration(f[5] + "us")
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = day.Add(usec)
+			continue
+		}
+		rest, deleted := strings.CutPrefix(line, "Deleted ")
+		if strings.HasPrefix(rest, addr+" ") {
+			all = append(all, routeChange{at, deleted})
+		}
+	}
+	return all
+}
+
 // background is a command that runs in a member until it is stopped.
 type background struct {
 	cmd     *exec.Cmd

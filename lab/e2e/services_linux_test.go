@@ -79,7 +79,7 @@ spec:
         readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
 `)
 	serviceRolledOut(t)
-	clients := &serviceClients{addrs: map[string][]string{}}
+	clients := &serviceClients{addrs: map[string][]string{}, router: watchOn(t, plan.Tor)}
 	for _, name := range []string{"local", "cluster"} {
 		eventually(t, 60*time.Second, func() error {
 			out := mustKubectl(t, "--namespace=services", "get", "service", name, "--output=jsonpath={.status.loadBalancer.ingress[*].ip}")
@@ -117,6 +117,7 @@ spec:
 	for _, l := range clients.loads {
 		l.stop(t)
 	}
+	clients.router.stop(t)
 }
 
 // serviceRolledOut waits until all pods of the Deployment are Ready, and those before them
@@ -137,26 +138,33 @@ func serviceRolledOut(t *testing.T) {
 type serviceClients struct {
 	addrs map[string][]string // by Service
 	loads []*load             // one for each of all
+	// router shows each change of its routes.
+	router *routeWatch
 }
 
 // all are the addresses of both Services.
 func (c *serviceClients) all() []string { return slices.Concat(c.addrs["local"], c.addrs["cluster"]) }
 
-// failed fails for each request since the last call that did, but for one connection of a
-// client that was reset: the lab's router hashes flows again when a node joins or leaves,
-// which moves one that is on its way to a pod that does not know it (docs/anycast.md,
-// resilient hashing).
+// failed fails for each request since the last call that did, but for a connection that was
+// reset while the router's route to the address changed: the lab's router then hashes flows
+// again, which moves some that are on their way to a node that does not know them
+// (docs/services.md).
 func (c *serviceClients) failed(t *testing.T, during string, began time.Time) {
 	t.Helper()
-	for _, l := range c.loads {
-		moved := 0
+	// The monitor shows a change when it gets its turn.
+	const late = 500 * time.Millisecond
+	for i, l := range c.loads {
 		for _, f := range l.failures(t, during, began) {
-			if moved == 0 && strings.Contains(f.error, "read: connection reset by peer") {
-				moved++
-				t.Logf("during %s, a connection was reset on its way: %v", during, f)
-				continue
+			moved := func(r routeChange) bool { return !r.at.Before(f.start) && r.at.Before(f.end.Add(late)) }
+			if strings.Contains(f.error, "read: connection reset by peer") {
+				changes := routeChanges(t, c.router.said(), c.all()[i])
+				if slices.ContainsFunc(changes, moved) {
+					t.Logf("during %s, the router moved a connection on its way: %v", during, f)
+					continue
+				}
+				t.Logf("the router's route to %s changed at %v", c.all()[i], changes)
 			}
-			t.Errorf("during %s, %v", during, f)
+			t.Errorf("during %s, a request of %s failed %v", during, f.start.Format("15:04:05.000"), f)
 		}
 	}
 }

@@ -69,34 +69,15 @@ func noPodsForAWhile(t *testing.T, clients *serviceClients) {
 
 const stampFormat = "15:04:05.000"
 
-// absence is when the router's kernel has lost the route to an address, and has got it again,
-// by what ip -timestamp monitor says.
+// absence is when the router's kernel has lost the route to an address, and has got it again.
 func absence(t *testing.T, said, addr string) (gone, back time.Time) {
 	t.Helper()
-	var at time.Time
-	for line := range strings.Lines(said) {
-		line = strings.TrimSpace(line)
-		if stamp, ok := strings.CutPrefix(line, "Timestamp: "); ok {
-			f := strings.Fields(stamp) // Thu Nov 26 22:03:11 2026 123456 usec
-			if len(f) < 6 {
-				t.Fatalf("timestamp %q", line)
-			}
-			day, err := time.ParseInLocation("Mon Jan 2 15:04:05 2006", strings.Join(f[:5], " "), time.Local)
-			if err != nil {
-				t.Fatal(err)
-			}
-			usec, err := time.ParseDuration(f[5] + "us")
-			if err != nil {
-				t.Fatal(err)
-			}
-			at = day.Add(usec)
-			continue
-		}
+	for _, c := range routeChanges(t, said, addr) {
 		switch {
-		case strings.HasPrefix(line, "Deleted "+addr+" "):
-			gone, back = at, time.Time{}
-		case strings.HasPrefix(line, addr+" ") && back.IsZero() && !gone.IsZero():
-			back = at
+		case c.deleted:
+			gone, back = c.at, time.Time{}
+		case back.IsZero() && !gone.IsZero():
+			back = c.at
 		}
 	}
 	if gone.IsZero() || back.IsZero() {
