@@ -79,10 +79,20 @@ func (s Snapshot) Findings() (all []Finding) {
 }
 
 // shadows are routes to the same prefix as one of flock's that the kernel prefers: packets take
-// them, and BIRD, which has one route for a prefix, does not announce flock's.
+// them, and BIRD, which has one route for a prefix, does not announce flock's. The route that
+// the kernel itself makes for an address is left to taken, which names its cause: it comes
+// some time after the address, and goes with it.
 func (s Snapshot) shadows() (all []Finding) {
+	const kernelProtocol = 2 // RTPROT_KERNEL
+	taken := map[netip.Addr]bool{}
+	for _, a := range s.takenAddrs() {
+		taken[a.Prefix.Addr()] = true
+	}
 	for _, own := range s.Own {
 		i := slices.IndexFunc(s.Foreign, func(r rtnl.Route) bool {
+			if r.Proto == kernelProtocol && r.Dst.IsSingleIP() && taken[r.Dst.Addr()] {
+				return false
+			}
 			return r.Proto != kernel.RouteProtocol && r.Dst == own.Dst && r.Metric < own.Metric
 		})
 		if i < 0 || slices.ContainsFunc(all, func(f Finding) bool { return f.Object == route(s.Foreign[i]) }) {
@@ -191,6 +201,20 @@ func (s Snapshot) leadsAway(r rtnl.Rule) bool {
 
 // taken are addresses of pods that the node has itself: packets to the pod end at the node.
 func (s Snapshot) taken() (all []Finding) {
+	for _, a := range s.takenAddrs() {
+		i := slices.IndexFunc(s.Links, func(l rtnl.Link) bool { return l.Index == a.Link })
+		name := s.Links[i].Name
+		all = append(all, Finding{
+			Breaks: true, Object: fmt.Sprintf("address %v dev %s", a.Prefix, name),
+			Text:   "it is a pod's address: the node answers in the place of the pod",
+			Remedy: fmt.Sprintf("ip address del %v dev %s", a.Prefix, name),
+		})
+	}
+	return all
+}
+
+// takenAddrs are the addresses of pods that a link of the node has.
+func (s Snapshot) takenAddrs() (all []rtnl.Addr) {
 	pods := map[netip.Addr]bool{}
 	for _, own := range s.Own {
 		// The node may well have a Service's address: kube-proxy puts it on a link (IPVS).
@@ -199,16 +223,10 @@ func (s Snapshot) taken() (all []Finding) {
 		}
 	}
 	for _, a := range s.Addrs {
-		i := slices.IndexFunc(s.Links, func(l rtnl.Link) bool { return l.Index == a.Link })
-		if i < 0 || !pods[a.Prefix.Addr()] {
-			continue
+		known := slices.ContainsFunc(s.Links, func(l rtnl.Link) bool { return l.Index == a.Link })
+		if known && pods[a.Prefix.Addr()] {
+			all = append(all, a)
 		}
-		name := s.Links[i].Name
-		all = append(all, Finding{
-			Breaks: true, Object: fmt.Sprintf("address %v dev %s", a.Prefix, name),
-			Text:   "it is a pod's address: the node answers in the place of the pod",
-			Remedy: fmt.Sprintf("ip address del %v dev %s", a.Prefix, name),
-		})
 	}
 	return all
 }

@@ -118,6 +118,8 @@ func TestFindings(t *testing.T) {
 			"address 10.244.1.5/32 dev lo", "the node answers in the place of the pod"},
 		{"an anycast address on the node", "ip -6 address add 2001:db8:a::53/128 dev uplink nodad", true,
 			"address 2001:db8:a::53/128 dev uplink", "the node answers"},
+		{"an anycast address on the node, and the kernel's route to it", "ip -6 address add 2001:db8:a::53/128 dev uplink nodad; until ip -6 route show | grep -q '^2001:db8:a::53 dev uplink'; do sleep 0.01; done", true,
+			"address 2001:db8:a::53/128 dev uplink", "the node answers"},
 		{"a shaper on a pod's link", "tc qdisc add dev flock0badcafe root tbf rate 1mbit burst 2000 latency 10ms", false,
 			"queueing discipline tbf on flock0badcafe", "tc qdisc del dev flock0badcafe root"},
 		{"a hook for programs on a pod's link", "tc qdisc add dev flock0badcafe clsact", false,
