@@ -96,7 +96,7 @@ spec:
 		if strings.Contains(addr, ":") {
 			host = "[" + addr + "]"
 		}
-		clients.loads = append(clients.loads, askAtRate(t, "http://"+host+":8080/", serviceRate/4, 5*time.Second))
+		clients.loads = append(clients.loads, askAtRate(t, clients.router, "http://"+host+":8080/", serviceRate/4, 5*time.Second))
 	}
 
 	began := time.Now()
@@ -145,27 +145,11 @@ type serviceClients struct {
 // all are the addresses of both Services.
 func (c *serviceClients) all() []string { return slices.Concat(c.addrs["local"], c.addrs["cluster"]) }
 
-// failed fails for each request since the last call that did, but for a connection that was
-// reset while the router's route to the address changed: the lab's router then hashes flows
-// again, which moves some that are on their way to a node that does not know them
-// (docs/services.md).
+// failed fails for each request since the last call that did.
 func (c *serviceClients) failed(t *testing.T, during string, began time.Time) {
 	t.Helper()
-	// The monitor shows a change when it gets its turn.
-	const late = 500 * time.Millisecond
-	for i, l := range c.loads {
-		for _, f := range l.failures(t, during, began) {
-			moved := func(r routeChange) bool { return !r.at.Before(f.start) && r.at.Before(f.end.Add(late)) }
-			if strings.Contains(f.error, "read: connection reset by peer") {
-				changes := routeChanges(t, c.router.said(), c.all()[i])
-				if slices.ContainsFunc(changes, moved) {
-					t.Logf("during %s, the router moved a connection on its way: %v", during, f)
-					continue
-				}
-				t.Logf("the router's route to %s changed at %v", c.all()[i], changes)
-			}
-			t.Errorf("during %s, a request of %s failed %v", during, f.start.Format("15:04:05.000"), f)
-		}
+	for _, l := range c.loads {
+		l.failed(t, during, began)
 	}
 }
 

@@ -112,9 +112,10 @@ spec:
 		return nil
 	})
 	announcedTo(metalLBTable, addrs, 1, 2, 3)
+	router := watchOn(t, plan.Tor)
 	var loads []*load
 	for _, addr := range addrs {
-		loads = append(loads, askAtRate(t, "http://"+addr+":8080/", serviceRate/2, 5*time.Second))
+		loads = append(loads, askAtRate(t, router, "http://"+addr+":8080/", serviceRate/2, 5*time.Second))
 	}
 	began := time.Now()
 	step := func(what string) {
