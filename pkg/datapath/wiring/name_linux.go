@@ -15,8 +15,9 @@ import (
 // another program has renamed gets its name back before anybody takes it for gone: it is
 // known by its index while the agent runs, and by its MAC and its alias when it starts.
 
-// restoreNames renames such links, and corrects them in the list.
-func (h *Host) restoreNames(links []rtnl.Link) (repairs []datapath.Repair, err error) {
+// restoreNames renames such links, and corrects them in the list. unnamed are the indexes of
+// those that it could not rename.
+func (h *Host) restoreNames(links []rtnl.Link) (repairs []datapath.Repair, unnamed []int, err error) {
 	byIndex := h.desired.names()
 	var errs []error
 	for i, l := range links {
@@ -25,13 +26,13 @@ func (h *Host) restoreNames(links []rtnl.Link) (repairs []datapath.Repair, err e
 			continue
 		}
 		if _, err := h.nameAgain(l.Index, name); err != nil {
-			errs = append(errs, err)
+			unnamed, errs = append(unnamed, l.Index), append(errs, err)
 			continue
 		}
 		links[i].Name = name
 		repairs = append(repairs, datapath.Repair{Kind: kernel.Link, Object: "name dev " + name, Found: l.Name})
 	}
-	return repairs, errors.Join(errs...)
+	return repairs, unnamed, errors.Join(errs...)
 }
 
 // properName is the name that a host end should have; empty if the link is not one.
@@ -58,7 +59,7 @@ func (h *Host) findRenamed(index int, name string) (rtnl.Link, error) {
 	if err != nil {
 		return rtnl.Link{}, err
 	}
-	if _, err := h.restoreNames(links); err != nil {
+	if _, _, err := h.restoreNames(links); err != nil {
 		return rtnl.Link{}, err
 	}
 	return h.conn.LinkByName(name)

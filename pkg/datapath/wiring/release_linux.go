@@ -82,7 +82,7 @@ func (h *Host) List() ([]Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := h.restoreNames(all); err != nil {
+	if _, _, err := h.restoreNames(all); err != nil {
 		return nil, err
 	}
 	var links []Link

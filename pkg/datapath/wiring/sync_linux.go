@@ -129,13 +129,14 @@ func (h *Host) look() (actual, error) {
 			have.node.Strays = append(have.node.Strays, r)
 		}
 	}
-	have.renamed, have.unnamed = h.restoreNames(links)
+	var unnamed []int
+	have.renamed, unnamed, have.unnamed = h.restoreNames(links)
 	for _, l := range links {
 		have.there[l.Index] = true
 		switch {
 		case kernel.IsLink(l.Name):
 			have.links[l.Name] = l
-		case l.Name == kernel.ServiceLink:
+		case l.Name == kernel.ServiceLink, slices.Contains(unnamed, l.Index): // those of a pod's link are not strays under any name
 			delete(have.routes, l.Index)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/netlink/rtnl"
@@ -233,4 +235,39 @@ func TestSyncWhilePodsCome(t *testing.T) {
 	}
 	close(done)
 	syncing.Wait()
+}
+
+// A link that another program renamed, and that cannot have its name back, is not gone: the pod
+// is not forgotten and keeps its routes. Once the name is free, the link has it again.
+func TestSyncKeepsLinkWhoseNameIsTaken(t *testing.T) {
+	t.Parallel()
+	node := newNode(t)
+	node.apply(t)
+	pod := node.pod(t)
+	node.attach(t, pod)
+	before := listing(node.ns)
+	node.ns.IP("link", "set", pod.HostIf, "name", "mine0")
+	node.ns.IP("link", "property", "add", "dev", "lo", "altname", pod.HostIf)
+	routes := node.ns.IP("route", "show", "proto", "85", "dev", "mine0")
+
+	if _, err := node.Sync(t.Context()); !errors.Is(err, unix.EEXIST) || !strings.Contains(err.Error(), "ip link set mine0 name "+pod.HostIf) {
+		t.Errorf("error %v, want one that says how to give the name back", err)
+	}
+	select {
+	case <-node.missed:
+		t.Error("the link was taken for gone")
+	default:
+	}
+	if p := node.desired.pods[pod.ContainerID]; p == nil || !p.wired {
+		t.Errorf("the pod was forgotten: %+v", p)
+	}
+	if left := node.ns.IP("route", "show", "proto", "85", "dev", "mine0"); left != routes {
+		t.Errorf("routes of the renamed link:\n%s\nwant those of before:\n%s", left, routes)
+	}
+
+	node.ns.IP("link", "property", "del", "dev", "lo", "altname", pod.HostIf)
+	if repairs := node.sync(t); !slices.Contains(repairs, datapath.Repair{Kind: kernel.Link, Object: "name dev " + pod.HostIf, Found: "mine0"}) {
+		t.Errorf("repairs %v, want the name", repairs)
+	}
+	same(t, "host", node.ns, before)
 }
