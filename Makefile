@@ -114,6 +114,12 @@ test-alerts: bin/lab ## Cause more alerts in a cluster, and see them fire and en
 test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 FLOCK_SEED=N (root)
 	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 90m -v -run TestServices ./e2e
 
+.PHONY: test-bird
+test-bird: packages ## Run the tests of routing with another BIRD: BIRD=/path/to/bird (root)
+	@[ -x "$(BIRD)" ] || { echo "say which: make test-bird BIRD=/path/to/bird" >&2; exit 2; }
+	@$(BIRD) --version
+	FLOCK_TEST_BIRD=$(abspath $(BIRD)) go test -count=1 ./pkg/routing/...
+
 .PHONY: test-release
 test-release: ## Make a release twice, in two places, and compare the bytes: ARCH=amd64,arm64
 	cd lab && ARCH=$(ARCH) go test -tags release -count=1 -timeout 60m -v -run TestSameBytesTwice ./release

@@ -190,6 +190,10 @@ func TestMatrix(t *testing.T) {
 					t.Log(why)
 					return
 				}
+				if name == "max-prefix restart" && routingtest.BIRD3() {
+					t.Log("BIRD 3 disables a session that hits the limit within 5 s of its start")
+					return
+				}
 				c.run(t, m)
 			})
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/routing/routingtest"
 )
 
-var checkFile = CheckFile("bird")
+var checkFile = CheckFile(routingtest.BIRDProgram)
 
 func TestBIRDAcceptsEveryGolden(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.conf")
@@ -133,8 +134,11 @@ func TestGracefulRestart(t *testing.T) {
 			})
 			established(t, routingtest.StartBIRD(node, conf, "-R"), "peer_tor")
 			wantRoutes(t, router, want)
-			if moved := monitor(); moved != "" {
-				t.Errorf("the router's routes changed meanwhile:\n%s", moved)
+			for line := range strings.Lines(monitor()) {
+				// A router's BIRD from 2.15 on may write the same route again, in place of itself.
+				if !strings.HasPrefix(line, "2001:db8:100:1::/64 via 2001:db8:0:1::11 ") {
+					t.Errorf("the router's routes changed meanwhile: %s", line)
+				}
 			}
 		})
 	}
@@ -144,6 +148,11 @@ func TestGracefulRestart(t *testing.T) {
 // and a pod's link on the node.
 func pair(t *testing.T) (node, router *routingtest.NS) {
 	node, router = routingtest.NewNS(t, "node"), routingtest.NewNS(t, "tor")
+	for _, ns := range []*routingtest.NS{node, router} {
+		// Else a first session starts without link-local addresses, and routes change when a
+		// later one has them.
+		ns.Sysctl("ipv6/conf/default/accept_dad", "0")
+	}
 	routingtest.Connect(node, "eth0", router, "eth0")
 	pod := routingtest.NewNS(t, "pod")
 	routingtest.Connect(node, "pod", pod, "eth0")

@@ -78,18 +78,23 @@ func TestRealBIRD(t *testing.T) {
 	refused(8002, err)
 
 	events, watcher := make(chan string, 100), dial()
-	must(watcher.Echo(ctx))
 	watchErr := make(chan error, 1)
-	go func() { watchErr <- watcher.Watch(ctx, func(line string) { events <- line }) }()
-	routingtest.Eventually(t, 5*time.Second, func() error {
-		if _, err := c.Configure(ctx, birdc.Options{}); err != nil {
-			return err
-		}
-		if len(events) == 0 {
-			return errors.New("no event")
-		}
-		return nil
-	})
+	if routingtest.BIRD3() {
+		refused(9001, watcher.Echo(ctx))
+		watchErr <- birdc.ErrClosed
+	} else {
+		must(watcher.Echo(ctx))
+		go func() { watchErr <- watcher.Watch(ctx, func(line string) { events <- line }) }()
+		routingtest.Eventually(t, 5*time.Second, func() error {
+			if _, err := c.Configure(ctx, birdc.Options{}); err != nil {
+				return err
+			}
+			if len(events) == 0 {
+				return errors.New("no event")
+			}
+			return nil
+		})
+	}
 
 	refused(19, c.Confirm(ctx))
 	_, err = c.Configure(ctx, birdc.Options{Undo: 20 * time.Second})

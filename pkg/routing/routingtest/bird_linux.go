@@ -1,9 +1,13 @@
 package routingtest
 
 import (
+	"cmp"
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,13 +21,29 @@ type BIRD struct {
 	t      *testing.T
 }
 
+// BIRDProgram is the BIRD that is tested: Debian's, or what FLOCK_TEST_BIRD says, as make
+// test-bird does. Routers of StartBIRDRouter run Debian's in any case.
+var BIRDProgram = cmp.Or(os.Getenv("FLOCK_TEST_BIRD"), "bird")
+
+// BIRD3 says that BIRDProgram is of version 3, which tells its clients nothing that they do
+// not ask for.
+var BIRD3 = sync.OnceValue(func() bool {
+	out, err := exec.Command(BIRDProgram, "--version").CombinedOutput() // it goes to stderr
+	return err == nil && strings.HasPrefix(string(out), "BIRD version 3.")
+})
+
 // StartBIRD starts BIRD in ns with the file at conf, and returns when it answers.
 // It ends with the test at the latest.
 func StartBIRD(ns *NS, conf string, flags ...string) *BIRD {
 	ns.t.Helper()
+	return startBIRD(ns, BIRDProgram, conf, flags...)
+}
+
+func startBIRD(ns *NS, program, conf string, flags ...string) *BIRD {
+	ns.t.Helper()
 	b := &BIRD{Socket: filepath.Join(ns.Dir, "bird.ctl"), t: ns.t}
 	os.Remove(b.Socket)
-	b.Daemon = StartDaemon(ns, "bird", append([]string{"-f", "-c", conf, "-s", b.Socket, "-P", filepath.Join(ns.Dir, "bird.pid")}, flags...)...)
+	b.Daemon = StartDaemon(ns, program, append([]string{"-f", "-c", conf, "-s", b.Socket, "-P", filepath.Join(ns.Dir, "bird.pid")}, flags...)...)
 	Eventually(b.t, 5*time.Second, func() error {
 		c, err := birdc.Dial(context.Background(), b.Socket)
 		if err == nil {
@@ -37,11 +57,16 @@ func StartBIRD(ns *NS, conf string, flags ...string) *BIRD {
 // StartBIRDWith is StartBIRD with a configuration in place of a file.
 func StartBIRDWith(ns *NS, conf string, flags ...string) *BIRD {
 	ns.t.Helper()
+	return startBIRDWith(ns, BIRDProgram, conf, flags...)
+}
+
+func startBIRDWith(ns *NS, program, conf string, flags ...string) *BIRD {
+	ns.t.Helper()
 	file := filepath.Join(ns.Dir, "router.conf")
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		ns.t.Fatal(err)
 	}
-	return StartBIRD(ns, file, flags...)
+	return startBIRD(ns, program, file, flags...)
 }
 
 // Do runs one command of BIRD's.

@@ -75,7 +75,7 @@ func StartBIRDRouter(ns *NS, c RouterConfig) (Router, error) {
 		b.WriteString("};\n")
 	}
 	b.WriteString("}\n")
-	return &birdRouter{StartBIRDWith(ns, b.String())}, nil
+	return &birdRouter{startBIRDWith(ns, "bird", b.String())}, nil
 }
 
 func (r *birdRouter) State() string {
