@@ -191,6 +191,9 @@ func demoCommand(dir func() (state.Dir, error)) *cobra.Command {
 connections, and shows nodes, sessions, pods and answers while something happens:
 
   anycast   an address on three nodes: a pod becomes not Ready, another is deleted
+  policy    a NetworkPolicy closes a pod, and is deleted
+  failure   a node is cut off without a link going down, and BFD sees it
+  service   a Service's address: an endpoint becomes not Ready, another is deleted
 
 It ends with a line of figures, and leaves the lab as it was.`,
 		Example: `  lab demo anycast
