@@ -45,7 +45,7 @@ type AddressPoolSpec struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || (cidr(c).ip().isGlobalUnicast() && cidr(c).prefixLength() > 0))",message="must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod, and a default route is no pool"
-	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsIP(cidr(b).ip()) || cidr(b).containsIP(cidr(a).ip()))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
 	// +listType=atomic
 	CIDRs []CIDR `json:"cidrs"`
 

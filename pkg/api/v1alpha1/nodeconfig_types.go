@@ -158,7 +158,7 @@ type PodCIDRs struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 6)",message="holds an IPv4 CIDR: put it under podCIDRs.ipv4"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 6 || (cidr(c).prefixLength() >= 48 && cidr(c).prefixLength() <= 120))",message="an IPv6 prefix length must be between /48 and /120"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().isGlobalUnicast())",message="must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"
-	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsIP(cidr(b).ip()) || cidr(b).containsIP(cidr(a).ip()))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
 	// +listType=atomic
 	// +optional
 	// +kubebuilder:default={}
@@ -169,7 +169,7 @@ type PodCIDRs struct {
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() == 4)",message="holds an IPv6 CIDR: put it under podCIDRs.ipv6"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().family() != 4 || (cidr(c).prefixLength() >= 8 && cidr(c).prefixLength() <= 30))",message="an IPv4 prefix length must be between /8 and /30"
 	// +kubebuilder:validation:XValidation:rule="self.all(c, !isCIDR(c) || cidr(c).ip().isGlobalUnicast())",message="must be of global unicast or unique local addresses: link-local, loopback and multicast addresses cannot be routed to a pod"
-	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsCIDR(b) || cidr(b).containsCIDR(a))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
+	// +kubebuilder:validation:XValidation:rule="self.all(a, self.exists_one(b, isCIDR(a) && isCIDR(b) && (cidr(a).containsIP(cidr(b).ip()) || cidr(b).containsIP(cidr(a).ip()))) || !isCIDR(a))",message="two CIDRs overlap: each prefix may be listed once and must not contain another"
 	// +listType=atomic
 	// +optional
 	// +kubebuilder:default={}

@@ -91,18 +91,22 @@ func (s *Server) awaitPolicies(agent rest.Interface) {
 // Up starts the server again after Down.
 func (s *Server) Up() {
 	s.t.Helper()
-	s.stop = s.start("kube-apiserver",
+	args := []string{
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=127.0.0.1", "--secure-port=6443", "--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none",
-		"--cert-dir="+s.path("certificates"),
-		"--token-auth-file="+s.path("tokens.csv"), "--authorization-mode=RBAC",
+		"--cert-dir=" + s.path("certificates"),
+		"--token-auth-file=" + s.path("tokens.csv"), "--authorization-mode=RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+s.path("accounts.key"), "--service-account-signing-key-file="+s.path("accounts.key"),
+		"--service-account-key-file=" + s.path("accounts.key"), "--service-account-signing-key-file=" + s.path("accounts.key"),
 		"--disable-admission-plugins=ServiceAccount", // which a controller would make
-		// As before Kubernetes 1.36: what it takes then must not be a way around flock's policies.
-		"--feature-gates=StrictIPCIDRValidation=false",
 		"--service-cluster-ip-range=2001:db8:0:5::/112,10.96.0.0/16",
-	)
+	}
+	// As before Kubernetes 1.36: what it takes then must not be a way around flock's policies.
+	const strict = "StrictIPCIDRValidation"
+	if help, err := exec.Command("kube-apiserver", "--help").Output(); err == nil && strings.Contains(string(help), strict) {
+		args = append(args, "--feature-gates="+strict+"=false")
+	}
+	s.stop = s.start("kube-apiserver", args...)
 	client := s.Core(s.Admin())
 	s.await("the API server to be ready", func(ctx context.Context) error {
 		_, err := client.Get().AbsPath("/readyz").DoRaw(ctx)
