@@ -114,6 +114,10 @@ test-alerts: bin/lab ## Cause more alerts in a cluster, and see them fire and en
 test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 FLOCK_SEED=N (root)
 	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 90m -v -run TestServices ./e2e
 
+.PHONY: test-oldest
+test-oldest: bin/lab ## Run a part of the cluster tests with the oldest Kubernetes that flock supports (root)
+	cd lab && $(LAB_TURN) go test -tags cluster,oldest -count=1 -timeout 60m -v -run TestOldest ./e2e
+
 .PHONY: test-bird
 test-bird: packages ## Run the tests of routing with another BIRD: BIRD=/path/to/bird (root)
 	@[ -x "$(BIRD)" ] || { echo "say which: make test-bird BIRD=/path/to/bird" >&2; exit 2; }

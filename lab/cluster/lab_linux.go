@@ -41,6 +41,8 @@ type Settings struct {
 	Families plan.Families `json:"families"`
 	// Routing is what router and nodes speak, BGP if empty. With PTP they do not.
 	Routing fabric.Routing `json:"routing"`
+	// Kubernetes is which one the lab runs, the newest if empty.
+	Kubernetes components.Release `json:"kubernetes,omitempty"`
 	// Checkout is the source tree that flock's image and manifests are from.
 	Checkout string `json:"checkout"`
 	// Boot is the machine's boot id: no lab outlives it.
@@ -75,7 +77,7 @@ func Load(dir state.Dir) (*Lab, error) {
 	if l.Boot != bootID() {
 		return nil, fmt.Errorf("lab %s ended when the machine was restarted: run lab up for a new one", dir.Lab())
 	}
-	l.Programs, err = components.Cache()
+	l.Programs, err = components.Cache(l.Kubernetes)
 	return l, err
 }
 
@@ -101,7 +103,7 @@ func Up(ctx context.Context, dir state.Dir, want Settings, patience time.Duratio
 		return nil, err
 	}
 	var err error
-	if l.Programs, err = components.Build(ctx, l.Checkout, progress); err != nil {
+	if l.Programs, err = components.Build(ctx, l.Kubernetes, l.Checkout, progress); err != nil {
 		return nil, err
 	}
 	if err := dropOtherBoot(dir); err != nil {
@@ -150,6 +152,8 @@ func (l *Lab) sameCluster() error {
 		return fmt.Errorf("lab %s runs with --cni %s, and %s would not know its pods: run lab down first, or use another --name", l.Dir.Lab(), old.CNI, l.CNI)
 	case cmp.Or(old.Families, plan.Dual) != cmp.Or(l.Families, plan.Dual):
 		return fmt.Errorf("lab %s runs with --families %s, and its Services keep theirs: run lab down first, or use another --name", l.Dir.Lab(), old.Families)
+	case cmp.Or(old.Kubernetes, components.Newest) != cmp.Or(l.Kubernetes, components.Newest):
+		return fmt.Errorf("lab %s runs with --kubernetes %s, and its objects are of that version: run lab down first, or use another --name", l.Dir.Lab(), cmp.Or(old.Kubernetes, components.Newest))
 	}
 	return nil
 }

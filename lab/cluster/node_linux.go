@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/template"
 
+	"flock.fritzlab.net/flock/lab/components"
 	"flock.fritzlab.net/flock/lab/member"
 	"flock.fritzlab.net/flock/lab/pki"
 	"flock.fritzlab.net/flock/lab/plan"
@@ -118,7 +119,7 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	}
 	config, err = l.nodeConfig(node, "kube-proxy.yaml", map[string]any{
 		"Node": node.Name(), "Kubeconfig": l.kubeconfig("kube-proxy"), "PodInterfacePrefix": l.CNI.podInterfacePrefix(),
-		"NodePortAddresses": strings.Join(nodePorts, ", "),
+		"NodePortAddresses": strings.Join(nodePorts, ", "), "Oldest": l.Kubernetes == components.Oldest,
 	})
 	if err != nil {
 		return nil, err

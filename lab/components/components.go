@@ -21,10 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Versions of what is built. That of Kubernetes is pinned in lab/kubernetes/go.mod
-// too.
+// Versions of what is built. Those of Kubernetes are pinned in the go.mod of
+// lab/kubernetes and of lab/kubernetes/oldest too.
 const (
 	Kubernetes = "v1.37.2"
+	// OldestKubernetes is of the oldest minor version that flock supports.
+	OldestKubernetes = "v1.32.2"
+
 	Containerd = "v2.4.2"
 	Plugins    = "v1.9.1"
 	CoreDNS    = "v1.14.6" // that of Kubernetes' add-on
@@ -46,7 +49,40 @@ const metalLBModule = "go.universe.tf/metallb"
 const PolicyAPITest = "network-policy-api-" + PolicyAPI + ".test"
 
 // The modules of lab/ that pin what is built.
-const kubernetesModule, policyAPIModule = "kubernetes", "policyapi"
+const kubernetesModule, oldestModule, policyAPIModule = "kubernetes", "kubernetes/oldest", "policyapi"
+
+// Release says which Kubernetes a lab runs.
+type Release string
+
+// The releases of Kubernetes that a lab can run.
+const (
+	Newest Release = "newest"
+	Oldest Release = "oldest"
+)
+
+// ParseRelease parses what --kubernetes says.
+func ParseRelease(s string) (Release, error) {
+	switch r := Release(s); r {
+	case Newest, Oldest:
+		return r, nil
+	}
+	return "", fmt.Errorf("--kubernetes %s: want %s, which is %s, or %s, which is %s", s, Newest, Kubernetes, Oldest, OldestKubernetes)
+}
+
+// Version is that of Kubernetes.
+func (r Release) Version() string {
+	if r == Oldest {
+		return OldestKubernetes
+	}
+	return Kubernetes
+}
+
+func (r Release) module() string {
+	if r == Oldest {
+		return oldestModule
+	}
+	return kubernetesModule
+}
 
 // build is one go build, go install or go test -c, and the programs that come out
 // of it.
@@ -62,20 +98,20 @@ type build struct {
 }
 
 // kubernetesFlags set the version of Kubernetes' programs.
-func kubernetesFlags() string {
-	minor := strings.Split(strings.TrimPrefix(Kubernetes, "v"), ".")
+func kubernetesFlags(release string) string {
+	minor := strings.Split(strings.TrimPrefix(release, "v"), ".")
 	version := "k8s.io/component-base/version"
 	return fmt.Sprintf("-s -w -X %s.gitVersion=%s -X %s.gitMajor=%s -X %s.gitMinor=%s -X %s.gitTreeState=clean",
-		version, Kubernetes, version, minor[0], version, minor[1], version)
+		version, release, version, minor[0], version, minor[1], version)
 }
 
 // forLab are the programs that every lab runs.
-func forLab() []build {
+func forLab(r Release) []build {
 	var all []build
 	for _, p := range []struct{ program, minutes string }{
 		{"kubectl", "1"}, {"kube-apiserver", "2 to 3"}, {"kube-controller-manager", "1"}, {"kube-scheduler", "1"}, {"kubelet", "1"}, {"kube-proxy", "1"},
 	} {
-		all = append(all, build{programs: []string{p.program}, packages: []string{"k8s.io/kubernetes/cmd/" + p.program}, ldflags: kubernetesFlags(), minutes: p.minutes})
+		all = append(all, build{programs: []string{p.program}, packages: []string{"k8s.io/kubernetes/cmd/" + p.program}, module: r.module(), ldflags: kubernetesFlags(r.Version()), minutes: p.minutes})
 	}
 	const containerd, plugins = "github.com/containerd/containerd/v2", "github.com/containernetworking/plugins/plugins"
 	return append(all,
@@ -108,7 +144,7 @@ func forLab() []build {
 func forSuite() []build {
 	const kubernetes, images = "k8s.io/kubernetes/test/", "k8s.io/kubernetes/test/images/"
 	return []build{
-		{programs: []string{"e2e.test"}, packages: []string{kubernetes + "e2e"}, test: true, ldflags: kubernetesFlags(), minutes: "8 to 15"},
+		{programs: []string{"e2e.test"}, packages: []string{kubernetes + "e2e"}, test: true, ldflags: kubernetesFlags(Kubernetes), minutes: "8 to 15"},
 		{
 			programs: []string{"ginkgo", "agnhost", "regression-issue-74839"},
 			packages: []string{"github.com/onsi/ginkgo/v2/ginkgo", images + "agnhost", images + "regression-issue-74839"},
@@ -134,39 +170,39 @@ func forMetalLB() []build {
 	}}
 }
 
-// Cache is where the programs are.
-func Cache() (string, error) {
+// Cache is where the programs are for a lab with that Kubernetes.
+func Cache(r Release) (string, error) {
 	base, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("%w: set HOME or XDG_CACHE_HOME, the programs that the lab builds go there", err)
 	}
-	key := strings.Join([]string{"kubernetes-" + Kubernetes, "containerd-" + Containerd, "plugins-" + Plugins, "coredns-" + CoreDNS, runtime.GOARCH}, "_")
+	key := strings.Join([]string{"kubernetes-" + r.Version(), "containerd-" + Containerd, "plugins-" + Plugins, "coredns-" + CoreDNS, runtime.GOARCH}, "_")
 	return filepath.Join(base, "flock-lab", key, "bin"), nil
 }
 
 // Build builds what the cache lacks of the programs for a lab and returns the
 // cache.
-func Build(ctx context.Context, checkout string, progress io.Writer) (string, error) {
-	return buildAll(ctx, forLab(), checkout, progress)
+func Build(ctx context.Context, r Release, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, r, forLab(r), checkout, progress)
 }
 
 // BuildSuite does the same for those of Kubernetes' own tests.
 func BuildSuite(ctx context.Context, checkout string, progress io.Writer) (string, error) {
-	return buildAll(ctx, forSuite(), checkout, progress)
+	return buildAll(ctx, Newest, forSuite(), checkout, progress)
 }
 
 // BuildPolicyAPI does the same for those of network-policy-api's tests.
 func BuildPolicyAPI(ctx context.Context, checkout string, progress io.Writer) (string, error) {
-	return buildAll(ctx, forPolicyAPI(), checkout, progress)
+	return buildAll(ctx, Newest, forPolicyAPI(), checkout, progress)
 }
 
 // BuildMetalLB does the same for MetalLB's controller and speaker.
 func BuildMetalLB(ctx context.Context, checkout string, progress io.Writer) (string, error) {
-	return buildAll(ctx, forMetalLB(), checkout, progress)
+	return buildAll(ctx, Newest, forMetalLB(), checkout, progress)
 }
 
-func buildAll(ctx context.Context, builds []build, checkout string, progress io.Writer) (string, error) {
-	cache, err := Cache()
+func buildAll(ctx context.Context, r Release, builds []build, checkout string, progress io.Writer) (string, error) {
+	cache, err := Cache(r)
 	if err != nil {
 		return "", err
 	}
@@ -198,7 +234,7 @@ func buildAll(ctx context.Context, builds []build, checkout string, progress io.
 	return cache, nil
 }
 
-// KubernetesSource is the directory with the source of the Kubernetes that is
+// KubernetesSource is the directory with the source of the newest Kubernetes that is
 // built.
 func KubernetesSource(ctx context.Context, checkout string) (string, error) {
 	return source(ctx, filepath.Join(checkout, "lab", kubernetesModule), "k8s.io/kubernetes")

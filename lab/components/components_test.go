@@ -10,9 +10,10 @@ import (
 // the same API of policies.
 func TestPins(t *testing.T) {
 	for file, pin := range map[string]struct{ module, version string }{
-		"../kubernetes/go.mod": {"k8s.io/kubernetes", Kubernetes},
-		"../policyapi/go.mod":  {"sigs.k8s.io/network-policy-api", PolicyAPI},
-		"../../go.mod":         {"sigs.k8s.io/network-policy-api", PolicyAPI},
+		"../kubernetes/go.mod":        {"k8s.io/kubernetes", Kubernetes},
+		"../kubernetes/oldest/go.mod": {"k8s.io/kubernetes", OldestKubernetes},
+		"../policyapi/go.mod":         {"sigs.k8s.io/network-policy-api", PolicyAPI},
+		"../../go.mod":                {"sigs.k8s.io/network-policy-api", PolicyAPI},
 	} {
 		content, err := os.ReadFile(file)
 		if err != nil {

@@ -21,6 +21,7 @@ var ForLab = []Package{
 	{"runc", "runc"},
 	{"bird2", "bird"},
 	{"nftables", "nft"},
+	{"iptables", "iptables-nft-restore"}, // for the kube-proxy of the oldest Kubernetes
 	{"iproute2", "ip"},
 	{"iputils-ping", "ping"},
 	{"tcpdump", "tcpdump"},
@@ -33,7 +34,6 @@ var ForLab = []Package{
 var ForTests = []Package{
 	{"frr", "/usr/lib/frr/bgpd"},
 	{"gobgpd", "gobgpd"},
-	{"iptables", "iptables-nft-restore"},
 	{"procps", "ps"},
 	{"iptables", "iptables-legacy"},
 	{"systemd", "/lib/systemd/systemd-networkd"},

@@ -30,6 +30,14 @@ var longOutages []func(*testing.T, *load)
 // happens to flock, kubelets, API server and nodes meanwhile, clients notice
 // nothing.
 func anycastStory(t *testing.T) {
+	anycastPool(t)
+	part(t, "announced while Ready, by any of two pods", announcedWhileReady)
+	part(t, "clients notice nothing", clientsNoticeNothing)
+}
+
+// anycastPool makes the namespace and the pool of the anycast tests.
+func anycastPool(t *testing.T) {
+	t.Helper()
 	apply(t, `
 apiVersion: v1
 kind: Namespace
@@ -54,8 +62,6 @@ spec:
 		}
 		return nil
 	})
-	part(t, "announced while Ready, by any of two pods", announcedWhileReady)
-	part(t, "clients notice nothing", clientsNoticeNothing)
 }
 
 func apply(t *testing.T, manifest string) {

@@ -13,8 +13,11 @@ import (
 // TestAPIServer runs flock's own tests that need etcd and an API server, but neither
 // nodes nor routers, with those that the lab has built. They are in flock's module,
 // because the lab does not depend on it.
-func TestAPIServer(t *testing.T) {
-	programs, err := components.Build(t.Context(), "../..", os.Stderr)
+func TestAPIServer(t *testing.T) { withAPIServer(t, components.Newest) }
+
+func withAPIServer(t *testing.T, release components.Release) {
+	t.Helper()
+	programs, err := components.Build(t.Context(), release, "../..", os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}

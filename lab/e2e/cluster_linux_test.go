@@ -304,6 +304,9 @@ spec:
 	}
 }
 
+// upFlags are those of lab up for a lab that is not the usual one.
+var upFlags []string
+
 // lab runs the program and returns all that it printed.
 func lab(args ...string) (string, error) {
 	return labWithInput("", args...)
@@ -316,6 +319,9 @@ func labWithInput(stdin string, args ...string) (string, error) {
 func labNamed(name, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
+	if args[0] == "up" {
+		args = slices.Concat(args, upFlags)
+	}
 	cmd := exec.CommandContext(ctx, program, append([]string{"--name", name}, args...)...)
 	var out bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out

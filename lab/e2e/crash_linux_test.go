@@ -13,7 +13,7 @@ import (
 // TestCrash runs the sweeps of docs/crash.md that need an API server, with the one that the lab
 // has built.
 func TestCrash(t *testing.T) {
-	programs, err := components.Build(t.Context(), "../..", os.Stderr)
+	programs, err := components.Build(t.Context(), components.Newest, "../..", os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}

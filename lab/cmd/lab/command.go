@@ -87,13 +87,18 @@ func packagesCommand() *cobra.Command {
 }
 
 func buildCommand() *cobra.Command {
-	return &cobra.Command{
+	var kubernetes string
+	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Get the programs that the lab runs",
 		Long: `Installs missing Debian packages and builds Kubernetes, containerd and the
 reference CNI plugins into a cache that all labs share. lab up does it too.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			release, err := components.ParseRelease(kubernetes)
+			if err != nil {
+				return err
+			}
 			checkout, err := findCheckout()
 			if err != nil {
 				return err
@@ -101,18 +106,20 @@ reference CNI plugins into a cache that all labs share. lab up does it too.`,
 			if err := components.Install(cmd.Context(), components.ForLab, os.Stdout); err != nil {
 				return err
 			}
-			cache, err := components.Build(cmd.Context(), checkout, os.Stdout)
+			cache, err := components.Build(cmd.Context(), release, checkout, os.Stdout)
 			if err == nil {
 				fmt.Println(cache)
 			}
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&kubernetes, "kubernetes", string(components.Newest), "which Kubernetes: "+string(components.Newest)+", or "+string(components.Oldest))
+	return cmd
 }
 
 func upCommand(dir func() (state.Dir, error)) *cobra.Command {
 	var want cluster.Settings
-	var cni, families, routing string
+	var cni, families, routing, kubernetes string
 	var patience time.Duration
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -135,6 +142,9 @@ what is right is left alone.`,
 			if want.Routing, err = fabric.ParseRouting(routing); err != nil {
 				return err
 			}
+			if want.Kubernetes, err = components.ParseRelease(kubernetes); err != nil {
+				return err
+			}
 			if want.Nodes < 1 || want.Nodes > plan.MaxNodes {
 				return fmt.Errorf("--nodes %d: want 1 to %d", want.Nodes, plan.MaxNodes)
 			}
@@ -153,6 +163,7 @@ what is right is left alone.`,
 	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, or ptp, the reference plugin with static routes")
 	cmd.Flags().StringVar(&families, "families", string(plan.Dual), "address families of the cluster: dual (IPv6 first), ipv6, or ipv4")
 	cmd.Flags().StringVar(&routing, "routing", string(fabric.BGP), "what flock and the router speak: bgp, or ospf")
+	cmd.Flags().StringVar(&kubernetes, "kubernetes", string(components.Newest), "which Kubernetes: "+string(components.Newest)+" ("+components.Kubernetes+"), or "+string(components.Oldest)+" ("+components.OldestKubernetes+", the oldest that flock supports)")
 	cmd.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait for the cluster, building not counted")
 	return cmd
 }
