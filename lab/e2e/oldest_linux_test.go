@@ -27,7 +27,11 @@ func TestOldest(t *testing.T) {
 		anycastPool(t)
 		part(t, "announced while Ready, by any of two pods", announcedWhileReady)
 	})
+	part(t, "addresses of Services", serviceStory)
 	part(t, "network policies", networkPolicies)
+	part(t, "a session's password is followed", sessionPassword)
+	part(t, "no packet is lost while flock is replaced or killed", replaceFlock)
+	part(t, "a node that comes back takes no pod before the router knows the way", comesBack)
 	part(t, "a pod says that the agent is not running", agentNotRunning)
 }
 

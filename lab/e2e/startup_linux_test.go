@@ -172,7 +172,10 @@ func agentSays(t *testing.T, words ...string) {
 	t.Helper()
 	pod := strings.TrimSpace(agentPods(t, "--field-selector=spec.nodeName="+lastNode, "--output=name"))
 	eventually(t, 60*time.Second, func() error {
-		log := mustKubectl(t, "--namespace=flock-system", "logs", pod, "--container=agent")
+		log, err := kubectl("", "--namespace=flock-system", "logs", pod, "--container=agent")
+		if err != nil { // its container may not have started yet
+			return fmt.Errorf("%w: %s", err, log)
+		}
 		for line := range strings.Lines(log) {
 			all := true
 			for _, w := range words {
