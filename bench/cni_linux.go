@@ -89,6 +89,8 @@ type runtimeOf struct {
 	list *libcni.NetworkConfigList
 	host *netNS // where its plugins run
 	want []int  // prefix lengths of the addresses that a pod must get
+	// agent is the process ID of the flock-agent behind it, if this process started one.
+	agent int
 }
 
 func measureCNI(ctx context.Context, in cniInput) (m cniTimes, err error) {

@@ -142,7 +142,7 @@ func startLocal(ctx context.Context, c Contestant, dir string) (r runtimeOf, sto
 		router.Close()
 	}
 	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"flock","plugins":[{"type":"flock","agentSocket":%q}]}`, filepath.Join(dir, "cni.sock"))
-	r = runtimeOf{name: c.Name, cni: libcni.NewCNIConfigWithCacheDir([]string{c.Bin}, filepath.Join(dir, "cache"), nil), host: host, want: []int{128, 32}}
+	r = runtimeOf{name: c.Name, cni: libcni.NewCNIConfigWithCacheDir([]string{c.Bin}, filepath.Join(dir, "cache"), nil), host: host, want: []int{128, 32}, agent: agent.Process.Pid}
 	if r.list, err = libcni.NetworkConfFromBytes([]byte(conf)); err != nil {
 		stop()
 		return r, nil, err

@@ -80,6 +80,7 @@ the same run, turn by turn. Prints a table and writes one JSON object a line.
 func local() *cobra.Command {
 	c := bench.LocalConfig{}
 	var builds []string
+	var phases bool
 	cmd := &cobra.Command{
 		Use:   "local",
 		Short: "Compare ADD and DEL of builds of flock with each other and with ptp, without a lab",
@@ -96,6 +97,12 @@ without an API server. A ratio is the median of those of each round.`,
 				}
 				c.Contestants = append(c.Contestants, bench.Contestant{Name: name, Bin: dir})
 			}
+			if phases {
+				if len(c.Contestants) != 1 {
+					return errors.New("--phases: want one --build")
+				}
+				return bench.Phases(cmd.Context(), c.Contestants[0], c.N, cmd.OutOrStdout())
+			}
 			return bench.Local(cmd.Context(), c, cmd.OutOrStdout())
 		},
 	}
@@ -103,5 +110,6 @@ without an API server. A ratio is the median of those of each round.`,
 	cmd.Flags().StringVar(&c.BaselineBin, "ptp", "", "`directory` of ptp and host-local; without it the last build is the baseline")
 	cmd.Flags().IntVar(&c.N, "n", 100, "`pods` of each build")
 	cmd.Flags().IntSliceVar(&c.Parallel, "at-once", []int{1}, "how many pods come at once; may be repeated")
+	cmd.Flags().BoolVar(&phases, "phases", false, "trace the calls in the kernel, and print where their time goes; for one build")
 	return cmd
 }

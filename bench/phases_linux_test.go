@@ -1,0 +1,153 @@
+package bench
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// traced is a DEL in the words of the kernel: the plugin has thread 30, the agent 10 and 11.
+const traced = `# tracer: nop
+           bench-20      [000] .....     1.000050: sys_enter: NR 1 (1, 0, 0, 0, 0, 0)
+           flock-30      [000] .....     1.000100: sched_process_exec: filename=/x/flock pid=30 old_pid=30
+           flock-30      [000] .....     1.000120: sys_enter: NR 0 (0, 0, 0, 0, 0, 0)
+           flock-30      [000] .....     1.000130: sys_exit: NR 0 = 80
+           flock-30      [000] .....     1.000150: sys_enter: NR 42 (3, 0, 0, 0, 0, 0)
+     flock agent-10      [001] .....     1.000200: f0: (0x5a2b40)
+     flock agent-10      [001] .....     1.000210: sys_enter: NR 1 (5, 0, 0, 0, 0, 0)
+     flock agent-11      [000] .....     1.000215: sys_enter: NR 202 (0, 0, 0, 0, 0, 0)
+     flock agent-10      [001] .....     1.000220: f1: (0x5a2b50)
+     flock agent-10      [001] .....     1.000230: sys_exit: NR 1 = 20
+     flock agent-10      [001] .....     1.000240: f1: (0x5a2b50)
+     flock agent-10      [001] .....     1.000300: sys_enter: NR 1 (7, 0, 0, 0, 0, 0)
+           flock-30      [000] .....     1.000320: sys_exit: NR 0 = 5
+           flock-30      [000] .....     1.000340: sched_process_exit: comm=flock pid=30 prio=120
+     flock agent-10      [001] .....     1.000345: sys_exit: NR 1 = 20
+     flock agent-11      [001] .....     1.000350: sys_enter: NR 1 (7, 0, 0, 0, 0, 0)
+`
+
+var tracedPhases = []phase{
+	{"fork", atStart, false},
+	{"plugin", atExec, false},
+	{"connection", atConnect, false},
+	{"parse", "parse", true},
+	{"work", "work", true},
+	{"answer", atWrite, false},
+	{"print", atRead, false},
+	{"reap", atExit, false},
+}
+
+func TestSpans(t *testing.T) {
+	t.Parallel()
+	got, err := spans(tracedPhases, []string{"parse", "work"}, parseTrace(traced), []int{10, 11}, time.Second, time.Second+400*time.Microsecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	µs := time.Microsecond
+	// Of the agent's first write 10 µs are in the phase that begins meanwhile.
+	want := []span{{100 * µs, 0}, {50 * µs, 0}, {50 * µs, 0}, {20 * µs, 10 * µs}, {80 * µs, 10 * µs}, {20 * µs, 20 * µs}, {20 * µs, 20 * µs}, {60 * µs, 55 * µs}}
+	for i, p := range tracedPhases {
+		if got[i] != want[i] {
+			t.Errorf("%s: %v, want %v", p.name, got[i], want[i])
+		}
+	}
+
+	var table strings.Builder
+	if err := phasesTable(&table, "DEL", tracedPhases, [][]span{got, got}, []time.Duration{time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"DEL, n=2, in ms", "fork 0.100 0.100", "work 0.080 0.080 0.010", "the agent's phases together 0.100 0.100 0.020", "all 0.400 0.400", "all, without the trace 1.000 1.000"} {
+		if !strings.Contains(squeezed(table.String()), line+"\n") {
+			t.Errorf("no line %q in\n%s", line, table.String())
+		}
+	}
+}
+
+func squeezed(s string) string {
+	var lines strings.Builder
+	for line := range strings.Lines(s) {
+		lines.WriteString(strings.Join(strings.Fields(line), " ") + "\n")
+	}
+	return lines.String()
+}
+
+func TestSpansOfATraceThatLacksAnEvent(t *testing.T) {
+	t.Parallel()
+	without := strings.ReplaceAll(traced, "NR 42", "NR 43")
+	_, err := spans(tracedPhases, []string{"parse", "work"}, parseTrace(without), []int{10, 11}, time.Second, time.Second+400*time.Microsecond)
+	if want := `phase "plugin": the trace does not show its end, connect`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+//go:noinline
+func called() int { return os.Getpid() }
+
+// The tracer sees this program: the call of a function, and the system call in it.
+func TestTracer(t *testing.T) {
+	const function = "flock.fritzlab.net/flock/bench.called"
+	tr, err := newTracer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		group := tr.group
+		if err := tr.close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := os.ReadFile("/sys/kernel/tracing/uprobe_events"); err == nil && strings.Contains(string(left), group) {
+			t.Errorf("probes are left:\n%s", left)
+		}
+	}()
+	if err := errors.Join(tr.only(os.Getpid()), tr.probe("/proc/self/exe", []string{function}), tr.see("raw_syscalls")); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.record(); err != nil {
+		t.Fatal(err)
+	}
+	before := time.Duration(monotonic())
+	called()
+	after := time.Duration(monotonic())
+	events, err := tr.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, e := range events {
+		if e.name == "f0" && e.at >= before.Truncate(time.Microsecond) && e.at <= after+time.Microsecond {
+			seen++
+		}
+	}
+	if seen != 1 {
+		t.Errorf("the call was seen %d times among %d events", seen, len(events))
+	}
+}
+
+func TestProbeOfAnotherProgram(t *testing.T) {
+	t.Parallel()
+	for program, want := range map[string]string{"/bin/true": "want a program of Go", "/proc/self/exe": "it has no function none"} {
+		if err := new(tracer).probe(program, []string{"none"}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", program, err, want)
+		}
+	}
+}
+
+func TestTraceThatLostEvents(t *testing.T) {
+	t.Parallel()
+	tr := &tracer{instance: t.TempDir()}
+	if err := os.WriteFile(filepath.Join(tr.instance, "trace"), []byte("CPU:1 [LOST 12 EVENTS]\n"+traced), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tr.take(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of what is no instance of tracefs: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(tr.instance, "tracing_on"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tr.take(); err == nil || !strings.Contains(err.Error(), "lost events") {
+		t.Errorf("got %v", err)
+	}
+}
