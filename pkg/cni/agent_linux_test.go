@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -437,5 +439,41 @@ func TestAgentKilledDuringACall(t *testing.T) {
 	start(t, socket, &recorder{})
 	if out, exit := run(t.Context(), t, pluginDir, conf("1.1.0", socket, ""), addEnv("DEL", netNS)...); exit != 0 {
 		t.Errorf("with the next agent: %s", out)
+	}
+}
+
+// However many calls wait, the next one is served, and Serve returns after them.
+func TestCallsThatWaitHoldUpNoOther(t *testing.T) {
+	t.Parallel()
+	const waiting = 20
+	running, finish := make(chan struct{}, waiting), make(chan struct{})
+	agent := &recorder{do: func(context.Context, *Call) error {
+		running <- struct{}{}
+		<-finish
+		return nil
+	}}
+	socket := filepath.Join(t.TempDir(), "cni.sock")
+	stop := start(t, socket, agent)
+	for range 2 {
+		var done sync.WaitGroup
+		for i := range waiting {
+			done.Go(func() {
+				env := append(addEnv("DEL", ""), fmt.Sprintf("CNI_CONTAINERID=c%d", i))
+				if out, exit := run(context.Background(), t, pluginDir, conf("1.1.0", socket, ""), env...); exit != 0 {
+					t.Errorf("DEL %d: %s", i, out)
+				}
+			})
+		}
+		for range waiting {
+			<-running
+		}
+		run(context.Background(), t, pluginDir, conf("1.1.0", socket, ""), "CNI_COMMAND=STATUS")
+		for range waiting {
+			finish <- struct{}{}
+		}
+		done.Wait()
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -75,7 +74,7 @@ type Config struct {
 	// runtimeConfig.portMappings. Only ADD and CHECK have them.
 	HostPorts []pod.HostPort
 	// PrevResult is what the whole list returned for ADD, as the runtime remembers
-	// it for CHECK and DEL. It is nil if there is none.
+	// it for CHECK. It is nil if there is none, and for DEL, which does not need it.
 	PrevResult *types100.Result
 	// Raw is the whole configuration as the runtime gave it.
 	Raw json.RawMessage
@@ -99,7 +98,7 @@ func parseCall(r wire.Request) (c *Call, cniVersion string, err error) {
 		cniVersion = c.Config.CNIVersion
 	}
 	if c.Command == CommandDel {
-		return c, cniVersion, c.parseDel(raw, env["CNI_ARGS"])
+		return c, cniVersion, c.parseDel(env["CNI_ARGS"])
 	}
 	if err != nil {
 		return nil, cniVersion, err
@@ -123,7 +122,7 @@ func parseCall(r wire.Request) (c *Call, cniVersion string, err error) {
 // parseDel reads what there is of a DEL. A runtime repeats a DEL that is refused for
 // ever, and its pod never ends, so only the container ID has to be right. Without a
 // valid network name or interface name all that match the rest are detached.
-func (c *Call) parseDel(raw rawConfig, args string) error {
+func (c *Call) parseDel(args string) error {
 	if !validName(c.ContainerID) {
 		return invalidContainerID(c.ContainerID)
 	}
@@ -133,7 +132,6 @@ func (c *Call) parseDel(raw rawConfig, args string) error {
 	if !validIfName(c.IfName) {
 		c.IfName = ""
 	}
-	c.Config.PrevResult, _ = raw.prevResult()
 	c.Pod, _ = parsePod(args)
 	return nil
 }
@@ -390,10 +388,18 @@ func parseValid(stdin []byte) ([]AttachmentID, error) {
 	return valid, nil
 }
 
-// nameShape is the spec's for container IDs and network names ("Parameters").
-var nameShape = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
-
-func validName(s string) bool { return nameShape.MatchString(s) }
+// validName is the spec's rule for container IDs and network names ("Parameters").
+func validName(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
 
 // validIfName is what the kernel accepts as a name (dev_valid_name).
 func validIfName(s string) bool {

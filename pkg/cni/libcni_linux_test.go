@@ -97,9 +97,6 @@ func TestRuntimeThroughAllVersions(t *testing.T) {
 			if call, gotIno = agent.last(); call.Command != CommandDel || gotIno != ino {
 				t.Errorf("DEL came as %+v", call)
 			}
-			if (cniVersion != "0.3.1") != (call.Config.PrevResult != nil) {
-				t.Errorf("DEL's prevResult: %v", call.Config.PrevResult)
-			}
 			// Once more, with the namespace gone.
 			rt.NetNS = "/run/netns/gone"
 			if err := cni.DelNetworkList(ctx, list, rt); err != nil {

@@ -165,7 +165,7 @@ func (p place) String() string { return [...]string{"host", "pod"}[p] }
 type change struct {
 	where place
 	// what differs, for people: "address 10.1.2.3/32: missing".
-	what string
+	what words
 	// do is what is to be done about it: one of the types below.
 	do any
 }
@@ -182,7 +182,15 @@ type (
 	setSysctl struct{ before, after, value string }
 )
 
-func (c change) String() string { return c.where.String() + ": " + c.what }
+// words are put together where somebody reads them: nobody does where a link is new.
+type words struct {
+	format string
+	args   []any
+}
+
+func (w words) String() string { return fmt.Sprintf(w.format, w.args...) }
+
+func (c change) String() string { return c.where.String() + ": " + c.what.String() }
 
 // plan is what leads from have to want, in an order that can be carried out from
 // first to last. Pod before host, and the host's routes last: nothing is sent to
@@ -190,7 +198,7 @@ func (c change) String() string { return c.where.String() + ": " + c.what }
 func plan(want, have state) []change {
 	var cs []change
 	if want.loopbackUp && !have.loopbackUp {
-		cs = append(cs, change{inPod, "loopback: down", loopbackUp{}})
+		cs = append(cs, change{inPod, words{format: "loopback: down"}, loopbackUp{}})
 	}
 	cs = append(cs, planEnd(inPod, want.pod, have.pod)...)
 	return append(cs, planEnd(onHost, want.host, have.host)...)
@@ -198,7 +206,7 @@ func plan(want, have state) []change {
 
 func planEnd(where place, want, have end) (cs []change) {
 	add := func(do any, format string, args ...any) {
-		cs = append(cs, change{where, fmt.Sprintf(format, args...), do})
+		cs = append(cs, change{where, words{format, args}, do})
 	}
 	wantIPv6 := slices.ContainsFunc(want.addrs, address.is6)
 	if have.disableIPv6 && wantIPv6 {
@@ -262,19 +270,21 @@ func planEnd(where place, want, have end) (cs []change) {
 
 // planHostLink plans what only the host end has.
 func planHostLink(want, have end) (cs []change) {
+	add := func(do setLink, format string, args ...any) {
+		cs = append(cs, change{onHost, words{format, args}, do})
+	}
 	if have.released {
-		cs = append(cs, change{onHost, "group: that of released links", setLink{Group: ptr(uint32(0))}})
+		add(setLink{Group: ptr(uint32(0))}, "group: that of released links")
 	}
 	if have.master != 0 {
-		cs = append(cs, change{onHost, fmt.Sprintf("master: link %d, want none", have.master), setLink{Master: ptr(0)}})
+		add(setLink{Master: ptr(0)}, "master: link %d, want none", have.master)
 	}
 	if have.alias != want.alias {
-		cs = append(cs, change{onHost, fmt.Sprintf("alias: %q, want %q", have.alias, want.alias), setLink{Alias: &want.alias}})
+		add(setLink{Alias: &want.alias}, "alias: %q, want %q", have.alias, want.alias)
 	}
 	if have.forwarding != want.forwarding || have.rpFilter != want.rpFilter {
-		cs = append(cs, change{onHost, fmt.Sprintf("IPv4 forwarding and rp_filter: %t and %d, want %t and %d",
-			have.forwarding, have.rpFilter, want.forwarding, want.rpFilter),
-			setLink{IPv4: &rtnl.IPv4Conf{Forwarding: 1, RPFilter: want.rpFilter}}})
+		add(setLink{IPv4: &rtnl.IPv4Conf{Forwarding: 1, RPFilter: want.rpFilter}}, "IPv4 forwarding and rp_filter: %t and %d, want %t and %d",
+			have.forwarding, have.rpFilter, want.forwarding, want.rpFilter)
 	}
 	return cs
 }

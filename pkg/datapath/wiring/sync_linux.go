@@ -230,7 +230,7 @@ func (h *Host) deleteStrays(strays []rtnl.Route) ([]datapath.Repair, error) {
 
 // repair is a change of a pod's host side in words.
 func (c change) repair(a Attachment) datapath.Repair {
-	what, found, _ := strings.Cut(c.what, ": ")
+	what, found, _ := strings.Cut(c.what.String(), ": ")
 	kind := kernel.Link
 	switch do := c.do.(type) {
 	case addAddr, delAddr:
