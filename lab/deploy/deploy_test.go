@@ -241,6 +241,7 @@ func TestLeastPrivilege(t *testing.T) {
 		"get,list,watch flock.fritzlab.net/nodeconfigtemplates",
 		"get,list,watch flock.fritzlab.net/addresspools",
 		"patch flock.fritzlab.net/nodeconfigs/status",
+		"patch flock.fritzlab.net/nodeconfigtemplates/status",
 		"patch flock.fritzlab.net/addresspools/status",
 		"get,list,watch,create,update,delete flock.fritzlab.net/addressclaims",
 		"create,patch events.k8s.io/events",

@@ -171,6 +171,15 @@ func (s *fleetServer) write(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(object)
 }
 
+// giveTurn is what flock-controller writes when it is the node's turn.
+func (s *fleetServer) giveTurn(generation int64) {
+	s.apiServer.mu.Lock()
+	defer s.apiServer.mu.Unlock()
+	object := s.object.DeepCopy()
+	object.Status.TemplateTurn = &v1alpha1.TemplateTurn{Template: "rack1", Generation: generation}
+	s.change(object)
+}
+
 // templated waits for the condition Templated.
 func (s *fleetServer) templated(n *node, want metav1.ConditionStatus, reason, message string) {
 	s.t.Helper()
@@ -223,7 +232,14 @@ func TestNodeConfigFromTemplate(t *testing.T) {
 		n.reaches(n.router, a, addr)
 	}
 
+	// A change waits for the node's turn.
+	writes := api.written()
 	api.set(templatesPath, fmt.Sprintf(theTemplate, 2, 1410))
+	api.templated(n, metav1.ConditionFalse, "WaitingForTurn", "NodeConfigTemplate rack1, generation 2 reaches the nodes in waves")
+	if now := api.written(); now != writes {
+		t.Errorf("the agent wrote the NodeConfig %d times before its turn", now-writes)
+	}
+	api.giveTurn(2)
 	api.templated(n, metav1.ConditionTrue, "FromTemplate", "generation 2")
 	api.accepted(n, 2, metav1.ConditionTrue, "")
 	b := n.sandbox("b")
@@ -237,7 +253,8 @@ func TestNodeConfigFromTemplate(t *testing.T) {
 	api.templated(n, metav1.ConditionFalse, "NotApplicable", "spec.mtu: Invalid value: 1")
 	api.accepted(n, 2, metav1.ConditionTrue, "")
 	n.sandbox("c").mustAdd()
-	writes, decided := api.written(), strings.Count(n.agentLog(), "no template changes the NodeConfig")
+	writes = api.written()
+	decided := strings.Count(n.agentLog(), "no template changes the NodeConfig")
 	n.kill()
 	n.start()
 	eventually(t, n.agentLog, func() error {
@@ -282,6 +299,8 @@ func TestNodeConfigTakenOver(t *testing.T) {
 	api.set(templatesPath, fmt.Sprintf(theTemplate, 1, 1400))
 	n.start()
 	api.templated(n, metav1.ConditionTrue, "FromTemplate", "generation 1")
+
+	api.giveTurn(2)
 
 	// The edit is there, but the agent has not been told when it writes.
 	api.apiServer.mu.Lock()

@@ -92,7 +92,7 @@ func (t *templates) decide(current *v1alpha1.NodeConfig) fleet.Decision {
 	if !ok {
 		return fleet.Decision{Reason: fleet.ByHand}
 	}
-	return fleet.Decide(fleet.NodeOf(node), current, t.templates.List())
+	return fleet.Decide(fleet.NodeOf(node), current, t.templates.List()).InTurn(current)
 }
 
 func (t *templates) carryOut(ctx context.Context, v fleet.Decision) (err error) {

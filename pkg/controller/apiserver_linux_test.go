@@ -57,6 +57,7 @@ func TestAPIServer(t *testing.T) {
 		{"who uses a pool", poolStatus},
 		{"passwords", sealedPasswords},
 		{"a password of many nodes", passwordsOfMany},
+		{"a template reaches nodes in waves", waves},
 		{"the Lease", lease},
 		{"two controllers at once, without a Lease", twoAtOnce},
 		{"controllers are killed and paused", churn},

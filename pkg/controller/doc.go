@@ -1,7 +1,8 @@
 // Package controller composes flock-controller, which does what needs the whole cluster in
 // view: it gives Services their addresses, ends the AddressClaims of nodes that are gone,
 // turns the conditions of NodeConfigs of such nodes to Unknown, writes who uses an
-// AddressPool, and gives nodes the passwords that they share with routers.
+// AddressPool, gives nodes the passwords that they share with routers, and lets them follow
+// changes of templates in waves.
 //
 // Of several instances the one with the Lease works. Nothing depends on that for being right:
 // each write names the version of the object that it is made from, and an address is claimed

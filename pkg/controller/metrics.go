@@ -33,6 +33,8 @@ var (
 		"Rising while no Secret, NodeConfig or template changes and no node starts: something changes back and forth.")
 	metricUnknown = metric.New(metric.Gauge, "flock_controller_nodes_unknown", "NodeConfigs whose conditions are Unknown because nothing is heard of their Node.",
 		"Not 0: these nodes are down or cut off.")
+	metricStopped = metric.New(metric.Gauge, "flock_controller_rollouts_stopped", "NodeConfigTemplates whose change does not reach further nodes, because nodes of its last wave are not available.",
+		"Not 0: the template's condition Progressing names the nodes and the reasons.")
 )
 
 // poolFamilyUse is a use of a pool's addresses, by family ("IPv4", "IPv6") and use.
@@ -42,7 +44,7 @@ type poolFamilyUse struct{ pool, family, use string }
 type metrics struct {
 	leading                                       atomic.Bool
 	assigned, released, failures, collect, sealed prometheus.Counter
-	unknown                                       atomic.Int64
+	unknown, stopped                              atomic.Int64
 
 	mu       sync.Mutex // guards below
 	services map[string]int
@@ -82,6 +84,7 @@ func (m *metrics) pools(pools []config.Pool, used map[poolFamilyUse]int) {
 // forget drops what only the instance that works knows.
 func (m *metrics) forget() {
 	m.unknown.Store(0)
+	m.stopped.Store(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.services, m.capacity, m.used = nil, nil, nil
@@ -89,7 +92,7 @@ func (m *metrics) forget() {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown)
+	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown, metricStopped)
 }
 
 // Collect implements prometheus.Collector.
@@ -102,6 +105,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	ch <- metricUnknown.Value(float64(m.unknown.Load()))
+	ch <- metricStopped.Value(float64(m.stopped.Load()))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for reason, n := range m.services {

@@ -33,16 +33,12 @@ type passwords struct {
 	log       *slog.Logger
 	metrics   *metrics
 
-	secrets   *kube.Cache[*corev1.Secret]
-	templates *kube.Cache[*v1alpha1.NodeConfigTemplate]
-	seen      versions
+	secrets     *kube.Cache[*corev1.Secret]
+	secretsSeen atomic.Int64 // counts their changes
 
 	mu   sync.Mutex                // guards done
 	done map[string]passwordsState // NodeConfigs by name
 }
-
-// versions count the changes of Secrets and templates.
-type versions struct{ secrets, templates atomic.Int64 }
 
 // passwordsState is all that the passwords of a node are made of. A node for which it has not
 // changed is passed over.
@@ -61,16 +57,14 @@ const (
 func (p *passwords) Run(ctx context.Context) {
 	p.done = map[string]passwordsState{}
 	changed := cell.Signal()
-	p.secrets = p.api.Secrets(p.namespace, func() { p.seen.secrets.Add(1); cell.Wake(changed) })
-	p.templates = p.api.NodeConfigTemplates(func() { p.seen.templates.Add(1); cell.Wake(changed) })
+	p.secrets = p.api.Secrets(p.namespace, func() { p.secretsSeen.Add(1); cell.Wake(changed) })
 	p.world.has.Notify(changed)
 	retry := backoff.Backoff{First: 200 * time.Millisecond, Last: 30 * time.Second, Jitter: 0.2}
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	parts.Go(func() { p.secrets.Run(ctx) })
-	parts.Go(func() { p.templates.Run(ctx) })
 	follow(ctx, changed, passwordsPause, func() time.Duration {
-		if !p.secrets.Synced() || !p.templates.Synced() {
+		if !p.secrets.Synced() {
 			return -1
 		}
 		err := p.pass(ctx)
@@ -99,7 +93,7 @@ func (p *passwords) pass(ctx context.Context) (failed error) {
 	}
 	for _, nc := range p.world.configs.List() {
 		there[nc.Name] = true
-		now := passwordsState{config: nc, secrets: p.seen.secrets.Load(), templates: p.seen.templates.Load()}
+		now := passwordsState{config: nc, secrets: p.secretsSeen.Load(), templates: p.world.templatesSeen.Load()}
 		now.node, _ = p.world.nodes.Get(nc.Name)
 		p.mu.Lock()
 		done := p.done[nc.Name] == now
@@ -107,7 +101,7 @@ func (p *passwords) pass(ctx context.Context) (failed error) {
 		if done {
 			continue
 		}
-		want, sealed, err := passwordsFor(nc, now.node, p.templates.List(), p.password)
+		want, sealed, err := passwordsFor(nc, now.node, p.world.templates.List(), p.password)
 		if err != nil {
 			fail(nc, err)
 			continue

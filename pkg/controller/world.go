@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,11 +33,14 @@ type world struct {
 	namespaces *kube.Cache[*corev1.Namespace]
 	nodes      *kube.Cache[*corev1.Node]
 	configs    *kube.Cache[*v1alpha1.NodeConfig]
+	templates  *kube.Cache[*v1alpha1.NodeConfigTemplate]
 	pods       *kube.Cache[*metav1.PartialObjectMetadata]
 
 	// What wakes followers: wants is what Services ask for and may have, has who has which
 	// address, and heard what is known of nodes and pods.
 	wants, has, heard cell.Topic
+	// templatesSeen counts the changes of templates.
+	templatesSeen atomic.Int64
 
 	log     *slog.Logger
 	ignored map[string]bool // what observe has ignored last, and logged
@@ -49,6 +53,7 @@ func newWorld(c *kube.Client, log *slog.Logger) *world {
 	w.namespaces = c.AllNamespaces(w.wants.Wake)
 	w.claims = c.WholeClaims(func() { w.wants.Wake(); w.has.Wake() })
 	w.configs = c.NodeConfigs(func() { w.has.Wake(); w.heard.Wake() })
+	w.templates = c.NodeConfigTemplates(func() { w.templatesSeen.Add(1); w.has.Wake(); w.heard.Wake() })
 	w.nodes = c.Nodes(func() { w.has.Wake(); w.heard.Wake() })
 	w.pods = c.Pods([]string{annotation.Anycast, corev1.MirrorPodAnnotationKey}, w.heard.Wake)
 	return w
@@ -67,14 +72,14 @@ func (w *world) notify(wants, has chan<- struct{}) {
 }
 
 func (w *world) caches() []func(context.Context) {
-	return []func(context.Context){w.services.Run, w.pools.Run, w.claims.Run, w.namespaces.Run, w.nodes.Run, w.configs.Run, w.pods.Run}
+	return []func(context.Context){w.services.Run, w.pools.Run, w.claims.Run, w.namespaces.Run, w.nodes.Run, w.configs.Run, w.templates.Run, w.pods.Run}
 }
 
 // missing names the kinds of which not all objects are there.
 func (w *world) missing() (kinds []string) {
 	for kind, synced := range map[string]func() bool{
 		"Services": w.services.Synced, "AddressPools": w.pools.Synced, "AddressClaims": w.claims.Synced, "Namespaces": w.namespaces.Synced,
-		"Nodes": w.nodes.Synced, "NodeConfigs": w.configs.Synced, "Pods": w.pods.Synced,
+		"Nodes": w.nodes.Synced, "NodeConfigs": w.configs.Synced, "NodeConfigTemplates": w.templates.Synced, "Pods": w.pods.Synced,
 	} {
 		if !synced() {
 			kinds = append(kinds, kind)

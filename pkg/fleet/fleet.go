@@ -64,6 +64,9 @@ const (
 	NoTemplate Reason = "NoTemplate"
 	// NotApplicable: the node's template makes no NodeConfig of it.
 	NotApplicable Reason = "NotApplicable"
+	// WaitingForTurn: the NodeConfig differs from what the template says, and the node is not
+	// in a wave of it yet.
+	WaitingForTurn Reason = "WaitingForTurn"
 )
 
 // A Decision is what to do with the NodeConfig of a node.
@@ -74,10 +77,12 @@ type Decision struct {
 	Reason Reason
 	// Message for the operator: which template, or what is missing and the remedy.
 	Message string
+	// Template from which the NodeConfig is made, where the reason is FromTemplate.
+	Template *v1alpha1.NodeConfigTemplate
 }
 
 // Decide says what the NodeConfig of the node should be, current being the one that
-// there is, or nil. It changes none of its arguments. The decision does not depend on
+// there is, or nil, when it is the node's turn (see [Decision.InTurn]). It changes none of its arguments. The decision does not depend on
 // the order of templates, and after it was carried out the next one is Leave.
 func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeConfigTemplate) Decision {
 	if current != nil && !Templated(current) {
@@ -94,7 +99,7 @@ func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeC
 	if err != nil {
 		return Decision{Reason: NotApplicable, Message: err.Error()}
 	}
-	v := Decision{Action: Create, Reason: FromTemplate, Message: fmt.Sprintf("NodeConfigTemplate %s, generation %d", best.Name, best.Generation)}
+	v := Decision{Action: Create, Reason: FromTemplate, Template: best, Message: fmt.Sprintf("NodeConfigTemplate %s, generation %d", best.Name, best.Generation)}
 	v.Object = &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
 	if current != nil {
 		v.Action, v.Object = Update, current.DeepCopy()
@@ -102,7 +107,7 @@ func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeC
 	v.Object.Spec = spec
 	mark(&v.Object.ObjectMeta, node, best)
 	if current != nil && equality.Semantic.DeepEqual(v.Object, current) {
-		return Decision{Action: Leave, Reason: v.Reason, Message: v.Message}
+		return Decision{Action: Leave, Reason: v.Reason, Message: v.Message, Template: best}
 	}
 	return v
 }

@@ -160,6 +160,20 @@ func (c *Client) PatchPasswords(ctx context.Context, nc *v1alpha1.NodeConfig, pa
 	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"passwords": passwords})
 }
 
+// PatchTemplateTurn makes turn that of a NodeConfig, whatever version it has.
+func (c *Client) PatchTemplateTurn(ctx context.Context, nc *v1alpha1.NodeConfig, turn v1alpha1.TemplateTurn) error {
+	of := nc.ObjectMeta
+	of.ResourceVersion = ""
+	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"templateTurn": turn})
+}
+
+// PatchTemplateStatus makes status that of a NodeConfigTemplate, whatever version it has.
+func (c *Client) PatchTemplateStatus(ctx context.Context, t *v1alpha1.NodeConfigTemplate, status v1alpha1.NodeConfigTemplateStatus) error {
+	of := t.ObjectMeta
+	of.ResourceVersion = ""
+	return c.patchFlockStatus(ctx, "nodeconfigtemplates", of, allFields(status))
+}
+
 // PatchPoolStatus makes status that of an AddressPool, whatever version it has.
 func (c *Client) PatchPoolStatus(ctx context.Context, ap *v1alpha1.AddressPool, status v1alpha1.AddressPoolStatus) error {
 	of := ap.ObjectMeta

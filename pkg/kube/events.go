@@ -25,6 +25,7 @@ import (
 	policyv1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"flock.fritzlab.net/flock/internal/backoff"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/pod"
 )
 
@@ -165,10 +166,11 @@ type ObjectKind struct{ apiVersion, kind string }
 var (
 	podObject  = ObjectKind{"v1", "Pod"}
 	nodeObject = ObjectKind{"v1", "Node"}
-	// Service, NetworkPolicy and ClusterNetworkPolicy are for [Recorder.ObjectEvent].
+	// These are for [Recorder.ObjectEvent].
 	Service              = ObjectKind{"v1", "Service"}
 	NetworkPolicy        = ObjectKind{networkingv1.SchemeGroupVersion.String(), "NetworkPolicy"}
 	ClusterNetworkPolicy = ObjectKind{policyv1beta1.GroupVersion.String(), "ClusterNetworkPolicy"}
+	NodeConfigTemplate   = ObjectKind{v1alpha1.GroupVersion.String(), "NodeConfigTemplate"}
 )
 
 // ObjectEvent is Event for an object of another kind.

@@ -312,6 +312,10 @@ type NodeConfigStatus struct {
 	// flock-controller writes them; an agent may not.
 	// +optional
 	Passwords *SealedPasswords `json:"passwords,omitempty"`
+	// TemplateTurn is the change of a template that the node may follow, as it is in the wave
+	// of it. flock-controller writes it.
+	// +optional
+	TemplateTurn *TemplateTurn `json:"templateTurn,omitempty"`
 }
 
 // SealedPasswords are passwords that one node can decrypt.

@@ -1,6 +1,9 @@
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
 
 // NodeConfigTemplate is the template of the NodeConfigs of the nodes that it selects.
 // The agent of each node writes the node's NodeConfig from the template with the highest
@@ -8,11 +11,20 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // node. It does not touch a NodeConfig that was written by hand. Pod CIDRs and router
 // IDs differ from node to node, so a template does not have them.
 //
+// A node without a NodeConfig gets one at once. A change of what nodes have already reaches
+// them in waves, for which flock-controller gives the turns: first one node, then
+// spec.updateStrategy.rollingUpdate.maxUnavailable nodes at a time. The next wave begins when
+// all nodes of the one before are available.
+//
 // +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=nct
 // +kubebuilder:printcolumn:name="Priority",type=integer,JSONPath=`.spec.priority`
 // +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.template.bgp.localAS`
 // +kubebuilder:printcolumn:name="AS-Label",type=string,JSONPath=`.spec.template.bgp.localASLabel`
+// +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes`
+// +kubebuilder:printcolumn:name="Updated",type=integer,JSONPath=`.status.updatedNodes`
+// +kubebuilder:printcolumn:name="Progressing",type=string,JSONPath=`.status.conditions[?(@.type=="Progressing")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name must be at most 63 characters long: it becomes the value of a label"
 type NodeConfigTemplate struct {
@@ -20,6 +32,8 @@ type NodeConfigTemplate struct {
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
 	Spec NodeConfigTemplateSpec `json:"spec"`
+	// +optional
+	Status NodeConfigTemplateStatus `json:"status,omitempty"`
 }
 
 // The marks of a NodeConfig that was made from a template. A NodeConfig without the
@@ -51,8 +65,81 @@ type NodeConfigTemplateSpec struct {
 	// +optional
 	Priority int32 `json:"priority,omitempty"`
 
+	// UpdateStrategy is how a change reaches the nodes that have a NodeConfig already.
+	// +optional
+	UpdateStrategy TemplateUpdateStrategy `json:"updateStrategy,omitempty"`
+
+	// MinReadySeconds is how long a node must be available with the new configuration before
+	// its wave is complete. The default is longer than the default hold time of BGP sessions
+	// (9 seconds), so that a session that the change breaks is noticed.
+	// +kubebuilder:default=10
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=3600
+	// +optional
+	MinReadySeconds *int32 `json:"minReadySeconds,omitempty"`
+
+	// ProgressDeadlineSeconds is how long after a wave began its nodes must be available. Then
+	// the condition Progressing turns False. No further wave begins as long as a node of the
+	// last one is not available, before the deadline or after.
+	// +kubebuilder:default=120
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=86400
+	// +optional
+	ProgressDeadlineSeconds *int32 `json:"progressDeadlineSeconds,omitempty"`
+
 	// Template of the NodeConfig's spec.
 	Template NodeTemplate `json:"template"`
+}
+
+// TemplateUpdateStrategy is how a change of a template reaches nodes, as that of a DaemonSet.
+type TemplateUpdateStrategy struct {
+	// +optional
+	RollingUpdate RollingTemplateUpdate `json:"rollingUpdate,omitempty"`
+}
+
+// RollingTemplateUpdate bounds a wave.
+type RollingTemplateUpdate struct {
+	// MaxUnavailable is how many nodes a wave has: a number, or a percentage of the nodes of
+	// the template, rounded up. The first wave has one node. The default of 10% loses a tenth
+	// of the nodes at most to a fault that the first node did not show, and needs 11 waves
+	// whatever the size of the cluster; 1, a DaemonSet's default, would need hours for
+	// thousands of nodes. With 100% all nodes change at once, without a first node and without
+	// flock-controller.
+	// +kubebuilder:default="10%"
+	// +kubebuilder:validation:XValidation:rule="type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",message="must be a number from 1, or a percentage from 1% to 100%"
+	// +optional
+	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
+}
+
+// NodeConfigTemplateStatus is how far the template has reached its nodes. It is written when a
+// wave begins, stops or ends: each write goes to all agents.
+type NodeConfigTemplateStatus struct {
+	// ObservedGeneration is the metadata.generation that flock-controller has seen last.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Nodes whose NodeConfig is made from the template, or will be when it is their turn,
+	// without nodes of which nothing is heard.
+	// +optional
+	Nodes int32 `json:"nodes,omitempty"`
+	// UpdatedNodes are those of them whose NodeConfig is what the template says.
+	// +optional
+	UpdatedNodes int32 `json:"updatedNodes,omitempty"`
+	// Conditions: Progressing is True while waves go on (reason Progressing) and when all
+	// nodes are updated (Complete), and False when a wave has not become available in time
+	// (ProgressDeadlineExceeded); the message names nodes, reasons and the remedy.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// TemplateTurn is flock-controller's permission for a node to follow a template.
+type TemplateTurn struct {
+	// Template and Generation that the node may follow.
+	Template   string `json:"template"`
+	Generation int64  `json:"generation"`
+	// Time at which flock-controller gave the turn.
+	Time metav1.Time `json:"time"`
 }
 
 // NodeTemplate is the spec of a NodeConfig without what differs from node to node.

@@ -1,0 +1,224 @@
+//go:build apiserver
+
+package controller
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/fleet"
+	"flock.fritzlab.net/flock/pkg/kube"
+)
+
+// followers are the agents of nodes, as far as they follow templates. Each has an agent's
+// rights.
+type followers struct {
+	mu    sync.Mutex     // guards below
+	bad   int32          // the MTU with which a node's sessions go down
+	order []string       // of the nodes that changed their MTU, as node=MTU
+	quiet map[string]int // nodes whose agents do nothing
+}
+
+func (f *followers) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *followers) changes() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.order)
+}
+
+func (f *followers) follow(t *testing.T, s *server, name string, stop <-chan struct{}) {
+	c, err := kube.NewClient(s.Agent(name))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		f.mu.Lock()
+		_, quiet := f.quiet[name]
+		bad := f.bad
+		f.mu.Unlock()
+		if quiet {
+			continue
+		}
+		if err := f.step(t, c, name, bad); err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && t.Context().Err() == nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32) error {
+	ctx := t.Context()
+	node := &corev1.Node{}
+	if err := c.Core().Get().Resource("nodes").Name(name).Do(ctx).Into(node); err != nil {
+		return err
+	}
+	templates := &v1alpha1.NodeConfigTemplateList{}
+	if err := c.Flock().Get().Resource("nodeconfigtemplates").Do(ctx).Into(templates); err != nil {
+		return err
+	}
+	var all []*v1alpha1.NodeConfigTemplate
+	for i := range templates.Items {
+		all = append(all, &templates.Items[i])
+	}
+	current := &v1alpha1.NodeConfig{}
+	if err := c.Flock().Get().Resource("nodeconfigs").Name(name).Do(ctx).Into(current); apierrors.IsNotFound(err) {
+		current = nil
+	} else if err != nil {
+		return err
+	}
+	switch v := fleet.Decide(fleet.NodeOf(node), current, all).InTurn(current); v.Action {
+	case fleet.Create:
+		f.set(func() { f.order = append(f.order, fmt.Sprintf("%s=%d", name, v.Object.Spec.MTU)) })
+		return c.CreateNodeConfig(ctx, v.Object)
+	case fleet.Update:
+		if v.Object.Spec.MTU != current.Spec.MTU {
+			f.set(func() { f.order = append(f.order, fmt.Sprintf("%s=%d", name, v.Object.Spec.MTU)) })
+		}
+		return c.UpdateNodeConfig(ctx, v.Object)
+	}
+	if current == nil {
+		return nil
+	}
+	status := v1alpha1.NodeConfigStatus{ObservedGeneration: current.Generation, Conditions: slices.Clone(current.Status.Conditions)}
+	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: "Ready", Status: metav1.ConditionTrue, Reason: "ServingPods"})
+	up := metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionTrue, Reason: "AllUp"}
+	if current.Spec.MTU == bad {
+		up.Status, up.Reason, up.Message = metav1.ConditionFalse, "SomeDown", "tor: down"
+	}
+	changed := meta.SetStatusCondition(&status.Conditions, up)
+	if !changed && current.Status.ObservedGeneration == current.Generation {
+		return nil
+	}
+	return c.PatchStatus(ctx, name, status)
+}
+
+// waves: a change of a template reaches first one node, then waves; a bad one stops there,
+// and the remedy begins there.
+func waves(t *testing.T, s *server) {
+	t.Cleanup(func() { s.Kubectl("", "delete", "nodeconfigtemplates", "--all") })
+	template := func(mtu int) {
+		t.Helper()
+		s.apply(t, fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"all"},"spec":{"nodeSelector":{},"minReadySeconds":1,"progressDeadlineSeconds":4,
+			"updateStrategy":{"rollingUpdate":{"maxUnavailable":2}},"template":{"mtu":%d}}}`, mtu))
+	}
+	progress := func(want string) string {
+		t.Helper()
+		var got string
+		for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			got = s.Kubectl("", "get", "nodeconfigtemplate", "all", `--output=jsonpath={.status.updatedNodes}/{.status.nodes} {.metadata.generation}={.status.observedGeneration} {.status.conditions[0].status} {.status.conditions[0].reason}: {.status.conditions[0].message}`)
+			if strings.Contains(got, want) {
+				return got
+			}
+		}
+		t.Fatalf("the template's status is %s, want %s", got, want)
+		return ""
+	}
+	node := func(i int) string {
+		name := fmt.Sprintf("wave%d", i)
+		s.Kubectl(fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q},"spec":{"podCIDR":"10.210.%d.0/24","podCIDRs":["10.210.%d.0/24"]}}`, name, i, i), "create", "--filename=-")
+		return name
+	}
+	f := &followers{quiet: map[string]int{}}
+	stop := make(chan struct{})
+	var agents sync.WaitGroup
+	defer agents.Wait()
+	defer close(stop)
+	start := func(name string) { agents.Go(func() { f.follow(t, s, name, stop) }) }
+
+	// The first NodeConfigs are made at once, without a controller.
+	template(1400)
+	for i := range 5 {
+		start(node(i))
+	}
+	for deadline := time.Now().Add(20 * time.Second); len(f.changes()) < 5; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("without a controller only %v have their first NodeConfig", f.changes())
+		}
+	}
+	end := s.run(t)
+	progress("5/5 1=1 True Complete: generation 1: 5 of 5 nodes are updated")
+
+	// A bad change reaches one node.
+	f.set(func() { f.bad, f.order = 1300, nil })
+	template(1300)
+	progress("2=2 False ProgressDeadlineExceeded: generation 2: 1 of 5 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0: SessionsUp is False: tor: down: fix the template")
+	if got := f.changes(); !slices.Equal(got, []string{"wave0=1300"}) {
+		t.Errorf("a bad template has reached %v", got)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if events := s.Kubectl("", "get", "events", "--field-selector=reason=RolloutStopped", "--output=jsonpath={.items[*].involvedObject.name} {.items[*].message}"); strings.HasPrefix(events, "all generation 2: 1 of 5") {
+			break
+		} else if time.Now().After(deadline) {
+			t.Errorf("Events RolloutStopped: %q", events)
+			break
+		}
+	}
+
+	// A new node gets the newest; another instance of the controller stops at the same place.
+	end()
+	start(node(5))
+	end = s.run(t)
+	for deadline := time.Now().Add(20 * time.Second); len(f.changes()) < 2; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a new node has no NodeConfig")
+		}
+	}
+	if got := f.changes(); !slices.Equal(got, []string{"wave0=1300", "wave5=1300"}) {
+		t.Errorf("the template has reached %v, want wave0 and the new node alone", got)
+	}
+
+	// The remedy begins with the node that is down; then come waves of two.
+	f.set(func() { f.bad, f.order = 0, nil })
+	template(1350)
+	progress("6/6 3=3 True Complete")
+	got := f.changes()
+	if len(got) != 6 || got[0] != "wave0=1350" {
+		t.Errorf("the remedy has reached %v, want wave0 first", got)
+	}
+	for _, wave := range [][]string{got[1:3], got[3:5], got[5:]} {
+		slices.Sort(wave)
+	}
+	if want := []string{"wave0=1350", "wave1=1350", "wave2=1350", "wave3=1350", "wave4=1350", "wave5=1350"}; !slices.Equal(got, want) {
+		t.Errorf("the waves are %v, want %v", got, want)
+	}
+
+	// What was set back is not waited for: no node differs.
+	f.set(func() { f.order, f.quiet["wave0"] = nil, 0 })
+	template(1320)
+	progress("4=4 False ProgressDeadlineExceeded: generation 4: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0 has not followed: see the log of its agent")
+	template(1350)
+	progress("6/6 5=5 True Complete")
+	if got := f.changes(); len(got) > 0 {
+		t.Errorf("%v changed, though the template is what it was", got)
+	}
+	end()
+
+	for _, bad := range []string{`0`, `"0%"`, `"101%"`, `"x"`, `-1`} {
+		out, err := s.TryKubectl(fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"bad"},"spec":{"nodeSelector":{},"updateStrategy":{"rollingUpdate":{"maxUnavailable":%s}},"template":{}}}`, bad), "create", "--filename=-")
+		if err == nil || !strings.Contains(out+fmt.Sprint(err), "must be a number from 1, or a percentage from 1% to 100%") {
+			t.Errorf("maxUnavailable: %s: %s %v", bad, out, err)
+		}
+	}
+}
