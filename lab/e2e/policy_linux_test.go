@@ -66,12 +66,13 @@ func networkPolicies(t *testing.T) {
 
 	// judge waits until the friends are answered at all addresses, and the strangers as
 	// it is said.
+	patience := 30 * time.Second
 	judge := func(addrs []netip.Addr, strangersToo bool) {
 		t.Helper()
 		for _, who := range slices.Concat(friends, strangers) {
 			want := strangersToo || slices.Contains(friends, who)
 			for _, a := range addrs {
-				eventually(t, 30*time.Second, func() error {
+				eventually(t, patience, func() error {
 					if answered := answers(netns[who], a); answered != want {
 						return fmt.Errorf("%s is answered at %s: %t, want %t", who, a, answered, want)
 					}
@@ -224,6 +225,8 @@ func networkPolicies(t *testing.T) {
 	for _, ip := range service.Spec.ClusterIPs {
 		ips = append(ips, netip.MustParseAddr(ip))
 	}
+	// The watches of kube-proxy too may wait up to a minute before they try the API server again.
+	patience = 90 * time.Second
 	judge(ips, false)
 	defer withIPTables(t, "node2")()
 	judge(ips, false)
