@@ -37,8 +37,8 @@ type traceEvent struct {
 var programs = []string{"sched/sched_process_exec", "sched/sched_process_exit"}
 
 // newTracer makes a tracer that sees nothing yet.
-func newTracer() (t *tracer, err error) {
-	t = &tracer{root: "/sys/kernel/tracing", group: fmt.Sprintf("flock_bench_%d_%d", os.Getpid(), time.Now().UnixNano())}
+func newTracer() (_ *tracer, err error) {
+	t := &tracer{root: "/sys/kernel/tracing", group: fmt.Sprintf("flock_bench_%d_%d", os.Getpid(), time.Now().UnixNano())}
 	if _, err := os.Stat(filepath.Join(t.root, "trace")); err != nil {
 		if t.root, err = os.MkdirTemp("", "flock-bench-tracefs-"); err != nil {
 			return nil, err

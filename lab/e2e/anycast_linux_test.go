@@ -414,6 +414,7 @@ func (l *load) failed(t *testing.T, during string, began time.Time) {
 	const late = 500 * time.Millisecond
 	for _, f := range l.failures(t, during, began) {
 		if strings.Contains(f.error, "read: connection reset by peer") {
+			time.Sleep(time.Until(f.end.Add(late)))
 			changes := routeChanges(t, l.router.said(), l.addr(t))
 			if slices.ContainsFunc(changes, func(c routeChange) bool { return !c.at.Before(f.start) && c.at.Before(f.end.Add(late)) }) {
 				t.Logf("during %s, the router moved a connection on its way: %v", during, f)

@@ -311,6 +311,7 @@ type routeChange struct {
 func routeChanges(t *testing.T, said, addr string) (all []routeChange) {
 	t.Helper()
 	var at time.Time
+	said = said[:strings.LastIndexByte(said, '\n')+1] // it may be in the middle of a line
 	for line := range strings.Lines(said) {
 		line = strings.TrimSpace(line)
 		if stamp, ok := strings.CutPrefix(line, "Timestamp: "); ok {

@@ -467,7 +467,9 @@ func TestCallsThatWaitHoldUpNoOther(t *testing.T) {
 		for range waiting {
 			<-running
 		}
-		run(context.Background(), t, pluginDir, conf("1.1.0", socket, ""), "CNI_COMMAND=STATUS")
+		if out, exit := run(context.Background(), t, pluginDir, conf("1.1.0", socket, ""), "CNI_COMMAND=STATUS"); exit != 0 {
+			t.Errorf("STATUS: %s", out)
+		}
 		for range waiting {
 			finish <- struct{}{}
 		}
