@@ -128,7 +128,7 @@ func (p *passwords) pass(ctx context.Context) (failed error) {
 }
 
 // mayHave says which passwords a NodeConfig may have: refs are encrypted anew when something
-// changes, kept are left as they are.
+// changes, kept only when the node has another key.
 //
 // A node's agent may write the spec of a NodeConfig that is made from a template, so such a
 // spec says nothing: what the template makes of the Node counts. That is computed here as the
@@ -221,9 +221,20 @@ func passwordsFor(nc *v1alpha1.NodeConfig, node *corev1.Node, templates []*v1alp
 		want.Items = append(want.Items, item)
 	}
 	for _, ref := range kept {
-		if same {
-			want.Items = append(want.Items, *sealedFor(nc, ref))
+		item := *sealedFor(nc, ref)
+		if !same {
+			// The node has booted while it waits for its turn. What it had it may have again, and
+			// no newer one: a node that does not follow its template is not to learn those.
+			password, version, message := secret(ref)
+			if message != "" || version != item.Version {
+				continue
+			}
+			if item.Ciphertext, err = recipient.Seal(seal.Use{Node: nc.Name, Secret: ref}, []byte(password.Reveal())); err != nil {
+				return nil, 0, err
+			}
+			sealed++
 		}
+		want.Items = append(want.Items, item)
 	}
 	return want, sealed, nil
 }

@@ -24,18 +24,26 @@ func peersWith(keys string) (peers []v1alpha1.BGPPeer) {
 	return peers
 }
 
-// TestMayHave: of a NodeConfig that its agent may write, the template says which passwords
-// the node may have.
-func TestMayHave(t *testing.T) {
+// nodeOfRack is node1 of rack r1.
+func nodeOfRack() *corev1.Node {
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{"rack": "r1"}}}
 	node.Spec.PodCIDRs = []string{"10.1.0.0/24"}
 	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
-	template := func(rack, keys string) *v1alpha1.NodeConfigTemplate {
-		tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: rack}}
-		tmpl.Spec.NodeSelector.MatchLabels = map[string]string{"rack": rack}
-		tmpl.Spec.Template.BGP = &v1alpha1.BGPTemplate{LocalAS: 64601, BGPPeering: v1alpha1.BGPPeering{Peers: peersWith(keys)}}
-		return tmpl
-	}
+	return node
+}
+
+// templateOfRack has peers with these passwords.
+func templateOfRack(rack, keys string) *v1alpha1.NodeConfigTemplate {
+	tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: rack}}
+	tmpl.Spec.NodeSelector.MatchLabels = map[string]string{"rack": rack}
+	tmpl.Spec.Template.BGP = &v1alpha1.BGPTemplate{LocalAS: 64601, BGPPeering: v1alpha1.BGPPeering{Peers: peersWith(keys)}}
+	return tmpl
+}
+
+// TestMayHave: of a NodeConfig that its agent may write, the template says which passwords
+// the node may have.
+func TestMayHave(t *testing.T) {
+	node, template := nodeOfRack(), templateOfRack
 	for name, c := range map[string]struct {
 		spec, has       string // keys in the spec, and in the status
 		templated, bad  bool
@@ -168,4 +176,61 @@ func TestPasswordsFor(t *testing.T) {
 			t.Errorf("the NodeConfig has %q", p)
 		}
 	}
+}
+
+// TestPasswordsInUse: a node that boots while it waits for its turn to follow its template gets
+// the passwords in use again, for its new key, but none that is newer.
+func TestPasswordsInUse(t *testing.T) {
+	var keys [2]seal.Key
+	for i := range keys {
+		var err error
+		if keys[i], err = seal.NewKey(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version, gone := "u/1", false
+	look := func(ref config.SecretRef) (routing.Password, string, string) {
+		if gone && ref.Key == "a" {
+			return routing.Password{}, "", "there is no such Secret"
+		}
+		p, err := routing.ParsePassword([]byte("password " + ref.Key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p, version, ""
+	}
+	nc := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "node1", Labels: map[string]string{v1alpha1.TemplateLabel: "r1"}}}
+	nc.Spec.PodCIDRs.IPv4 = []v1alpha1.CIDR{"10.1.0.0/24"}
+	nc.Spec.BGP = &v1alpha1.BGP{LocalAS: 64601, RouterID: "192.0.2.1", BGPPeering: v1alpha1.BGPPeering{Peers: peersWith("a")}}
+	give := func(key seal.Key, templateKeys string) *v1alpha1.SealedPasswords {
+		t.Helper()
+		nc.Status.PasswordKey = key.Public()
+		got, _, err := passwordsFor(nc, nodeOfRack(), []*v1alpha1.NodeConfigTemplate{templateOfRack("r1", templateKeys)}, look)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	nc.Status.Passwords = give(keys[0], "a")
+	nc.Status.Passwords = give(keys[0], "b") // the template has changed
+	after := func(what string, want string) {
+		t.Helper()
+		var got []string
+		for _, s := range give(keys[1], "b").Items {
+			opened, err := keys[1].Open(seal.Use{Node: "node1", Secret: config.SecretRef{Name: s.Secret, Key: s.Key}}, s.Ciphertext)
+			if err != nil {
+				t.Errorf("%s: %s: %v", what, s.Key, err)
+			}
+			got = append(got, string(opened))
+		}
+		slices.Sort(got)
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s: the node has %q, want %s", what, got, want)
+		}
+	}
+	after("the node has booted", "password a, password b")
+	version = "u/2"
+	after("a newer password", "password b")
+	version, gone = "u/1", true
+	after("the Secret is gone", "password b")
 }
