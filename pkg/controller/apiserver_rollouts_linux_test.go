@@ -213,6 +213,20 @@ func waves(t *testing.T, s *server) {
 	if got := f.changes(); len(got) > 0 {
 		t.Errorf("%v changed, though the template is what it was", got)
 	}
+
+	// A change that cuts the node off from the API server too: the kubelet is silent before the
+	// deadline, and the roll-out stops there all the same.
+	template(1330)
+	for deadline := time.Now().Add(20 * time.Second); s.Kubectl("", "get", "nodeconfig", "wave0", "--output=jsonpath={.status.templateTurn.generation}") != "6"; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("wave0 does not get its turn")
+		}
+	}
+	s.Kubectl("", "patch", "node", "wave0", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"Unknown","reason":"NodeStatusUnknown"}]}}`)
+	progress("6=6 False ProgressDeadlineExceeded: generation 6: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0")
+	if got := f.changes(); len(got) > 0 {
+		t.Errorf("%v changed after the first node was cut off", got)
+	}
 	end()
 
 	for _, bad := range []string{`0`, `"0%"`, `"101%"`, `"x"`, `-1`} {

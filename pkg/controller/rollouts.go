@@ -84,10 +84,12 @@ func (r *rollouts) Run(ctx context.Context) {
 // never.
 func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error) {
 	now := time.Now()
-	of := r.observe(now)
+	seen := r.world.templatesSeen.Load() // first: a change meanwhile is looked at again
+	templates := r.world.templates.List()
+	of := r.observe(templates, seen, now)
 	again = -1
 	stopped := int64(0)
-	for _, t := range r.world.templates.List() {
+	for _, t := range templates {
 		rollout := fleet.Next(t, of[t.Name], now)
 		if rollout.Reason == fleet.RolloutStopped {
 			stopped++
@@ -107,12 +109,11 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 }
 
 // observe looks at all NodeConfigs, and returns those that templates make, by template,
-// without those of nodes of which nothing is heard.
-func (r *rollouts) observe(now time.Time) map[string][]fleet.Member {
+// without those of nodes of which nothing is heard. A node that has the turn counts whether it
+// is heard or not: the change may have cut it off.
+func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now time.Time) map[string][]fleet.Member {
 	of := map[string][]fleet.Member{}
 	there := map[types.UID]bool{}
-	templates := r.world.templatesSeen.Load()
-	all := r.world.templates.List()
 	for _, nc := range r.world.configs.List() {
 		there[nc.UID] = true
 		m := r.members[nc.UID]
@@ -124,7 +125,7 @@ func (r *rollouts) observe(now time.Time) map[string][]fleet.Member {
 		if !ok {
 			continue
 		}
-		if made := (madeOf{nc.Generation, fleet.Templated(nc), node, templates}); m.of != made {
+		if made := (madeOf{nc.Generation, fleet.Templated(nc), node, seen}); m.of != made {
 			v := fleet.Decide(fleet.NodeOf(node), nc, all)
 			m.of, m.template, m.updated = made, v.Template, fleet.UpToDate(v, nc)
 		}
@@ -133,12 +134,15 @@ func (r *rollouts) observe(now time.Time) map[string][]fleet.Member {
 		} else if m.available.since.IsZero() || m.available.generation != generation {
 			m.available.since, m.available.generation = now, generation
 		}
-		if _, _, dead := silence(node); dead || m.template == nil {
+		if m.template == nil {
 			continue
 		}
 		turn := nc.Status.TemplateTurn
 		if m.given != nil && (turn == nil || !m.given.Time.Before(&turn.Time)) {
 			turn = m.given
+		}
+		if _, _, dead := silence(node); dead && !fleet.InWave(turn, m.template) {
+			continue
 		}
 		of[m.template.Name] = append(of[m.template.Name], fleet.Member{Config: nc, Updated: m.updated, Turn: turn, AvailableSince: m.available.since})
 	}

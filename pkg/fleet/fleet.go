@@ -82,8 +82,9 @@ type Decision struct {
 }
 
 // Decide says what the NodeConfig of the node should be, current being the one that
-// there is, or nil, when it is the node's turn (see [Decision.InTurn]). It changes none of its arguments. The decision does not depend on
-// the order of templates, and after it was carried out the next one is Leave.
+// there is, or nil, when it is the node's turn (see [Decision.InTurn]). It changes none of
+// its arguments. The decision does not depend on the order of templates, and after it was
+// carried out the next one is Leave.
 func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeConfigTemplate) Decision {
 	if current != nil && !Templated(current) {
 		return Decision{Reason: ByHand}

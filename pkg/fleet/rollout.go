@@ -23,7 +23,7 @@ func (v Decision) InTurn(current *v1alpha1.NodeConfig) Decision {
 	if v.Action != Update || atOnce(v.Template) || follows(current, v.Template) || UpToDate(v, current) {
 		return v
 	}
-	if turn := current.Status.TemplateTurn; turn != nil && turnOf(turn, v.Template) {
+	if InWave(current.Status.TemplateTurn, v.Template) {
 		return v
 	}
 	return Decision{Reason: WaitingForTurn, Template: v.Template, Message: fmt.Sprintf(
@@ -42,8 +42,9 @@ func follows(current *v1alpha1.NodeConfig, t *v1alpha1.NodeConfigTemplate) bool 
 		current.Annotations[v1alpha1.TemplateGenerationAnnotation] == fmt.Sprint(t.Generation)
 }
 
-func turnOf(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
-	return turn.Template == t.Name && turn.Generation == t.Generation
+// InWave says whether turn, which may be nil, is one to follow this generation of t.
+func InWave(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
+	return turn != nil && turn.Template == t.Name && turn.Generation == t.Generation
 }
 
 // atOnce says whether t goes without waves.
@@ -113,7 +114,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	var pending, wave []Member
 	proven := false
 	for _, m := range members {
-		inWave := m.Turn != nil && turnOf(m.Turn, t)
+		inWave := InWave(m.Turn, t)
 		if m.Updated {
 			r.Updated++
 		} else if !inWave {

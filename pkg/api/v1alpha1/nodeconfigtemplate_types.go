@@ -118,7 +118,7 @@ type NodeConfigTemplateStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Nodes whose NodeConfig is made from the template, or will be when it is their turn,
-	// without nodes of which nothing is heard.
+	// without nodes of which nothing is heard and that have no turn to follow it.
 	// +optional
 	Nodes int32 `json:"nodes,omitempty"`
 	// UpdatedNodes are those of them whose NodeConfig is what the template says.
