@@ -14,7 +14,7 @@ func init() {
 			mustKubectl(t, "--namespace=flock-system", "rollout", "restart", "daemonset/flock")
 			mustKubectl(t, "--namespace=flock-system", "rollout", "status", "daemonset/flock", "--timeout=180s")
 			sessionsUp(t)
-			client.failed(t, "an upgrade of flock", began)
+			client.failedStrictly(t, "an upgrade of flock", began)
 		},
 		func(t *testing.T, client *load) { withoutAPIServer(t, client, time.Minute) },
 	)

@@ -201,9 +201,15 @@ func (s Snapshot) leadsAway(r rtnl.Rule) bool {
 
 // taken are addresses of pods that the node has itself: packets to the pod end at the node.
 func (s Snapshot) taken() (all []Finding) {
+	names := map[int]string{}
+	for _, l := range s.Links {
+		names[l.Index] = l.Name
+	}
 	for _, a := range s.takenAddrs() {
-		i := slices.IndexFunc(s.Links, func(l rtnl.Link) bool { return l.Index == a.Link })
-		name := s.Links[i].Name
+		name := names[a.Link]
+		if name == "" { // the link has come since
+			continue
+		}
 		all = append(all, Finding{
 			Breaks: true, Object: fmt.Sprintf("address %v dev %s", a.Prefix, name),
 			Text:   "it is a pod's address: the node answers in the place of the pod",
@@ -213,7 +219,7 @@ func (s Snapshot) taken() (all []Finding) {
 	return all
 }
 
-// takenAddrs are the addresses of pods that a link of the node has.
+// takenAddrs are the addresses of pods that the node has.
 func (s Snapshot) takenAddrs() (all []rtnl.Addr) {
 	pods := map[netip.Addr]bool{}
 	for _, own := range s.Own {
@@ -223,8 +229,7 @@ func (s Snapshot) takenAddrs() (all []rtnl.Addr) {
 		}
 	}
 	for _, a := range s.Addrs {
-		known := slices.ContainsFunc(s.Links, func(l rtnl.Link) bool { return l.Index == a.Link })
-		if known && pods[a.Prefix.Addr()] {
+		if pods[a.Prefix.Addr()] {
 			all = append(all, a)
 		}
 	}
