@@ -328,15 +328,10 @@ func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
 	m.MetalLB.Routed = append(m.MetalLB.Routed, g.since(at[published], at[ofMetalLB(routed)])...)
 	m.MetalLB.Reached = append(m.MetalLB.Reached, g.since(at[published], at[ofMetalLB(reached)])...)
 	m.SliceReady = append(m.SliceReady, g.since(at[published], at[sliced])...)
-	// The last rules before the route.
 	writes := g.seen.seen(programmed, began)
 	for _, a := range g.addrs {
-		i := slices.IndexFunc(writes, func(s sighting) bool { return s.At > at[installed][a] })
-		if i < 0 {
-			i = len(writes)
-		}
-		if i > 0 && writes[i-1].At > at[published][a] {
-			m.Proxy = append(m.Proxy, time.Duration(writes[i-1].At-at[published][a]))
+		if i := slices.IndexFunc(writes, func(s sighting) bool { return s.At > at[published][a] }); i >= 0 {
+			m.Proxy = append(m.Proxy, time.Duration(writes[i].At-at[published][a]))
 		}
 	}
 	failures := func(kind func(string) string) (refusals, lost int) {

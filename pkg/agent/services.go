@@ -374,7 +374,7 @@ func podReport(p *source.Pod) service.PodReport {
 		Terminating: !p.Deletion.IsZero() || p.Status.Phase == source.Succeeded || p.Status.Phase == source.Failed,
 	}
 	for _, port := range p.Ports {
-		r.Ports = append(r.Ports, port.Name)
+		r.Ports = append(r.Ports, service.PodPort{Name: port.Name, Protocol: pod.Protocols[strings.ToLower(string(port.Protocol))], Number: port.Number})
 	}
 	for _, run := range p.Status.Runs {
 		if !run.Init || run.Running { // a running init container is a sidecar, or the pod is not Ready yet

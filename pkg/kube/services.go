@@ -39,6 +39,7 @@ func trimService(obj any) (any, error) {
 		ClusterIPs: svc.Spec.ClusterIPs, ExternalIPs: svc.Spec.ExternalIPs,
 		ExternalTrafficPolicy: svc.Spec.ExternalTrafficPolicy, InternalTrafficPolicy: svc.Spec.InternalTrafficPolicy,
 		PublishNotReadyAddresses: svc.Spec.PublishNotReadyAddresses,
+		SessionAffinity:          svc.Spec.SessionAffinity, LoadBalancerSourceRanges: svc.Spec.LoadBalancerSourceRanges,
 	}
 	var conditions []metav1.Condition
 	for _, cond := range svc.Status.Conditions {

@@ -85,12 +85,12 @@ func (c *Controller) Status(ctx context.Context) (Status, error) {
 // Run owns everything until the context ends, and then leaves the kernel as it is. It fails if
 // the kernel cannot be read.
 func (c *Controller) Run(ctx context.Context) error {
-	kept, err := c.cfg.Routes.Kept()
+	kept, interim, err := c.cfg.Routes.Kept()
 	if err != nil {
 		return err
 	}
-	c.state = NewState(kept)
-	c.apply(c.cfg.Routes.Reset(kept))
+	c.state = NewState(kept, interim)
+	c.apply(c.cfg.Routes.Reset(kept, interim))
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -147,7 +147,7 @@ func (c *Controller) turn(ctx context.Context) {
 	c.pending = append(c.pending, transitions...)
 	switch {
 	case len(want) > 0:
-		c.apply(c.cfg.Routes.Set(want))
+		c.apply(c.cfg.Routes.Set(want, c.state.Interim()))
 	case !c.retry.IsZero() && !now.Before(c.retry):
 		_, err := c.cfg.Routes.Sync(ctx)
 		c.apply(err)
@@ -255,14 +255,6 @@ func (c *Controller) look(ctx context.Context, changed chan struct{}) {
 		}
 		c.Send(Looked{Asked: asked, Look: look})
 	}
-}
-
-// earliest is the earlier of two times, of which zero is none.
-func earliest(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }
 
 // message is an event, or somebody who asks for the status.

@@ -99,18 +99,47 @@ type Facts struct {
 	ProxyKnown bool
 	// Announced: the address is announced for this Service so far.
 	Announced bool
+	// New says of a pod that kube-proxy may not know yet that it is Ready, for the port that
+	// is asked for by its key.
+	New func(pod.UID, proxy.Key) bool
 }
 
 // Pod is a pod of the node, as a decision sees it.
 type Pod struct {
+	UID   pod.UID
 	Name  string
 	Addrs []netip.Addr
-	Ports []string // names of its ports
+	Ports []PodPort
+	// HostNetwork: its addresses are the node's.
+	HostNetwork bool
 	// Ready is what the last report says that knew it.
 	Ready       pod.Readiness
 	Terminating bool
 	// Detail is why it is not Ready.
 	Detail string
+}
+
+// PodPort is a port of a pod that has a name.
+type PodPort struct {
+	Name     string
+	Protocol byte // IANA's number
+	Number   uint16
+}
+
+// has says whether the pod has the port that a Service's leads to.
+func (p Pod) has(port Port) bool { return port.TargetName == "" || len(p.targets(port)) > 0 }
+
+// targets are the numbers of the ports of the pod that a Service's may lead to.
+func (p Pod) targets(port Port) (all []uint16) {
+	if port.TargetName == "" {
+		return []uint16{port.TargetNumber}
+	}
+	for _, own := range p.Ports {
+		if own.Name == port.TargetName && own.Protocol == port.Protocol {
+			all = append(all, own.Number)
+		}
+	}
+	return all
 }
 
 // Decision is what follows from facts.
@@ -122,6 +151,9 @@ type Decision struct {
 	// Elsewhere: connections that come to this node would be dropped, though the Service has
 	// endpoints on other nodes.
 	Elsewhere bool
+	// Interim are the connections from outside that flock translates itself, because
+	// kube-proxy does not yet.
+	Interim Interim
 }
 
 // Decide is the whole policy: the first reason that holds.
@@ -169,10 +201,18 @@ func Decide(f Facts) Decision {
 	case f.Mode == proxy.None:
 		return no(ProxyMissing, "the kernel has no rules of kube-proxy")
 	}
-	var missing []string
+	var missing, translated []string
+	interim := Interim{}
 	for _, p := range served {
-		if !f.programmed(p, policy) {
-			missing = append(missing, fmt.Sprintf("%s port %d", protocolName(p.Protocol), p.Number))
+		if f.programmed(p, policy) {
+			continue
+		}
+		name := fmt.Sprintf("%s port %d", protocolName(p.Protocol), p.Number)
+		if to, ok := f.interim(p); ok && policy == Local {
+			interim[f.Service.key(p, f.Address.Addr).Target] = to
+			translated = append(translated, name)
+		} else {
+			missing = append(missing, name)
 		}
 	}
 	// What is announced stays while a port works: a port that is added must not take the
@@ -182,6 +222,9 @@ func Decide(f Facts) Decision {
 	}
 	if f.Address.Undecided != "" {
 		return unknown(f.Address.Undecided)
+	}
+	if len(interim) > 0 {
+		return Decision{Announce: true, Reason: Serving, Interim: interim, Detail: "flock translates " + strings.Join(translated, ", ") + " until kube-proxy does"}
 	}
 	return Decision{Announce: true, Reason: Serving}
 }
@@ -214,7 +257,7 @@ func (f Facts) servedHere() (served []Port, d Decision) {
 	}
 	for _, port := range f.Service.Ports {
 		if slices.ContainsFunc(mine, func(p Pod) bool {
-			return f.serves(p) && (port.TargetName == "" || slices.Contains(p.Ports, port.TargetName))
+			return f.serves(p) && p.has(port)
 		}) {
 			served = append(served, port)
 		}

@@ -3,6 +3,7 @@ package service
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
@@ -15,7 +16,7 @@ var (
 	podA6    = netip.MustParseAddr("2001:db8:100:1::a")
 	podB4    = netip.MustParseAddr("10.244.1.11")
 	remote4  = netip.MustParseAddr("10.244.2.20")
-	httpPort = Port{Name: "http", Protocol: 6, Number: 80}
+	httpPort = Port{Name: "http", Protocol: 6, Number: 80, TargetNumber: 8080}
 	dnsPort  = Port{Name: "dns", Protocol: 17, Number: 53, TargetName: "dns"}
 )
 
@@ -63,6 +64,28 @@ func selectorless() Facts {
 	return f
 }
 
+// fresh is local, of whose pod kube-proxy does not know yet.
+func fresh() Facts {
+	f := local()
+	svc := *f.Service
+	svc.Plain = true
+	f.Service, f.Rules = &svc, nil
+	f.Pods[0].UID = "a"
+	f.New = func(uid pod.UID, _ proxy.Key) bool { return uid == "a" }
+	return f
+}
+
+// translated is an announcement with connections that flock translates.
+func translated(ports string, i Interim) Decision {
+	return Decision{Announce: true, Reason: Serving, Interim: i, Detail: "flock translates " + ports + " until kube-proxy does"}
+}
+
+var notProgrammed = Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}
+
+func target(p Port) proxy.Target { return proxy.Target{Addr: v4, Protocol: p.Protocol, Port: p.Number} }
+
+func podA(port uint16) netip.AddrPort { return netip.AddrPortFrom(podA4, port) }
+
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	published := func(f *Facts) {
@@ -94,6 +117,40 @@ func TestDecide(t *testing.T) {
 		{"local: no endpoint anywhere", local, func(f *Facts) { f.Pods, f.Rules = nil, nil }, Decision{Reason: NoLocalEndpoint}},
 		{"local: Ready, kube-proxy has no rule", local, func(f *Facts) { f.Rules = nil }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
 		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
+		{"interim: Ready, and kube-proxy cannot know yet", fresh, func(*Facts) {}, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
+		{"interim: kube-proxy has the rule", fresh, func(f *Facts) { f.Rules = rules("web", v4, httpPort, podA4) }, Decision{Announce: true, Reason: Serving}},
+		{"interim: kube-proxy knows of endpoints elsewhere only", fresh, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
+		{"interim: kube-proxy has another pod of the node", fresh, func(f *Facts) {
+			f.Rules = rules("web", v4, httpPort, podB4)
+			f.Pods = append(f.Pods, Pod{UID: "b", Name: "b", Addrs: []netip.Addr{podB4}, Ready: pod.Ready})
+		}, Decision{Announce: true, Reason: Serving}},
+		{"interim: kube-proxy knows the pod, and has no rule any more", fresh, func(f *Facts) { f.New = func(pod.UID, proxy.Key) bool { return false } }, notProgrammed},
+		{"interim: not Ready", fresh, func(f *Facts) { f.Pods[0].Ready = pod.NotReady }, Decision{Reason: LocalEndpointNotReady, Detail: "pod a"}},
+		{"interim: terminating", fresh, func(f *Facts) { f.Pods[0].Terminating = true }, Decision{Reason: LocalEndpointTerminating, Detail: "pod a"}},
+		{"interim: there is no kube-proxy", fresh, func(f *Facts) { f.Mode = proxy.None }, Decision{Reason: ProxyMissing, Detail: "the kernel has no rules of kube-proxy"}},
+		{"interim: session affinity, or source ranges", fresh, func(f *Facts) { f.Service.Plain = false }, notProgrammed},
+		{"interim: published all the same", fresh, func(f *Facts) { f.Service.PublishNotReady = true }, notProgrammed},
+		{"interim: of the host's network", fresh, func(f *Facts) { f.Pods[0].HostNetwork = true }, notProgrammed},
+		{"interim: an external IP", fresh, func(f *Facts) { f.Address.Kind = ExternalIP }, notProgrammed},
+		{"interim: a ClusterIP", fresh, func(f *Facts) { f.Address.Kind, f.Service.Internal = ClusterIP, Local }, notProgrammed},
+		{"interim: policy Cluster", fresh, func(f *Facts) {
+			f.Service.External = Cluster
+			f.Slices = []Slice{{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: podA4, Ready: true, Pod: "a", Here: true}}}}
+		}, notProgrammed},
+		{"interim: a port by its name, of the right protocol", fresh, func(f *Facts) {
+			f.Service.Ports = []Port{dnsPort}
+			f.Pods[0].Ports = []PodPort{{"dns", 6, 5300}, {"dns", 17, 5301}}
+		}, translated("udp port 53", Interim{target(dnsPort): podA(5301)})},
+		{"interim: two ports of the name", fresh, func(f *Facts) {
+			f.Service.Ports = []Port{dnsPort}
+			f.Pods[0].Ports = []PodPort{{"dns", 17, 5300}, {"dns", 17, 5301}}
+		}, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for udp port 53 yet"}},
+		{"interim: one port of two is programmed", fresh, func(f *Facts) {
+			f.Service.Ports = []Port{httpPort, dnsPort}
+			f.Pods[0].Ports = []PodPort{{"dns", 17, 53}}
+			f.Rules = rules("web", v4, dnsPort, podA4)
+		}, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
+		{"interim: what else is not known decides", fresh, func(f *Facts) { f.Address.Undecided = NamespaceUnknown }, Decision{Reason: NamespaceUnknown}},
 		{"local: Ready, of the other family", local, func(f *Facts) { f.Pods[0].Addrs = f.Pods[0].Addrs[:1] },
 			Decision{Reason: NoLocalEndpoint, Detail: "pod a has no address of this family, or no port of the name that the Service wants", Elsewhere: true}},
 		{"local: IPv6", local, func(f *Facts) { f.Address.Addr, f.Rules = v6, rules("web", v6, httpPort, podA6) }, Decision{Announce: true, Reason: Serving}},
@@ -109,12 +166,12 @@ func TestDecide(t *testing.T) {
 		{"local: a second port is not programmed", local, func(f *Facts) {
 			svc := *f.Service
 			svc.Ports = []Port{httpPort, dnsPort}
-			f.Service, f.Pods[0].Ports = &svc, []string{"dns"}
+			f.Service, f.Pods[0].Ports = &svc, []PodPort{{"dns", 17, 53}}
 		}, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for udp port 53 yet"}},
 		{"local: a second port is added to what is announced", local, func(f *Facts) {
 			svc := *f.Service
 			svc.Ports = []Port{httpPort, dnsPort}
-			f.Service, f.Pods[0].Ports, f.Announced = &svc, []string{"dns"}, true
+			f.Service, f.Pods[0].Ports, f.Announced = &svc, []PodPort{{"dns", 17, 53}}, true
 		}, Decision{Announce: true, Reason: Serving}},
 		{"local: no pods are known yet", local, func(f *Facts) { f.Pods, f.PodsKnown = nil, false }, Decision{Reason: EndpointsUnknown}},
 		{"local: no pods are known yet, an earlier agent announced", local, func(f *Facts) { f.Pods, f.PodsKnown, f.Announced = nil, false, true },
@@ -164,7 +221,7 @@ func TestDecide(t *testing.T) {
 			t.Parallel()
 			f := tc.from()
 			tc.change(&f)
-			if got := Decide(f); got != tc.want {
+			if got := Decide(f); !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("%+v\nwant %+v", got, tc.want)
 			}
 		})
@@ -211,7 +268,15 @@ func FuzzDecide(f *testing.F) {
 		for _, s := range facts.Slices {
 			s.Endpoints[0].Ready = next()
 		}
+		isNew := next()
+		facts.New = func(pod.UID, proxy.Key) bool { return isNew }
+		svc := *facts.Service
+		svc.Plain = next()
+		facts.Service = &svc
 		d := Decide(facts)
+		if len(d.Interim) > 0 && (!d.Announce || d.Reason != Serving || !isNew || !svc.Plain || svc.External != Local || facts.Pods[0].Ready != pod.Ready || facts.Pods[0].Terminating) {
+			t.Errorf("%+v for %+v", d, facts)
+		}
 		if d.Announce != (d.Reason == Serving || d.Reason == Kept) {
 			t.Errorf("%+v", d)
 		}
@@ -229,7 +294,7 @@ func FuzzDecide(f *testing.F) {
 		if facts.Node.Departing != "" || facts.Node.Excluded {
 			t.Errorf("announced by a node that departs or is excluded: %+v", facts)
 		}
-		if d.Reason == Serving && (len(facts.Rules) == 0 || facts.Mode == proxy.None) {
+		if d.Reason == Serving && (len(facts.Rules) == 0 && len(d.Interim) == 0 || facts.Mode == proxy.None) {
 			t.Errorf("announced without a rule: %+v", facts)
 		}
 		if len(facts.Pods) > 0 && d.Reason == Serving && facts.serves(facts.Pods[0]) != true {

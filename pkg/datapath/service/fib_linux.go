@@ -30,6 +30,7 @@ type fib struct {
 	// What the kernel had at the last Load, with the changes since.
 	link    int // the index of the link, 0 if there is none
 	entries map[netip.Prefix]Entry
+	interim Interim
 	// seen is a generation of nftables, and looks how often the guard was seen complete in it.
 	seen  uint32
 	looks int
@@ -45,7 +46,7 @@ func openFIB() (*fib, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node's network namespace: %w", err)
 	}
-	f := &fib{netns: node, entries: map[netip.Prefix]Entry{}}
+	f := &fib{netns: node, entries: map[netip.Prefix]Entry{}, interim: Interim{}}
 	if f.conn, err = rtnl.Dial(); err == nil {
 		f.tables, err = nft.Dial()
 	}

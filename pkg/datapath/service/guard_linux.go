@@ -12,7 +12,8 @@ import (
 )
 
 // The guard refuses what is about to leave by the link: nobody has translated it. Its rules
-// match the link, not addresses, so they do not change when addresses do.
+// match the link, not addresses, so they do not change when addresses do. The table also has
+// the translations that kube-proxy does not have yet ([Interim]).
 var (
 	table   = nft.Table{Family: nft.Inet, Name: kernel.ServiceTable}
 	refused = nft.Counter{Table: table, Name: "refused"}
@@ -56,6 +57,7 @@ func chains() []ruled {
 			toLink.On(nft.Ct(unix.NFT_CT_STATUS, nft.Reg1), nft.Bits(statusDNAT, 0), nft.EqualNative(statusDNAT), nft.Accept),
 			toRefuse,
 		}},
+		{nft.Chain{Table: table, Name: "interim", Hook: unix.NF_INET_PRE_ROUTING, Priority: beforeProxy, NAT: true}, interimRules()},
 	}
 }
 
@@ -80,6 +82,9 @@ func (f *fib) syncGuard() (repairs []datapath.Repair, err error) {
 			return nil, err
 		}
 		return []datapath.Repair{{Kind: kernel.NFTables, Object: "table " + table.String(), Found: found}}, nil
+	}
+	if f.interim, err = f.readInterim(); err != nil {
+		return nil, err
 	}
 	f.looks++
 	return nil, nil
@@ -106,8 +111,13 @@ func (f *fib) guardDiffers() (found string, err error) {
 		return "", err
 	}
 	all := chains()
-	if len(have.Chains) != len(all) || len(have.Sets) != 0 {
+	if len(have.Chains) != len(all) || len(have.Sets) != len(interimMaps) {
 		return "other chains or sets", nil
+	}
+	for _, m := range interimMaps {
+		if have.Sets[m.set.Name] != m.set.Definition() {
+			return "another map " + m.set.Name, nil
+		}
 	}
 	for _, r := range all {
 		var rules []string
@@ -121,24 +131,31 @@ func (f *fib) guardDiffers() (found string, err error) {
 	return "", nil
 }
 
-// replaceGuard writes the table in one transaction. The count of refused packets begins
-// again.
+// replaceGuard writes the table in one transaction, without connections that flock
+// translates. The count of refused packets begins again.
 func (f *fib) replaceGuard() error {
 	var b nft.Batch
 	b.AddTable(table) // or it could not be deleted
 	b.DelTable(table)
 	b.AddTable(table)
 	b.AddCounter(refused)
+	for _, m := range interimMaps {
+		b.AddSet(m.set)
+	}
 	for _, r := range chains() {
 		b.AddChain(r.chain)
 		b.AddRules(r.chain, r.rules...)
 	}
-	return f.tables.Commit(&b)
+	if err := f.tables.Commit(&b); err != nil {
+		return err
+	}
+	f.interim = Interim{}
+	return nil
 }
 
 // deleteGuard deletes the table, and says whether there was one.
 func (f *fib) deleteGuard() (deleted bool, err error) {
-	f.looks = 0
+	f.looks, f.interim = 0, Interim{}
 	if _, err := f.tables.Contents(table); errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}

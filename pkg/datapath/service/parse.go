@@ -35,6 +35,7 @@ func Parse(in []*corev1.Service, a Admission) (out []*Service) {
 			External:        Policy(svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal),
 			Internal:        Policy(svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal),
 			PublishNotReady: svc.Spec.PublishNotReadyAddresses,
+			Plain:           svc.Spec.SessionAffinity != corev1.ServiceAffinityClientIP && len(svc.Spec.LoadBalancerSourceRanges) == 0,
 		}
 		if len(s.Selector) == 0 {
 			s.Selector = nil
@@ -46,10 +47,14 @@ func Parse(in []*corev1.Service, a Admission) (out []*Service) {
 			continue
 		}
 		for _, p := range svc.Spec.Ports {
-			s.Ports = append(s.Ports, Port{
+			port := Port{
 				Name: p.Name, Protocol: pod.Protocols[strings.ToLower(string(cmp.Or(p.Protocol, corev1.ProtocolTCP)))], Number: uint16(p.Port),
 				TargetName: p.TargetPort.StrVal,
-			})
+			}
+			if port.TargetName == "" {
+				port.TargetNumber = uint16(cmp.Or(p.TargetPort.IntVal, p.Port))
+			}
+			s.Ports = append(s.Ports, port)
 		}
 		out = append(out, s)
 	}

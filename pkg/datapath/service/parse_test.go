@@ -127,12 +127,22 @@ func TestParse(t *testing.T) {
 		})
 	}
 	want := &Service{
-		Ref: Ref{"shop", "web"}, Addresses: []Address{lb6, lb4, external}, Selector: map[string]string{"app": "web"}, External: Local,
-		Ports: []Port{{Name: "http", Protocol: 6, Number: 80}, {Name: "dns", Protocol: 17, Number: 53, TargetName: "domain"}},
+		Ref: Ref{"shop", "web"}, Addresses: []Address{lb6, lb4, external}, Selector: map[string]string{"app": "web"}, External: Local, Plain: true,
+		Ports: []Port{{Name: "http", Protocol: 6, Number: 80, TargetNumber: 8080}, {Name: "dns", Protocol: 17, Number: 53, TargetName: "domain"}},
 	}
 	got := Parse([]*corev1.Service{object()}, Admission{Kinds: byDefault, Pools: pools(), Labels: teamShop})
 	if len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Errorf("%+v\nwant %+v", got, want)
+	}
+	for what, change := range map[string]func(*corev1.ServiceSpec){
+		"affinity":      func(s *corev1.ServiceSpec) { s.SessionAffinity = corev1.ServiceAffinityClientIP },
+		"source ranges": func(s *corev1.ServiceSpec) { s.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} },
+	} {
+		svc := object()
+		change(&svc.Spec)
+		if got := Parse([]*corev1.Service{svc}, Admission{Kinds: byDefault, Pools: pools(), Labels: teamShop}); got[0].Plain {
+			t.Errorf("with %s, any connection may go to any pod", what)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/pod"
 )
 
@@ -18,7 +19,11 @@ type podState struct {
 	// readiness is the last that was known; why explains it.
 	readiness pod.Readiness
 	why       string
-	exits     map[string]bool // IDs of its containers that have ended
+	// since is when it became Ready, as long as it is new; zero otherwise. known are the
+	// keys for which kube-proxy has led to it since.
+	since time.Time
+	known map[proxy.Key]bool
+	exits map[string]bool // IDs of its containers that have ended
 }
 
 // PodReport is what a source of pods says of one.
@@ -28,7 +33,7 @@ type PodReport struct {
 	Addrs  []netip.Addr
 	// HostNetwork: its addresses are the node's.
 	HostNetwork bool
-	Ports       []string // names of its ports
+	Ports       []PodPort
 	Ready       pod.Readiness
 	Detail      string // why it is not Ready
 	Terminating bool
@@ -44,7 +49,10 @@ type Container struct {
 
 // pod is the pod as a decision sees it.
 func (p *podState) pod() Pod {
-	out := Pod{Name: p.Name, Addrs: p.Addrs, Ports: p.Ports, Ready: p.readiness, Terminating: p.Terminating, Detail: p.why}
+	out := Pod{
+		UID: p.UID, Name: p.Name, Addrs: p.Addrs, Ports: p.Ports, HostNetwork: p.HostNetwork,
+		Ready: p.readiness, Terminating: p.Terminating, Detail: p.why,
+	}
 	// A container that runs again has another ID. So a report with this one does not know of
 	// the exit.
 	for _, c := range p.Containers {
@@ -56,12 +64,13 @@ func (p *podState) pod() Pod {
 }
 
 // report takes in what a source says of a pod.
-func (s *State) report(r PodReport) {
+func (s *State) report(now time.Time, r PodReport) {
 	p := s.pods[r.UID]
 	if p == nil {
 		p = &podState{readiness: pod.Unknown}
 		s.pods[r.UID] = p
 	}
+	was := p.pod().Ready
 	r.Terminating = r.Terminating || p.Terminating || s.deleting[r.UID]
 	if r.Ready != pod.Unknown {
 		p.readiness, p.why = r.Ready, r.Detail
@@ -90,6 +99,7 @@ func (s *State) report(r PodReport) {
 			delete(p.exits, id)
 		}
 	}
+	s.becomes(now, p, was)
 	s.touchNamespace(r.Namespace)
 }
 
@@ -146,6 +156,7 @@ func (s *State) forget(now time.Time, uid pod.UID) {
 		delete(s.owner, c.ID)
 	}
 	delete(s.pods, uid)
+	delete(s.new, p)
 	s.touchNamespace(p.Namespace)
 }
 

@@ -22,6 +22,7 @@ type Routes struct {
 	mu      sync.Mutex // guards what follows, and is held while the kernel is asked
 	known   bool       // Reset was called
 	desired map[netip.Prefix]Entry
+	interim Interim
 	mtu     int
 	stale   bool // after an error, what the kernel has is not known
 }
@@ -40,29 +41,37 @@ func (r *Routes) Close() { r.fib.Close() }
 
 // Kept is what an earlier run of the agent has left in the kernel. It changes nothing, and
 // has to be called before Reset.
-func (r *Routes) Kept() (map[netip.Prefix]Entry, error) {
+func (r *Routes) Kept() (map[netip.Prefix]Entry, Interim, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.fib.peek()
+	entries, err := r.fib.peek()
+	if err != nil {
+		return nil, nil, err
+	}
+	interim, err := r.fib.readInterim()
+	return entries, interim, err
 }
 
-// Reset makes these all the entries that there are.
-func (r *Routes) Reset(all map[netip.Prefix]Entry) error {
+// Reset makes these all the entries that there are, and all the connections that flock
+// translates.
+func (r *Routes) Reset(all map[netip.Prefix]Entry, interim Interim) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.known = true
-	r.desired = maps.Clone(all)
+	r.desired, r.interim = maps.Clone(all), interim
 	maps.DeleteFunc(r.desired, func(_ netip.Prefix, e Entry) bool { return e == Entry{} })
 	_, err := r.converge()
 	return err
 }
 
-// Set changes the entries of some prefixes; the zero Entry removes one. If the kernel
-// refuses, it has what it could get; Sync tries again.
-func (r *Routes) Set(changes map[netip.Prefix]Entry) error {
+// Set changes the entries of some prefixes; the zero Entry removes one. Interim are all the
+// connections that flock translates. If the kernel refuses, it has what it could get; Sync
+// tries again.
+func (r *Routes) Set(changes map[netip.Prefix]Entry, interim Interim) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before, changed := len(r.desired), false
+	before, changed := len(r.desired), !maps.Equal(r.interim, interim)
+	r.interim = interim
 	for p, e := range changes {
 		changed = changed || r.desired[p] != e
 		if e == (Entry{}) {
@@ -76,7 +85,7 @@ func (r *Routes) Set(changes map[netip.Prefix]Entry) error {
 	}
 	// The first needs link and guard, and the last takes them away.
 	if !r.stale && before > 0 && len(r.desired) > 0 {
-		if err := r.fib.Apply(Plan(changes, r.fib.Actual())); err == nil {
+		if err := r.apply(Plan(changes, r.fib.Actual())); err == nil {
 			return nil
 		}
 	}
@@ -96,6 +105,18 @@ func (r *Routes) SetMTU(mtu int) error {
 	}
 	_, err := r.converge()
 	return err
+}
+
+// apply makes changes of routes. Connections to an address are translated before it is
+// announced, and until it is withdrawn.
+func (r *Routes) apply(plan []Change) error {
+	if err := r.fib.addInterim(r.interim); err != nil {
+		return err
+	}
+	if err := r.fib.Apply(plan); err != nil {
+		return err
+	}
+	return r.fib.pruneInterim(r.interim)
 }
 
 // Actual is what the kernel had at the last look, with the changes since.
@@ -144,7 +165,8 @@ func (r *Routes) converge() ([]datapath.Repair, error) {
 		}
 	}
 	plan := Plan(want, r.fib.Actual())
-	if err := r.fib.Apply(plan); err != nil {
+	differs := interimRepairs(r.interim, r.fib.interim)
+	if err := r.apply(plan); err != nil {
 		_, again := r.fib.Load(len(r.desired) > 0, r.mtu) // what the kernel took
 		return repairs, errors.Join(err, again)
 	}
@@ -152,5 +174,5 @@ func (r *Routes) converge() ([]datapath.Repair, error) {
 	for _, c := range plan {
 		repairs = append(repairs, c.repair())
 	}
-	return repairs, nil
+	return append(repairs, differs...), nil
 }

@@ -27,6 +27,9 @@ type Service struct {
 	External, Internal Policy
 	// PublishNotReady: pods count whether they are Ready or not (publishNotReadyAddresses).
 	PublishNotReady bool
+	// Plain: connections from outside go to any pod, whoever makes them. There is no session
+	// affinity and there are no loadBalancerSourceRanges.
+	Plain bool
 }
 
 // Policy is a traffic policy.
@@ -68,9 +71,9 @@ type Port struct {
 	Name     string
 	Protocol byte // IANA's number
 	Number   uint16
-	// TargetName is the name of the pods' port; empty: the number is the same for all of
-	// them.
-	TargetName string
+	// TargetName is the name of the pods' port; empty: it is TargetNumber of all of them.
+	TargetName   string
+	TargetNumber uint16
 }
 
 // key is what is asked of kube-proxy's rules for a port of the Service at an address.

@@ -38,11 +38,15 @@ type State struct {
 	orphans    map[string]time.Time // exits of containers that no report has named yet
 	deleting   map[pod.UID]bool
 	gone       map[pod.UID]time.Time
+	new        map[*podState]struct{} // those that kube-proxy may not know yet
 
 	// kept is what the kernel had at the start, for addresses of Services that are not
-	// known yet.
-	kept   map[netip.Prefix]Entry
-	linger map[netip.Prefix]time.Time // when the entry ends
+	// known yet, and keptInterim the same of translations.
+	kept        map[netip.Prefix]Entry
+	keptInterim Interim
+	// translated are the paths with connections that flock translates.
+	translated map[*path]struct{}
+	linger     map[netip.Prefix]time.Time // when the entry ends
 
 	touched     map[Ref]struct{} // Services to decide about
 	dirty       map[netip.Prefix]struct{}
@@ -63,6 +67,7 @@ type path struct {
 	announced bool
 	reason    Reason // with what others at the address are like
 	detail    string
+	interim   Interim
 	since     time.Time
 	flaps     int
 }
@@ -95,13 +100,14 @@ type Transition struct {
 func (t Transition) Latency() time.Duration { return t.Applied.Sub(t.Cause) }
 
 // NewState starts from what the kernel has of an earlier run.
-func NewState(kernel map[netip.Prefix]Entry) *State {
+func NewState(kernel map[netip.Prefix]Entry, interim Interim) *State {
 	return &State{
 		services: map[Ref]*serviceState{}, byNamespace: map[string]map[Ref]*serviceState{},
 		at: map[netip.Addr]map[*path]struct{}{}, inside: map[netip.Prefix]map[netip.Addr]struct{}{},
 		slices: map[Ref][]Slice{}, slicesOf: map[string]bool{}, taken: map[netip.Addr]string{}, rules: map[proxy.Key]proxy.Rule{}, asked: map[proxy.Key]bool{},
 		pods: map[pod.UID]*podState{}, owner: map[string]*podState{}, orphans: map[string]time.Time{}, deleting: map[pod.UID]bool{}, gone: map[pod.UID]time.Time{},
-		kept: maps.Clone(kernel), linger: map[netip.Prefix]time.Time{},
+		new: map[*podState]struct{}{}, translated: map[*path]struct{}{},
+		kept: maps.Clone(kernel), keptInterim: maps.Clone(interim), linger: map[netip.Prefix]time.Time{},
 		touched: map[Ref]struct{}{}, dirty: map[netip.Prefix]struct{}{},
 	}
 }
@@ -122,7 +128,7 @@ func (s *State) Apply(now, arrived time.Time, events ...Event) {
 		case Held:
 			s.setHeld(e.By)
 		case PodReported:
-			s.report(e.PodReport)
+			s.report(now, e.PodReport)
 		case PodDeleting:
 			s.terminate(e.UID)
 		case PodGone:
@@ -199,7 +205,7 @@ func (s *State) setServices(now, arrived time.Time, all []*Service) {
 			s.linger[prefix] = now.Add(LingerTime)
 			s.dirty[prefix] = struct{}{}
 		}
-		s.kept = nil
+		s.kept, s.keptInterim = nil, nil
 	}
 }
 
@@ -222,6 +228,7 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 			// Of an earlier run it is announced until all is known.
 			p.announced = p.kept.Announced || a.Aggregate.IsValid() && s.kept[a.Aggregate].Announced
 			p.decision.Announce = p.announced
+			s.translate(p, s.keptInterim.at(addr))
 			svc.paths[addr] = p
 			if s.at[addr] == nil {
 				s.at[addr] = map[*path]struct{}{}
@@ -378,6 +385,9 @@ func (s *State) decide(now, arrived time.Time) {
 				announced, reason, detail = false, SharedBlocked, "Service "+blocks.service.String()+": "+string(blocks.decision.Reason)
 			}
 			s.move(now, arrived, p, announced, reason, detail)
+			if announced && reason != Kept { // what is kept stays as it was
+				s.translate(p, p.decision.Interim)
+			}
 		}
 	}
 }
@@ -388,6 +398,7 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		Service: svc, Address: p.address, Node: s.node, Taken: s.taken[p.address.Addr],
 		PodsKnown: s.podsSynced, Slices: s.slices[svc.Ref], SlicesKnown: knows(s.slicesOf, svc.Ref),
 		Gone:  func(uid pod.UID) bool { return s.doesNotServe(svc, uid) },
+		New:   s.isNew,
 		Rules: map[proxy.Key]proxy.Rule{}, Mode: s.mode, ProxyKnown: len(svc.Ports) > 0,
 		Announced: p.decision.Announce,
 	}
@@ -409,6 +420,7 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		drifted := !candidate.HostNetwork && candidate.Namespace == svc.Namespace && slices.ContainsFunc(here, func(r proxy.Rule) bool {
 			return slices.ContainsFunc(candidate.Addrs, r.IsHere)
 		})
+		candidate.knownBy(f.Rules)
 		if drifted || svc.selects(candidate.Namespace, candidate.Labels) {
 			f.Pods = append(f.Pods, candidate.pod())
 		}
@@ -424,6 +436,9 @@ func (s *State) move(now, arrived time.Time, p *path, announced bool, reason Rea
 	}
 	was := p.announced
 	p.announced, p.reason, p.detail = announced, reason, detail
+	if !announced {
+		s.translate(p, nil)
+	}
 	// A path that is refused has no route, whether it was announced or not.
 	s.touchAddr(p.address.Addr)
 	if was == announced {
@@ -474,16 +489,31 @@ func (s *State) Tick(now time.Time) {
 			s.dirty[prefix] = struct{}{}
 		}
 	}
+	for p := range s.new {
+		if !now.Before(p.since.Add(InterimTime)) {
+			s.notNew(p)
+			s.touchNamespace(p.Namespace)
+		}
+	}
 }
 
 // Next returns when Tick has something to do, or zero if never.
 func (s *State) Next() (next time.Time) {
 	for _, end := range s.linger {
-		if next.IsZero() || end.Before(next) {
-			next = end
-		}
+		next = earliest(next, end)
+	}
+	for p := range s.new {
+		next = earliest(next, p.since.Add(InterimTime))
 	}
 	return next
+}
+
+// earliest is the earlier of two times, of which zero is none.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // Wanted returns the entries of the prefixes that may have changed since its last call, and

@@ -27,7 +27,7 @@ func newScript(t *testing.T, kernel map[netip.Prefix]Entry) *script {
 	if kernel == nil {
 		kernel = map[netip.Prefix]Entry{}
 	}
-	return &script{State: NewState(kernel), t: t, now: time.Unix(1000, 0), kernel: kernel, rules: proxy.Look{Mode: proxy.NFTables, At: map[proxy.Key]proxy.Rule{}}}
+	return &script{State: NewState(kernel, nil), t: t, now: time.Unix(1000, 0), kernel: kernel, rules: proxy.Look{Mode: proxy.NFTables, At: map[proxy.Key]proxy.Rule{}}}
 }
 
 // do applies events, and checks that what changes is the whole difference.
