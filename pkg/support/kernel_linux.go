@@ -130,6 +130,7 @@ const (
 	noPods     = "no pod can be wired"
 	noPolicies = "pods start without the protection that they should have, or not at all"
 	noPorts    = "host ports do not work"
+	noNAT      = "host ports do not work, and addresses of Services wait for kube-proxy"
 )
 
 // features are all that flock uses and that a kernel may lack.
@@ -186,7 +187,7 @@ var features = []feature{
 	{name: "rejects of nf_tables", config: "CONFIG_NFT_REJECT", without: "clients of a denied port wait in place of being refused, and the service guard does not work", breaks: true, expression: "reject", try: rule(forward, nft.Rule{nft.Reject(unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED)})},
 	{name: "the log of nf_tables", config: "CONFIG_NFT_LOG and CONFIG_NETFILTER_NETLINK_LOG", without: "namespaces get no log of what is denied", expression: "log", try: rule(forward, nft.Rule{nft.Log(1, "trial", 64)})},
 	{name: "lookups of routes in nf_tables", config: "CONFIG_NFT_FIB_INET", without: noPorts, expression: "fib", try: rule(dstChain, nft.Rule{nft.DestinationType, nft.Accept})},
-	{name: "destination NAT in nf_tables", config: "CONFIG_NFT_NAT", without: noPorts, expression: "nat", try: rule(dstChain, nft.Rule{
+	{name: "destination NAT in nf_tables", config: "CONFIG_NFT_NAT", without: noNAT, expression: "nat", try: rule(dstChain, nft.Rule{
 		nft.Meta(unix.NFT_META_NFPROTO, nft.Reg1), nft.Equal(unix.NFPROTO_IPV6), source, nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.Word(4)), nft.DNAT(unix.NFPROTO_IPV6),
 	})},
 	{name: "masquerading in nf_tables", config: "CONFIG_NFT_MASQ", without: noPorts, expression: "masq", try: rule(natChain, nft.Rule{nft.Masquerade})},

@@ -142,6 +142,7 @@ func (c *Controller) turn(ctx context.Context) {
 		asking = asking || isServices
 		events = append(events, m.event)
 	}
+	c.state.SetTranslates(c.cfg.Routes.Translates())
 	c.state.Apply(now, arrived, events...)
 	want, transitions := c.state.Wanted()
 	c.pending = append(c.pending, transitions...)

@@ -31,6 +31,8 @@ type fib struct {
 	link    int // the index of the link, 0 if there is none
 	entries map[netip.Prefix]Entry
 	interim Interim
+	// noNAT: the kernel cannot translate.
+	noNAT bool
 	// seen is a generation of nftables, and looks how often the guard was seen complete in it.
 	seen  uint32
 	looks int

@@ -30,15 +30,16 @@ type ruled struct {
 	rules []nft.Rule
 }
 
-// chains are those of the table. The one that others go to comes first.
-func chains() []ruled {
+// chains are those of the table; nat: with the one that translates. The one that others go
+// to comes first.
+func chains(nat bool) []ruled {
 	// Of linux/netfilter/nf_conntrack_common.h.
 	const stateInvalid, statusDNAT = 1, 1 << 5
 	refuse := nft.Chain{Table: table, Name: "refuse", Plain: true}
 	link := append([]byte(kernel.ServiceLink), make([]byte, unix.IFNAMSIZ-len(kernel.ServiceLink))...)
 	toLink := nft.Rule{nft.Meta(unix.NFT_META_OIFNAME, nft.Reg1), nft.Equal(link...)}
 	toRefuse := toLink.On(nft.Decide(nft.GoTo(refuse.Name)))
-	return []ruled{
+	all := []ruled{
 		{refuse, []nft.Rule{
 			{nft.To(refused)},
 			// ct state invalid drop: a late packet of a connection that is translated. An
@@ -57,8 +58,11 @@ func chains() []ruled {
 			toLink.On(nft.Ct(unix.NFT_CT_STATUS, nft.Reg1), nft.Bits(statusDNAT, 0), nft.EqualNative(statusDNAT), nft.Accept),
 			toRefuse,
 		}},
-		{nft.Chain{Table: table, Name: "interim", Hook: unix.NF_INET_PRE_ROUTING, Priority: beforeProxy, NAT: true}, interimRules()},
 	}
+	if nat {
+		all = append(all, ruled{nft.Chain{Table: table, Name: "interim", Hook: unix.NF_INET_PRE_ROUTING, Priority: beforeProxy, NAT: true}, interimRules()})
+	}
+	return all
 }
 
 // syncGuard makes the kernel's table the guard's.
@@ -110,7 +114,7 @@ func (f *fib) guardDiffers() (found string, err error) {
 	} else if err != nil {
 		return "", err
 	}
-	all := chains()
+	all := chains(!f.noNAT)
 	if len(have.Chains) != len(all) || len(have.Sets) != len(interimMaps) {
 		return "other chains or sets", nil
 	}
@@ -132,8 +136,24 @@ func (f *fib) guardDiffers() (found string, err error) {
 }
 
 // replaceGuard writes the table in one transaction, without connections that flock
-// translates. The count of refused packets begins again.
+// translates. The count of refused packets begins again. A kernel without NAT in nf_tables
+// has no chain for them.
 func (f *fib) replaceGuard() error {
+	err := f.writeGuard()
+	if !f.noNAT && isMissing(err) {
+		f.noNAT = true
+		err = f.writeGuard()
+	}
+	return err
+}
+
+// isMissing says whether an error is that of a transaction with something that the kernel, or
+// the modules that it may load, does not have.
+func isMissing(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
+func (f *fib) writeGuard() error {
 	var b nft.Batch
 	b.AddTable(table) // or it could not be deleted
 	b.DelTable(table)
@@ -142,7 +162,7 @@ func (f *fib) replaceGuard() error {
 	for _, m := range interimMaps {
 		b.AddSet(m.set)
 	}
-	for _, r := range chains() {
+	for _, r := range chains(!f.noNAT) {
 		b.AddChain(r.chain)
 		b.AddRules(r.chain, r.rules...)
 	}

@@ -96,7 +96,7 @@ func (s *State) leadsTo(addrs []netip.Addr) bool {
 // isNew says of a pod that kube-proxy may not know yet that it is Ready.
 func (s *State) isNew(uid pod.UID, key proxy.Key) bool {
 	p := s.pods[uid]
-	return p != nil && !p.since.IsZero() && !p.known[key]
+	return !s.cannot && p != nil && !p.since.IsZero() && !p.known[key]
 }
 
 // knownBy takes in that kube-proxy has these rules. Once it has had one that leads to the pod,
@@ -111,6 +111,15 @@ func (p *podState) knownBy(rules map[proxy.Key]proxy.Rule) {
 				p.known[key] = true
 			}
 		}
+	}
+}
+
+// SetTranslates says whether the kernel can translate, as long as nothing else is said. The
+// next Apply decides again.
+func (s *State) SetTranslates(can bool) {
+	if s.cannot == can {
+		s.cannot = !can
+		s.touchAll()
 	}
 }
 

@@ -88,6 +88,9 @@ func interimMapOf(a netip.Addr) interimMap {
 	return interimMaps[slices.IndexFunc(interimMaps, func(m interimMap) bool { return (m.proto == unix.NFPROTO_IPV4) == a.Is4() })]
 }
 
+// errNoNAT says that the node waits for kube-proxy with each announcement.
+var errNoNAT = errors.New("the kernel has no destination NAT in nf_tables (CONFIG_NFT_NAT)")
+
 // readInterim reads what the kernel translates.
 func (f *fib) readInterim() (Interim, error) {
 	all := Interim{}
@@ -110,6 +113,9 @@ func (f *fib) readInterim() (Interim, error) {
 // addInterim has the kernel translate these connections. Those that lead elsewhere lead to
 // these.
 func (f *fib) addInterim(want Interim) error {
+	if f.noNAT && len(want) > 0 {
+		return errNoNAT
+	}
 	return f.changeInterim(func(b *nft.Batch) {
 		for from, to := range want {
 			have, there := f.interim[from]

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"strings"
@@ -148,6 +149,23 @@ func TestInterimConverges(t *testing.T) {
 	has("no address", Interim{})
 	if out := ns.Exec("nft", "list", "tables"); strings.Contains(out, "flock-service") {
 		t.Errorf("tables:\n%s", out)
+	}
+}
+
+// Without NAT in nf_tables the guard is there, and nothing is translated.
+func TestInterimWithoutKernelNAT(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	f.fib.noNAT = true
+	f.announce()
+	if err := f.fib.addInterim(toPod(servicePort)); !errors.Is(err, errNoNAT) {
+		t.Errorf("error %v, want %v", err, errNoNAT)
+	}
+	if repairs, err := f.fib.Load(true, 0); err != nil || len(repairs) > 0 {
+		t.Errorf("repairs %v, %v; want none", repairs, err)
+	}
+	if got := ask(t, f.client, "tcp", vip[0], servicePort); got != refusedAtOnce {
+		t.Errorf("%q, want %q", got, refusedAtOnce)
 	}
 }
 

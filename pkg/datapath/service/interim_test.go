@@ -154,6 +154,23 @@ func TestInterimSurvivesARestart(t *testing.T) {
 	s.wantInterim("no Service", nil)
 }
 
+// A kernel that cannot translate has the node wait for kube-proxy.
+func TestInterimWithoutNAT(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("it was not tried yet", interimOf(v4, podA4))
+	s.SetTranslates(false)
+	s.do()
+	s.wantInterim("it cannot", nil)
+	s.want("it cannot", v4.String()+"/32 local")
+	s.program(v4, podA4)
+	s.want("programmed", v4.String()+"/32 announced")
+}
+
 // An address that two Services have is translated for each port's own.
 func TestInterimOfSharedAddress(t *testing.T) {
 	t.Parallel()

@@ -119,6 +119,13 @@ func (r *Routes) apply(plan []Change) error {
 	return r.fib.pruneInterim(r.interim)
 }
 
+// Translates says whether the kernel can translate, as far as it was tried.
+func (r *Routes) Translates() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.fib.noNAT
+}
+
 // Actual is what the kernel had at the last look, with the changes since.
 func (r *Routes) Actual() map[netip.Prefix]Entry {
 	r.mu.Lock()

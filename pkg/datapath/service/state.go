@@ -46,6 +46,7 @@ type State struct {
 	keptInterim Interim
 	// translated are the paths with connections that flock translates.
 	translated map[*path]struct{}
+	cannot     bool                       // the kernel cannot translate
 	linger     map[netip.Prefix]time.Time // when the entry ends
 
 	touched     map[Ref]struct{} // Services to decide about
