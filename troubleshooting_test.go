@@ -72,12 +72,33 @@ func TestTroubleshooting(t *testing.T) {
 				t.Errorf("%s: no program says %q", title, quote)
 			}
 		}
-		for _, m := range said.FindAllStringSubmatch(parts["Test"], -1) {
-			if strings.HasPrefix(m[1], "Test") && !tests[m[1]] {
-				t.Errorf("%s: there is no test %s", title, m[1])
+		// Tests come before the packages that have them: "`TestA`, `TestB` in `pkg/c`".
+		var waiting []string
+		for _, m := range said.FindAllStringSubmatch(firstParagraph(parts["Test"]), -1) {
+			if strings.HasPrefix(m[1], "Test") {
+				waiting = append(waiting, m[1])
+				continue
 			}
+			if len(waiting) == 0 {
+				t.Errorf("%s: which test is in %s?", title, m[1])
+			}
+			for _, name := range waiting {
+				if !tests[m[1]][name] {
+					t.Errorf("%s: there is no test %s in %s", title, name, m[1])
+				}
+			}
+			waiting = nil
+		}
+		if len(waiting) > 0 {
+			t.Errorf("%s: which package has %v?", title, waiting)
 		}
 	}
+}
+
+// firstParagraph is text up to its first empty line.
+func firstParagraph(text string) string {
+	text, _, _ = strings.Cut(text, "\n\n")
+	return text
 }
 
 // beforeTable is what comes before a table: BIRD's words, in this case.
@@ -86,16 +107,20 @@ func beforeTable(text string) string {
 	return text
 }
 
-// testsOf are the names of all tests.
-func testsOf(t *testing.T) map[string]bool {
+// testsOf are the names of all tests, by package.
+func testsOf(t *testing.T) map[string]map[string]bool {
 	t.Helper()
 	name := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
-	all := map[string]bool{}
+	all := map[string]map[string]bool{}
 	for _, root := range []string{"bench", "cmd", "internal", "lab", "pkg"} {
 		err := filepath.WalkDir(root, func(file string, _ os.DirEntry, err error) error {
 			if strings.HasSuffix(file, "_test.go") {
+				dir := filepath.ToSlash(filepath.Dir(file))
 				for _, m := range name.FindAllStringSubmatch(read(t, file), -1) {
-					all[m[1]] = true
+					if all[dir] == nil {
+						all[dir] = map[string]bool{}
+					}
+					all[dir][m[1]] = true
 				}
 			}
 			return err

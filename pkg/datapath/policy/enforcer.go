@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -152,7 +153,7 @@ func (e *Enforcer) Run(ctx context.Context) {
 			e.drain()
 		case <-e.retry.C:
 		case <-housekeeping.C:
-			warnOfFullConntrack(e.c.Log)
+			warnOfFullConntrack(e.c.Log, "/proc/sys/net/netfilter")
 		}
 		e.enforce()
 		e.setStatus()
@@ -383,9 +384,9 @@ func (e *Enforcer) report() {
 
 // warnOfFullConntrack warns while new connections may find no room in the kernel's
 // table: they are dropped then, whatever the policies are.
-func warnOfFullConntrack(log *slog.Logger) {
+func warnOfFullConntrack(log *slog.Logger, dir string) {
 	read := func(name string) (n int) {
-		b, err := sys.ReadFile("/proc/sys/net/netfilter/" + name)
+		b, err := sys.ReadFile(filepath.Join(dir, name))
 		if err == nil {
 			n, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 		}
