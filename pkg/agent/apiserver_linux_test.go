@@ -129,20 +129,20 @@ func (s *apiServer) accepted(n *node, generation int64, want metav1.ConditionSta
 	eventually(s.t, n.agentLog, func() error {
 		got := s.status()
 		c := meta.FindStatusCondition(got.Conditions, "Accepted")
-		if c == nil || got.ObservedGeneration != generation || c.ObservedGeneration != generation || c.Status != want || !strings.Contains(c.Message, message) {
+		if c == nil || got.ObservedGeneration != generation || c.ObservedGeneration != generation || c.Status != want || !strings.Contains(c.Reason+" "+c.Message, message) {
 			return fmt.Errorf("status is %+v; want Accepted=%s of generation %d with %q", got, want, generation, message)
 		}
 		return nil
 	})
 }
 
-// says waits for a condition of the NodeConfig.
+// says waits for a condition of the NodeConfig, with message in its reason or message.
 func (s *apiServer) says(n *node, condition string, want metav1.ConditionStatus, message string) {
 	s.t.Helper()
 	eventually(s.t, n.agentLog, func() error {
 		got := s.status()
 		c := meta.FindStatusCondition(got.Conditions, condition)
-		if c == nil || c.Status != want || !strings.Contains(c.Message, message) {
+		if c == nil || c.Status != want || !strings.Contains(c.Reason+" "+c.Message, message) {
 			return fmt.Errorf("conditions are %+v; want %s=%s with %q", got.Conditions, condition, want, message)
 		}
 		return nil

@@ -31,6 +31,10 @@ func TestHealthAddressIsTaken(t *testing.T) {
 	api.put("a", 3, nodeConfig)
 	n.start()
 	api.says(n, "MetricsServed", metav1.ConditionFalse, "127.0.0.1:9479: bind: address already in use")
+	api.says(n, "MetricsServed", metav1.ConditionFalse, "ListenFailed ")
+	if log := n.agentLog(); !strings.Contains(log, "cannot serve, will retry") || !strings.Contains(log, "--health-address") {
+		t.Errorf("the log does not name the flag:\n%s", log)
+	}
 	p := n.sandbox("a")
 	for _, addr := range p.mustAdd() {
 		n.reaches(n.router, p, addr)

@@ -28,6 +28,7 @@ func TestRefusedNodeConfigIsReported(t *testing.T) {
 	if addrs := p.mustAdd(); len(addrs) != 2 {
 		t.Errorf("the pod has %v, want what generation 3 gives", addrs)
 	}
+	api.accepted(n, 4, metav1.ConditionFalse, "NotInForce ")
 	api.accepted(n, 4, metav1.ConditionFalse, "spec.podCIDRs.ipv4[0]")
 
 	api.put("a", 5, nodeConfig)

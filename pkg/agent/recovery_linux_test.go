@@ -21,6 +21,7 @@ func TestRollOutWaitsForRecovery(t *testing.T) {
 	api := n.serveAPI()
 	api.put("a", 3, config)
 	n.start()
+	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "NotLoaded ")
 	api.says(n, "RoutingConfigured", metav1.ConditionFalse, "BIRD is not running")
 	n.startBIRD()
 	n.startRouter()

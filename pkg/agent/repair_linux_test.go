@@ -57,7 +57,9 @@ func TestKernelIsKept(t *testing.T) {
 	// One that is in the place of the node's own.
 	n.host.IP("-4", "route", "replace", "unreachable", "10.1.0.0/24", "metric", "512", "proto", "static")
 	n.host.IP("-6", "route", "del", "unreachable", "2001:db8:1::/64", "metric", "512") // is a reason to look
+	api.says(n, "KernelInSync", metav1.ConditionFalse, "OutOfSync ")
 	api.says(n, "KernelInSync", metav1.ConditionFalse, "10.1.0.0/24")
+	api.says(n, "Ready", metav1.ConditionFalse, "KernelOutOfSync ")
 	api.says(n, "Ready", metav1.ConditionFalse, "10.1.0.0/24")
 	if _, err := n.status(); err == nil || !strings.Contains(err.Error(), "10.1.0.0/24") {
 		t.Errorf("STATUS: %v", err)

@@ -264,6 +264,7 @@ func TestPodsWaitForTheRouter(t *testing.T) {
 	n.start()
 	const down = "BGP peer tor is down"
 	api.nodes.says(n, corev1.ConditionTrue, down, startup.Taint, "dedicated")
+	api.says(n, "Ready", metav1.ConditionFalse, "WaitingForRouters ")
 	api.says(n, "Ready", metav1.ConditionFalse, down)
 	if code, body := n.readyz(); code != http.StatusServiceUnavailable || !strings.Contains(body, down) {
 		t.Errorf("readyz: %d %s", code, body)
