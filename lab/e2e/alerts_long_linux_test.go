@@ -15,7 +15,7 @@ import (
 // refuses, an API server that is slow, another release. promtool has them all
 // (lab/deploy/alerts_test.go).
 func init() {
-	faster = 10
+	faster, everything = 10, true
 	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, controllersAway)
 }
 
@@ -69,7 +69,7 @@ func podsRefused(t *testing.T) cause {
 	}
 }
 
-// anycastNotReady is a pod at an anycast address that never becomes Ready.
+// anycastNotReady is a pod at an anycast address that is Ready once, and then no more.
 func anycastNotReady(*testing.T) cause {
 	return cause{
 		alerts: []string{"FlockAnycastAddressesWithdrawn"}, node: "node1",
@@ -86,18 +86,23 @@ spec:
 apiVersion: v1
 kind: Pod
 metadata:
-  name: never
+  name: once
   namespace: demo
   annotations: {flock.fritzlab.net/anycast: "2001:db8:55::1"}
 spec:
   nodeName: node1
   terminationGracePeriodSeconds: 0
-  readinessGates: [{conditionType: test.fritzlab.net/never}]
+  readinessGates: [{conditionType: test.fritzlab.net/once}]
   containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never}]
 `)
+			for _, ready := range []string{"True", "False"} {
+				mustKubectl(t, "--namespace=demo", "patch", "pod", "once", "--subresource=status", "--type=strategic",
+					`--patch={"status":{"conditions":[{"type":"test.fritzlab.net/once","status":"`+ready+`"}]}}`)
+				mustKubectl(t, "--namespace=demo", "wait", "--for=condition=Ready="+ready, "pod", "once", "--timeout=60s")
+			}
 		},
 		end: func(t *testing.T) {
-			mustKubectl(t, "--namespace=demo", "delete", "pod", "never")
+			mustKubectl(t, "--namespace=demo", "delete", "pod", "once")
 			mustKubectl(t, "delete", "addresspool", "alerts")
 		},
 	}
