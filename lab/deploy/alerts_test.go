@@ -129,6 +129,7 @@ var healthy = map[string]string{
 	`flock_controller_leading{instance="c",node="node1"}`:                                                                "1x120",
 	`flock_controller_leading{instance="d",node="node2"}`:                                                                "0x120",
 	`flock_controller_write_failures_total{instance="c",node="node1"}`:                                                   "5x120",
+	`flock_controller_rollouts_stopped{instance="c",node="node1"}`:                                                       "0x120",
 	`flock_events_dropped_total{instance="a",node="node1"}`:                                                              "4x120",
 }
 
@@ -163,6 +164,7 @@ var faults = map[string]struct {
 	"FlockNoServiceProxy":            {with: map[string]string{`flock_service_proxy{`: "0x9 1x70 0x40"}},
 	"FlockNoController":              {with: map[string]string{`flock_controller_leading{instance="c"`: "1x9 _x70 1x40"}},
 	"FlockControllerWritesFail":      {with: map[string]string{`flock_controller_write_failures_total{`: "5x9 6+1x70 76x40"}},
+	"FlockRolloutStopped":            {with: map[string]string{`flock_controller_rollouts_stopped{`: "0x9 1x70 0x40"}},
 	"FlockVersionsDiffer":            {with: map[string]string{`flock_build_info{instance="b"`: "1x9 _x70 1x40", `flock_build_info{instance="b",node="node2",version="v2"}`: "_x9 1x70 _x40"}},
 }
 

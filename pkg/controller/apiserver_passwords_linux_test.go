@@ -156,6 +156,9 @@ func sealedPasswords(t *testing.T, s *server) {
 	for _, p := range []string{`null`, `{"items":[]}`, `{"items":[{"secret":"tor","key":"other","message":"mine"}]}`} {
 		forbidden("its own passwords", patch("node1", `{"status":{"passwords":`+p+`}}`), "an agent may not write status.passwords")
 	}
+	for _, p := range []string{`{"template":"x","generation":1,"time":"2100-01-01T00:00:00Z"}`} {
+		forbidden("its own turn", patch("node1", `{"status":{"templateTurn":`+p+`}}`), "an agent may not write status.templateTurn")
+	}
 	of1, _ := json.Marshal(node1.get().Status.Passwords.Items[0])
 	other := v1alpha1.SealedPassword{}
 	if err := json.Unmarshal(of1, &other); err != nil {

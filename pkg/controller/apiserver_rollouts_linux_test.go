@@ -235,4 +235,10 @@ func waves(t *testing.T, s *server) {
 			t.Errorf("maxUnavailable: %s: %s %v", bad, out, err)
 		}
 	}
+	for _, bad := range []string{`"minReadySeconds":180`, `"progressDeadlineSeconds":60`, `"minReadySeconds":30,"progressDeadlineSeconds":20`} {
+		out, err := s.TryKubectl(fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"bad"},"spec":{"nodeSelector":{},%s,"template":{}}}`, bad), "create", "--filename=-")
+		if err == nil || !strings.Contains(out+fmt.Sprint(err), "progressDeadlineSeconds must be more than minReadySeconds") {
+			t.Errorf("%s: %s %v", bad, out, err)
+		}
+	}
 }

@@ -106,10 +106,12 @@ type Rollout struct {
 //
 // A node that was unavailable before its turn proves nothing about the template, so it comes
 // after all others, and no wave waits for it unless it is the first. A node that became
-// unavailable when it followed an earlier generation comes first: it waits for the remedy.
+// unavailable when it followed an earlier generation comes first, with all that are like it:
+// they wait for the remedy, and one that it does not help does not hold up the others.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
-	stable := seconds(t.Spec.MinReadySeconds, 10)
-	deadline := seconds(t.Spec.ProgressDeadlineSeconds, 120)
+	stable := seconds(t.Spec.MinReadySeconds, 60)
+	// A template that was written before the rule on both may have less.
+	deadline := max(seconds(t.Spec.ProgressDeadlineSeconds, 180), stable+time.Second)
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
 	proven := false
@@ -187,8 +189,10 @@ func nextWave(t *v1alpha1.NodeConfigTemplate, pending []Member, nodes int, prove
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
 	for _, m := range pending {
-		if len(next) == size || len(next) > 0 && rank(m) == unavailable && rank(pending[0]) != unavailable {
-			break
+		switch first := rank(pending[0]); {
+		case first == broken && rank(m) == broken: // all of them, whatever a wave may have
+		case first == broken, len(next) == size, first != unavailable && rank(m) == unavailable:
+			return next
 		}
 		next = append(next, m.Config)
 	}

@@ -88,7 +88,9 @@ func TestNextWave(t *testing.T) {
 		{name: "many fail", members: []string{"updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag"}, reason: RolloutStopped, message: "; and 2 more", again: -1},
 		{name: "the failed wave is repaired", members: []string{"updated turn=3@600", "updated turn=3@500 since=11", ""}, next: "n2", reason: RolloutProgressing, again: -1},
 		{name: "back after the deadline, not for long", members: []string{"updated turn=3@500 since=3", ""}, reason: RolloutProgressing, again: 7 * time.Second},
-		{name: "the remedy begins where it broke", members: []string{"", "turn=2@50 Ready=False@40", "turn=2@50 Ready=False@40"}, next: "n1", reason: RolloutProgressing, again: -1},
+		{name: "the remedy begins where it broke", members: []string{"", "turn=2@50 Ready=False@40", "turn=2@50 Ready=False@40"}, next: "n1 n2", reason: RolloutProgressing, again: -1},
+		{name: "all that it broke, and no other", max: "1", members: []string{"turn=2@50 Ready=False@40", "", "turn=2@50 Ready=False@40", "turn=2@50 lag"}, next: "n0 n2 n3", reason: RolloutProgressing, again: -1},
+		{name: "one that the remedy does not help", members: []string{"updated turn=3@20 Ready=False@40", "updated turn=3@20", ""}, next: "n2", reason: RolloutProgressing, again: -1},
 		{name: "what was broken before comes last", members: []string{"Ready=False@999", "", ""}, next: "n1", reason: RolloutProgressing, again: -1},
 		{name: "and in a wave of its own", members: []string{"Ready=False@999", "updated turn=3@20", ""}, next: "n2", reason: RolloutProgressing, again: -1},
 		{name: "and is not waited for", members: []string{"updated turn=3@20 Ready=False@999", "updated turn=3@20", "", "Ready=False@999"}, next: "n2", reason: RolloutProgressing, again: -1},
@@ -104,6 +106,7 @@ func TestNextWave(t *testing.T) {
 				limit = intstr.Parse(tc.max)
 			}
 			nct.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &limit
+			nct.Spec.MinReadySeconds, nct.Spec.ProgressDeadlineSeconds = new(int32(10)), new(int32(120))
 			var members []Member
 			for i, words := range tc.members {
 				members = append(members, rolloutMember(t, fmt.Sprint("n", i), words))
@@ -126,6 +129,7 @@ func TestNextWave(t *testing.T) {
 func TestWavesOfAFleet(t *testing.T) {
 	for nodes, want := range map[int]int{1: 1, 2: 2, 10: 10, 100: 11, 5000: 11} {
 		nct := template(t, "all", everyNode)
+		nct.Spec.MinReadySeconds = new(int32(10))
 		members := make([]Member, nodes)
 		byName := map[string]*Member{}
 		for i := range members {

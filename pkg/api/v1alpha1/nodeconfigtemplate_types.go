@@ -55,6 +55,8 @@ type NodeConfigTemplateList struct {
 }
 
 // NodeConfigTemplateSpec is which nodes are configured, and how.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.minReadySeconds) || !has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds > self.minReadySeconds",message="progressDeadlineSeconds must be more than minReadySeconds"
 type NodeConfigTemplateSpec struct {
 	// NodeSelector selects nodes by the labels of the Node objects. Empty ({}): all.
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="an operator must be In or NotIn, with values, or Exists or DoesNotExist, without"
@@ -70,9 +72,10 @@ type NodeConfigTemplateSpec struct {
 	UpdateStrategy TemplateUpdateStrategy `json:"updateStrategy,omitempty"`
 
 	// MinReadySeconds is how long a node must be available with the new configuration before
-	// its wave is complete. The default is longer than the default hold time of BGP sessions
-	// (9 seconds), so that a session that the change breaks is noticed.
-	// +kubebuilder:default=10
+	// its wave is complete. The default is longer than what the API server takes to miss a
+	// kubelet (some 50 seconds), and than the default hold time of BGP sessions (9 seconds),
+	// so that a node that the change has cut off is noticed.
+	// +kubebuilder:default=60
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=3600
 	// +optional
@@ -80,8 +83,9 @@ type NodeConfigTemplateSpec struct {
 
 	// ProgressDeadlineSeconds is how long after a wave began its nodes must be available. Then
 	// the condition Progressing turns False. No further wave begins as long as a node of the
-	// last one is not available, before the deadline or after.
-	// +kubebuilder:default=120
+	// last one is not available, before the deadline or after. It must be more than
+	// MinReadySeconds: what breaks a node after the deadline is not taken for the change.
+	// +kubebuilder:default=180
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400
 	// +optional
