@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/lab/cluster"
 	"flock.fritzlab.net/flock/lab/fabric"
 	"flock.fritzlab.net/flock/lab/plan"
 )
@@ -107,13 +109,98 @@ func drained(t *testing.T, clients *serviceClients) {
 }
 
 func serviceWithoutAPIServer(t *testing.T, clients *serviceClients) {
+	late := newLatePod(t)
 	began := time.Now()
 	if killed := killOn(t, plan.ControlPlane, "kube-apiserver"); killed != 1 {
 		t.Errorf("%d API servers killed", killed)
 	}
+	late.setReady(t, true)
+	late.reached(t, "without API server")
 	time.Sleep(10 * time.Second)
 	mustLab(t, "up")
+	eventually(t, 90*time.Second, func() error {
+		for i, name := range []string{"interim6", "interim4"} {
+			if out := mustLab(t, "exec", late.node, "--", "nft", "list", "map", "inet", "flock-service", name); strings.Contains(out, late.addrs[i]+" ") {
+				return fmt.Errorf("kube-proxy can have its rule by now, and flock still translates: %s", out)
+			}
+		}
+		return nil
+	})
+	late.reached(t, "by kube-proxy")
 	clients.failed(t, "an outage of the API server", began)
+}
+
+// latePod is a pod that is not Ready, of a Service that has no other, as kube-proxy knows.
+type latePod struct {
+	node  string
+	pod   netip.Addr
+	addrs []string // the Service's, IPv6 first
+}
+
+func newLatePod(t *testing.T) *latePod {
+	p := &latePod{node: "node2"}
+	c := newPodClient(t)
+	c.create(t, "services", "late", p.node, nil)
+	apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: late, namespace: services}
+spec:
+  type: LoadBalancer
+  loadBalancerClass: flock.fritzlab.net/bgp
+  externalTrafficPolicy: Local
+  ipFamilyPolicy: RequireDualStack
+  ipFamilies: [IPv6, IPv4]
+  selector: {app: late}
+  ports: [{port: %d}]
+`, cluster.EchoPort))
+	t.Cleanup(func() { mustKubectl(t, "--namespace=services", "delete", "pod/late", "service/late", "--wait=false") })
+	p.pod = podIPs(t, c.ready(t, "services", "late", 1)[0])[0]
+	eventually(t, time.Minute, func() error {
+		out := mustKubectl(t, "--namespace=services", "get", "service", "late", "--output=jsonpath={.status.loadBalancer.ingress[*].ip}")
+		if p.addrs = strings.Fields(out); len(p.addrs) != 2 {
+			return fmt.Errorf("Service late has the addresses %q, want one of each family", out)
+		}
+		return nil
+	})
+	p.reached(t, "before")
+	p.setReady(t, false)
+	eventually(t, time.Minute, func() error {
+		for i, family := range []string{"ip6", "ip"} {
+			if out := mustLab(t, "exec", p.node, "--", "nft", "list", "map", family, "kube-proxy", "service-ips"); strings.Contains(out, p.addrs[i]+" ") {
+				return fmt.Errorf("kube-proxy still has %s", p.addrs[i])
+			}
+			if by := routedBy(t, p.addrs[i]); len(by) > 0 {
+				return fmt.Errorf("%s is announced by the nodes %v, and its pod is not Ready", p.addrs[i], by)
+			}
+		}
+		return nil
+	})
+	return p
+}
+
+// setReady has the pod be Ready, or not, by its next probe.
+func (p *latePod) setReady(t *testing.T, ok bool) {
+	t.Helper()
+	mustLab(t, "exec", plan.Outside, "--", "curl", "--silent", "--fail", "--max-time", "5", "--request", "POST", fmt.Sprintf("http://[%s]:%d/ready?ok=%t", p.pod, cluster.EchoPort, ok))
+}
+
+// reached waits until the Service's addresses are answered from outside.
+func (p *latePod) reached(t *testing.T, when string) {
+	t.Helper()
+	began := time.Now()
+	for _, addr := range p.addrs {
+		if strings.Contains(addr, ":") {
+			addr = "[" + addr + "]"
+		}
+		eventually(t, 30*time.Second, func() error {
+			if out, err := lab("exec", plan.Outside, "--", "curl", "--silent", "--show-error", "--fail", "--max-time", "1", fmt.Sprintf("http://%s:%d/", addr, cluster.EchoPort)); err != nil {
+				return fmt.Errorf("%s: %s: %w %s", when, addr, err, out)
+			}
+			return nil
+		})
+	}
+	t.Logf("%s, Service late is reached at both addresses after %s", when, time.Since(began).Round(10*time.Millisecond))
 }
 
 // configuredTimes is when the BIRD of each node has read its configuration.
