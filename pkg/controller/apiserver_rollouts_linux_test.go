@@ -27,6 +27,7 @@ type followers struct {
 	bad   int32          // the MTU with which a node's sessions go down
 	order []string       // of the nodes that changed their MTU, as node=MTU
 	quiet map[string]int // nodes whose agents do nothing
+	dead  string         // the node whose sessions are down whatever its MTU
 }
 
 func (f *followers) set(change func()) {
@@ -57,18 +58,18 @@ func (f *followers) follow(t *testing.T, s *server, name string, stop <-chan str
 		}
 		f.mu.Lock()
 		_, quiet := f.quiet[name]
-		bad := f.bad
+		bad, dead := f.bad, f.dead == name
 		f.mu.Unlock()
 		if quiet {
 			continue
 		}
-		if err := f.step(t, c, name, bad); err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && t.Context().Err() == nil {
+		if err := f.step(t, c, name, bad, dead); err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && t.Context().Err() == nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32) error {
+func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32, dead bool) error {
 	ctx := t.Context()
 	node := &corev1.Node{}
 	if err := c.Core().Get().Resource("nodes").Name(name).Do(ctx).Into(node); err != nil {
@@ -104,7 +105,7 @@ func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32) e
 	status := v1alpha1.NodeConfigStatus{ObservedGeneration: current.Generation, Conditions: slices.Clone(current.Status.Conditions)}
 	meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: "Ready", Status: metav1.ConditionTrue, Reason: "ServingPods"})
 	up := metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionTrue, Reason: "AllUp"}
-	if current.Spec.MTU == bad {
+	if current.Spec.MTU == bad || dead {
 		up.Status, up.Reason, up.Message = metav1.ConditionFalse, "SomeDown", "tor: down"
 	}
 	changed := meta.SetStatusCondition(&status.Conditions, up)
@@ -190,7 +191,7 @@ func waves(t *testing.T, s *server) {
 	}
 
 	// The remedy begins with the node that is down; then come waves of two.
-	f.set(func() { f.bad, f.order = 0, nil })
+	f.set(func() { f.order = nil })
 	template(1350)
 	progress("6/6 3=3 True Complete")
 	got := f.changes()
@@ -202,6 +203,9 @@ func waves(t *testing.T, s *server) {
 	}
 	if want := []string{"wave0=1350", "wave1=1350", "wave2=1350", "wave3=1350", "wave4=1350", "wave5=1350"}; !slices.Equal(got, want) {
 		t.Errorf("the waves are %v, want %v", got, want)
+	}
+	if got := s.Kubectl("", "get", "nodeconfigs", "wave0", "wave1", "--output=jsonpath={.items[*].status.templateTurn.nodeState}"); got != "Broken Available" {
+		t.Errorf("wave0 and wave1 were found %s at their turns, want Broken Available", got)
 	}
 
 	// What was set back is not waited for: no node differs.
@@ -215,18 +219,55 @@ func waves(t *testing.T, s *server) {
 	}
 
 	// A change that cuts the node off from the API server too: the kubelet is silent before the
-	// deadline, and the roll-out stops there all the same.
+	// deadline, and the roll-out stops there all the same. wave0, which has not followed the last
+	// turn, is not the first again.
+	f.set(func() { f.quiet["wave1"] = 0 })
 	template(1330)
-	for deadline := time.Now().Add(20 * time.Second); s.Kubectl("", "get", "nodeconfig", "wave0", "--output=jsonpath={.status.templateTurn.generation}") != "6"; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); s.Kubectl("", "get", "nodeconfig", "wave1", "--output=jsonpath={.status.templateTurn.generation}") != "6"; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("wave0 does not get its turn")
+			t.Fatal("wave1 does not get its turn")
 		}
 	}
-	s.Kubectl("", "patch", "node", "wave0", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"Unknown","reason":"NodeStatusUnknown"}]}}`)
-	progress("6=6 False ProgressDeadlineExceeded: generation 6: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0")
+	s.Kubectl("", "patch", "node", "wave1", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"Unknown","reason":"NodeStatusUnknown"}]}}`)
+	progress("6=6 False ProgressDeadlineExceeded: generation 6: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave1")
 	if got := f.changes(); len(got) > 0 {
 		t.Errorf("%v changed after the first node was cut off", got)
 	}
+
+	// One that nothing repairs does not hold up the remedy: another node tries it after the
+	// deadline.
+	s.Kubectl("", "patch", "node", "wave1", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady"}]}}`)
+	f.set(func() { f.quiet, f.dead = map[string]int{}, "wave0" })
+	template(1350)
+	progress("6/6 7=7 True Complete")
+	f.set(func() { f.bad = 1300 })
+	template(1300)
+	progress("8=8 False ProgressDeadlineExceeded: generation 8: 1 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave1")
+	f.set(func() { f.bad, f.dead = 0, "wave1" })
+	template(1340)
+	progress("6/6 9=9 True Complete")
+
+	// A node whose turn the API server does not take does not hold up the others.
+	refuse := `{"apiVersion":"admissionregistration.k8s.io/v1","kind":"ValidatingAdmissionPolicy%s","metadata":{"name":"refuse-wave0"},"spec":%s}`
+	s.apply(t, fmt.Sprintf(refuse, "", `{"matchConstraints":{"resourceRules":[{"apiGroups":["flock.fritzlab.net"],"apiVersions":["*"],"resources":["nodeconfigs/status"],"operations":["UPDATE"]}]},
+		"validations":[{"expression":"object.metadata.name != 'wave0' || object.status.?templateTurn == oldObject.status.?templateTurn","message":"not wave0"}]}`))
+	s.apply(t, fmt.Sprintf(refuse, "Binding", `{"policyName":"refuse-wave0","validationActions":["Deny"]}`))
+	free := func() {
+		s.Kubectl("", "delete", "validatingadmissionpolicybinding,validatingadmissionpolicy", "refuse-wave0", "--ignore-not-found")
+	}
+	t.Cleanup(free)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := s.TryKubectl("", "patch", "nodeconfig", "wave0", "--subresource=status", "--type=merge", `--patch={"status":{"templateTurn":{"sessionsUp":1}}}`, "--dry-run=server"); err != nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal("the policy that refuses turns is not in force")
+		}
+	}
+	f.set(func() { f.dead = "" })
+	template(1360)
+	progress("5/6 10=10 False ProgressDeadlineExceeded: generation 10: 5 of 6 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: wave0: ")
+	free()
+	progress("6/6 10=10 True Complete")
 	end()
 
 	for _, bad := range []string{`0`, `"0%"`, `"101%"`, `"x"`, `-1`} {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,8 +23,8 @@ import (
 )
 
 // rollouts gives nodes the turns to follow changes of templates. The agents write the
-// NodeConfigs. All that it must remember is in the NodeConfigs: another instance goes on
-// where this one ends.
+// NodeConfigs. All that it must remember is in the objects: another instance goes on where
+// this one ends. It then takes a node that is not available for one that its change broke.
 type rollouts struct {
 	world   *world
 	api     *kube.Client
@@ -31,20 +32,50 @@ type rollouts struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	members map[types.UID]*member // NodeConfigs
+	members map[types.UID]*member   // NodeConfigs
+	reports map[types.UID]*reported // NodeConfigTemplates
 }
 
 // member is what is known of a NodeConfig.
 type member struct {
 	of       madeOf
-	template *v1alpha1.NodeConfigTemplate // nil: none applies
+	template string // "": none applies
 	updated  bool
 
-	available struct { // since when, with which spec
-		since      time.Time
-		generation int64
+	turn    written[*v1alpha1.TemplateTurn]
+	began   began
+	seen    fleet.Availability
+	refused string // why the API server did not take the node's turn
+}
+
+// began is when this instance has seen a turn first.
+type began struct {
+	turn *v1alpha1.TemplateTurn
+	at   time.Time
+}
+
+// reported is what was written of a template last, and when.
+type reported struct {
+	status written[v1alpha1.NodeConfigTemplateStatus]
+	at     time.Time
+}
+
+// written is a value that was written: the cache may not have it yet.
+type written[T any] struct {
+	cached T  // what the cache had last
+	value  *T // what was written since; nil: the cache has it
+}
+
+func (w *written[T]) set(value T) { w.value = &value }
+
+// latest is the value at the API server, as far as it is known: what was written, until the
+// cache has anything else than it had.
+func (w *written[T]) latest(cached T) T {
+	if w.value == nil || !equality.Semantic.DeepEqual(cached, w.cached) {
+		*w = written[T]{cached: cached}
+		return cached
 	}
-	given *v1alpha1.TemplateTurn // which the cache may not have yet
+	return *w.value
 }
 
 // madeOf is all that decides which template a NodeConfig is made from, and whether it is
@@ -60,11 +91,14 @@ const (
 	conditionProgressing = "Progressing"
 	rolloutsPause        = 500 * time.Millisecond // between two passes
 	turnWriters          = 16                     // at a time
+	// Each write of a template's status goes to all agents: one that says nothing new but
+	// counts and reasons waits for so long after the last.
+	reportPause = time.Minute
 )
 
 // Run works until ctx ends.
 func (r *rollouts) Run(ctx context.Context) {
-	r.members = map[types.UID]*member{}
+	r.members, r.reports = map[types.UID]*member{}, map[types.UID]*reported{}
 	changed := cell.Signal()
 	r.world.heard.Notify(changed)
 	retry := backoff.Backoff{First: 500 * time.Millisecond, Last: 30 * time.Second, Jitter: 0.2}
@@ -76,6 +110,9 @@ func (r *rollouts) Run(ctx context.Context) {
 		}
 		delay := retry.Next()
 		r.log.Warn("cannot roll out a NodeConfigTemplate, will retry", "error", err, "retry", delay)
+		if again >= 0 {
+			delay = min(delay, again) // the other nodes and templates do not wait for it
+		}
 		return delay
 	})
 }
@@ -86,6 +123,17 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 	now := time.Now()
 	seen := r.world.templatesSeen.Load() // first: a change meanwhile is looked at again
 	templates := r.world.templates.List()
+	there := map[types.UID]bool{}
+	for i, t := range templates {
+		there[t.UID] = true
+		if r.reports[t.UID] == nil {
+			r.reports[t.UID] = &reported{}
+		}
+		latest := *t
+		latest.Status = r.reports[t.UID].status.latest(t.Status)
+		templates[i] = &latest
+	}
+	maps.DeleteFunc(r.reports, func(uid types.UID, _ *reported) bool { return !there[uid] })
 	of := r.observe(templates, seen, now)
 	again = -1
 	stopped := int64(0)
@@ -94,14 +142,18 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 		if rollout.Reason == fleet.RolloutStopped {
 			stopped++
 		}
-		if rollout.Again >= 0 && (again < 0 || rollout.Again < again) {
-			again = rollout.Again
-		}
-		if err := r.giveTurns(ctx, t, rollout.Next, now); err != nil {
+		given, err := r.giveTurns(ctx, t, rollout.Next)
+		if err != nil {
 			failed = err
 		}
-		if err := r.report(ctx, t, rollout, now); err != nil {
+		wait, err := r.report(ctx, t, rollout, given > 0, now)
+		if err != nil {
 			failed = err
+		}
+		for _, after := range []time.Duration{rollout.Again, wait} {
+			if after >= 0 && (again < 0 || after < again) {
+				again = after
+			}
 		}
 	}
 	r.metrics.stopped.Store(stopped)
@@ -112,6 +164,10 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 // without those of nodes of which nothing is heard. A node that has the turn counts whether it
 // is heard or not: the change may have cut it off.
 func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now time.Time) map[string][]fleet.Member {
+	byName := map[string]*v1alpha1.NodeConfigTemplate{}
+	for _, t := range all {
+		byName[t.Name] = t
+	}
 	of := map[string][]fleet.Member{}
 	there := map[types.UID]bool{}
 	for _, nc := range r.world.configs.List() {
@@ -127,73 +183,83 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		}
 		if made := (madeOf{nc.Generation, fleet.Templated(nc), node, seen}); m.of != made {
 			v := fleet.Decide(fleet.NodeOf(node), nc, all)
-			m.of, m.template, m.updated = made, v.Template, fleet.UpToDate(v, nc)
+			m.of, m.updated, m.template = made, fleet.UpToDate(v, nc), ""
+			if v.Template != nil {
+				m.template = v.Template.Name
+			}
 		}
-		if generation := nc.Generation; !fleet.Available(nc) {
-			m.available.since = time.Time{}
-		} else if m.available.since.IsZero() || m.available.generation != generation {
-			m.available.since, m.available.generation = now, generation
-		}
-		if m.template == nil {
+		t := byName[m.template]
+		if t == nil {
 			continue
 		}
-		turn := nc.Status.TemplateTurn
-		if m.given != nil && (turn == nil || !m.given.Time.Before(&turn.Time)) {
-			turn = m.given
+		turn := m.turn.latest(nc.Status.TemplateTurn)
+		if !equality.Semantic.DeepEqual(m.began.turn, turn) {
+			m.began = began{turn, now}
 		}
-		if _, _, dead := silence(node); dead && !fleet.InWave(turn, m.template) {
+		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Refused: m.refused}
+		m.seen.See(is.Available(t), nc.Generation, now)
+		is.Seen = m.seen
+		if _, _, dead := silence(node); dead && !fleet.InWave(turn, t) {
 			continue
 		}
-		of[m.template.Name] = append(of[m.template.Name], fleet.Member{Config: nc, Updated: m.updated, Turn: turn, AvailableSince: m.available.since})
+		of[t.Name] = append(of[t.Name], is)
 	}
 	maps.DeleteFunc(r.members, func(uid types.UID, _ *member) bool { return !there[uid] })
 	return of
 }
 
-func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate, next []*v1alpha1.NodeConfig, now time.Time) (failed error) {
-	if len(next) == 0 {
-		return nil
-	}
-	turn := v1alpha1.TemplateTurn{Template: t.Name, Generation: t.Generation, Time: metav1.NewTime(now.Truncate(time.Second))}
+// giveTurns returns how many nodes have got their turn.
+func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate, next []fleet.Turn) (given int, failed error) {
 	var (
-		mu      sync.Mutex // guards failed
+		mu      sync.Mutex // guards given and failed
 		writers sync.WaitGroup
 		slots   = make(chan struct{}, turnWriters)
 	)
-	for _, nc := range next {
-		m := r.members[nc.UID]
+	for _, n := range next {
+		m := r.members[n.Config.UID]
 		slots <- struct{}{}
 		writers.Go(func() {
 			defer func() { <-slots }()
-			err := r.api.PatchTemplateTurn(ctx, nc, turn)
-			switch {
-			case err == nil:
-				m.given = &turn
-			case apierrors.IsNotFound(err), apierrors.IsConflict(err): // it is another object by now
-			default:
-				mu.Lock()
-				defer mu.Unlock()
-				failed = fmt.Errorf("NodeConfigTemplate %s: give node %s its turn: %w", t.Name, nc.Name, err)
+			err := r.api.PatchTemplateTurn(ctx, n.Config, n.Turn)
+			if apierrors.IsConflict(err) { // it is another object by now
+				return
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			m.refused = ""
+			if err != nil {
+				if refused(err) {
+					m.refused = err.Error()
+				}
+				failed = fmt.Errorf("NodeConfigTemplate %s: give node %s its turn: %w", t.Name, n.Config.Name, err)
+				return
+			}
+			m.turn.set(&n.Turn)
+			given++
 		})
 	}
 	writers.Wait()
-	r.log.Info("gave nodes the turn to follow a template", "template", t.Name, "generation", t.Generation, "nodes", len(next), "first", next[0].Name)
-	return failed
+	if given > 0 {
+		r.log.Info("gave nodes the turn to follow a template", "template", t.Name, "generation", t.Generation, "nodes", given, "first", next[0].Config.Name)
+	}
+	return given, failed
 }
 
-// report writes how far a template is, when a wave begins, stops or ends. Each write goes to
-// all agents, so what changes in between is not worth one.
-func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, rollout fleet.Rollout, now time.Time) error {
+// refused says whether the API server will answer the same again, for this object at least.
+func refused(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err)
+}
+
+// report writes how far a template is: at once when a wave begins, stops or ends, and what
+// changes in between when it is due. It returns after how long that is; negative: nothing is.
+func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, rollout fleet.Rollout, began bool, now time.Time) (time.Duration, error) {
 	was := meta.FindStatusCondition(t.Status.Conditions, conditionProgressing)
 	reason := string(rollout.Reason)
 	same := was != nil && was.Reason == reason && was.ObservedGeneration == t.Generation
-	if same && len(rollout.Next) == 0 && (rollout.Reason != fleet.RolloutComplete || t.Status.Nodes == int32(rollout.Nodes)) {
-		return nil
-	}
-	status := v1alpha1.NodeConfigTemplateStatus{
-		ObservedGeneration: t.Generation, Nodes: int32(rollout.Nodes), UpdatedNodes: int32(rollout.Updated),
-		Conditions: append([]metav1.Condition{}, t.Status.Conditions...),
+	status := *t.Status.DeepCopy()
+	status.ObservedGeneration, status.Nodes, status.UpdatedNodes = t.Generation, int32(rollout.Nodes), int32(rollout.Updated)
+	if rollout.Completed != nil {
+		status.LastCompleteTime = rollout.Completed
 	}
 	c := metav1.Condition{Type: conditionProgressing, Status: metav1.ConditionTrue, Reason: reason, Message: rollout.Message, ObservedGeneration: t.Generation}
 	if rollout.Reason == fleet.RolloutStopped {
@@ -201,18 +267,27 @@ func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, r
 	}
 	c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second))
 	meta.SetStatusCondition(&status.Conditions, c)
-	if err := r.api.PatchTemplateStatus(ctx, t, status); err != nil {
-		if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // it is another object by now
-			return nil
-		}
-		return fmt.Errorf("NodeConfigTemplate %s: write its status: %w", t.Name, err)
+	if equality.Semantic.DeepEqual(status, t.Status) {
+		return -1, nil
 	}
+	last := r.reports[t.UID]
+	if wait := last.at.Add(reportPause).Sub(now); same && !began && wait > 0 {
+		return wait, nil
+	}
+	if err := r.api.PatchTemplateStatus(ctx, t, status); err != nil {
+		if apierrors.IsConflict(err) { // it is another object by now
+			return -1, nil
+		}
+		return -1, fmt.Errorf("NodeConfigTemplate %s: write its status: %w", t.Name, err)
+	}
+	last.status.set(status)
+	last.at = now
 	switch {
-	case rollout.Reason == fleet.RolloutStopped:
+	case rollout.Reason == fleet.RolloutStopped && !same:
 		r.log.Error("the roll-out of a template stops", "template", t.Name, "message", rollout.Message)
 		r.events.ObjectEvent(kube.NodeConfigTemplate, "", t.Name, t.UID, kube.Warning, "RolloutStopped", "RollOut", rollout.Message)
 	case rollout.Reason == fleet.RolloutComplete && was != nil && was.ObservedGeneration == t.Generation && !same:
 		r.events.ObjectEvent(kube.NodeConfigTemplate, "", t.Name, t.UID, kube.Normal, "RolloutComplete", "RollOut", rollout.Message)
 	}
-	return nil
+	return -1, nil
 }

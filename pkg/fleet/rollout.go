@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -72,11 +73,38 @@ type Member struct {
 	Config *v1alpha1.NodeConfig
 	// Updated: the spec is what the template says.
 	Updated bool
-	// Turn is the last that the node was given, or nil.
-	Turn *v1alpha1.TemplateTurn
-	// AvailableSince is since when the node is known to be available with the spec that it
-	// has; zero: it is not.
-	AvailableSince time.Time
+	// Turn is the last that the node was given, or nil. Began is when the caller has seen it
+	// first: a clock that was wrong may have put the turn's own time into the future.
+	Turn  *v1alpha1.TemplateTurn
+	Began time.Time
+	// Seen is what the caller has seen of the node's availability.
+	Seen Availability
+	// Refused is why the API server did not take a turn of the node; empty: it did, or nobody
+	// has tried.
+	Refused string
+}
+
+// Availability is when a node was available last, without a break and with one spec, by the
+// observer's clock: conditions have the times of the node's.
+type Availability struct {
+	Since, Until time.Time
+	generation   int64
+	now          bool
+}
+
+// See notes that a node with this generation of its NodeConfig is available, or is not.
+func (a *Availability) See(available bool, generation int64, now time.Time) {
+	if available && (!a.now || a.generation != generation) {
+		a.Since, a.generation = now, generation
+	}
+	if available || a.now {
+		a.Until = now
+	}
+	a.now = available
+}
+
+func (a Availability) lasted(stable time.Duration) bool {
+	return !a.Since.IsZero() && a.Until.Sub(a.Since) >= stable
 }
 
 // RolloutReason is the reason of a template's condition Progressing.
@@ -93,70 +121,101 @@ const (
 type Rollout struct {
 	Nodes, Updated int
 	// Next are the nodes whose turn it is now.
-	Next   []*v1alpha1.NodeConfig
+	Next   []Turn
 	Reason RolloutReason
 	// Message for the operator.
 	Message string
 	// Again is after how long time alone may change this; negative: never.
 	Again time.Duration
+	// Completed is the time for the template's LastCompleteTime, if the reason is
+	// RolloutComplete and turns are to become history.
+	Completed *metav1.Time
+}
+
+// Turn is a turn for a node.
+type Turn struct {
+	Config *v1alpha1.NodeConfig
+	Turn   v1alpha1.TemplateTurn
+}
+
+// rollout is a template's roll-out at a moment.
+type rollout struct {
+	template         *v1alpha1.NodeConfigTemplate
+	stable, deadline time.Duration
+	now              time.Time
 }
 
 // Next says whose turn it is. The nodes of one wave get it together; the next wave begins
-// when all of them are available. The first wave of a generation has one node.
+// when all of them are available. The first wave of a generation, and of nodes that other
+// changes have moved to the template since it was complete, has one node.
 //
-// A node that was unavailable before its turn proves nothing about the template, so it comes
-// after all others, and no wave waits for it unless it is the first. A node that became
-// unavailable when it followed an earlier generation comes first, with all that are like it:
-// they wait for the remedy, and one that it does not help does not hold up the others.
+// A node that was not available when it got its turn proves nothing if it stays so: waves wait
+// for it until the deadline at most, and not at all once another node has proven the change.
+// Those that became unavailable when they followed an earlier turn come first, all together:
+// they wait for the remedy. The others come last.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
-	stable := seconds(t.Spec.MinReadySeconds, 60)
+	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
-	deadline := max(seconds(t.Spec.ProgressDeadlineSeconds, 180), stable+time.Second)
+	ro.deadline = max(seconds(t.Spec.ProgressDeadlineSeconds, 180), ro.stable+time.Second)
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
 	proven := false
 	for _, m := range members {
-		inWave := InWave(m.Turn, t)
 		if m.Updated {
 			r.Updated++
-		} else if !inWave {
+		}
+		switch inWave := InWave(m.Turn, t); {
+		case inWave && !m.past(t):
+			wave = append(wave, m)
+			proven = proven || ro.passes(m)
+		case !inWave && !m.Updated:
 			pending = append(pending, m)
 		}
-		if inWave {
-			wave = append(wave, m)
-			proven = proven || m.Updated && m.availableFor(stable, now)
-		}
 	}
-	var late []string
+	var late, unhelped []string
 	waiting := 0
 	for _, m := range wave {
-		excused := !m.available() && !m.brokenWithin(deadline) && (proven || len(pending) == 0)
-		if m.Updated && (m.availableFor(stable, now) || excused) {
+		left := ro.left(m)
+		up := m.followed(t) && m.Available(t)
+		witness := m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
+		switch {
+		case ro.passes(m), witness && m.followed(t) && ro.brokeLater(m):
+			continue
+		case !witness && !up && (left <= 0 || proven && m.followed(t)):
+			unhelped = append(unhelped, m.fault(t))
 			continue
 		}
 		waiting++
-		if left := m.Turn.Time.Add(deadline).Sub(now); left > 0 {
+		if left > 0 {
 			r.again(left)
-		} else if !m.Updated || m.AvailableSince.IsZero() {
-			late = append(late, m.fault())
+		} else if !up {
+			late = append(late, m.fault(t))
 		}
-		if !m.AvailableSince.IsZero() {
-			r.again(max(0, m.AvailableSince.Add(stable).Sub(now)))
+		if up {
+			r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))
 		}
 	}
 	progress := fmt.Sprintf("generation %d: %d of %d nodes are updated", t.Generation, r.Updated, r.Nodes)
 	switch {
 	case len(late) > 0:
 		r.Reason = RolloutStopped
-		r.Message = fmt.Sprintf("%s; stopped, as %d of the last wave are not available %s after it began: %s: fix the template, or set it back to what it was, and these nodes follow first; or repair the nodes, and the next wave begins",
-			progress, len(late), deadline, list(late))
+		r.Message = fmt.Sprintf("%s; stopped, as %d of the last wave are not available %s after it began: %s: fix the template, or set it back to what it was, and these nodes follow first; or repair the nodes, and the next wave begins; or take a node out of the template: kubectl label nodeconfig NODE %s-",
+			progress, len(late), ro.deadline, list(late), v1alpha1.TemplateLabel)
 	case waiting > 0:
 		r.Message = fmt.Sprintf("%s, and %d of the last wave must become available", progress, waiting)
 	case len(pending) == 0:
 		r.Reason, r.Message = RolloutComplete, progress
+		r.Completed = completed(t, wave, now)
 	default:
-		r.Next = nextWave(t, pending, len(members), proven, deadline)
+		r.Next = ro.nextWave(pending, len(members), proven)
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
+		if !proven && len(unhelped) > 0 {
+			r.Message += fmt.Sprintf("; it has not made available what was not before: %s", list(unhelped))
+		}
+		if refused := refusals(pending); len(refused) == len(pending) {
+			r.Reason = RolloutStopped
+			r.Message = fmt.Sprintf("%s; stopped, as the API server does not take the turn of those that are left, which is tried again: %s", progress, list(refused))
+		}
 	}
 	return r
 }
@@ -167,7 +226,22 @@ func (r *Rollout) again(after time.Duration) {
 	}
 }
 
-func nextWave(t *v1alpha1.NodeConfigTemplate, pending []Member, nodes int, proven bool, deadline time.Duration) (next []*v1alpha1.NodeConfig) {
+// completed makes the turns of the last wave history. No turn is later, whichever clock made it.
+func completed(t *v1alpha1.NodeConfigTemplate, wave []Member, now time.Time) *metav1.Time {
+	if len(wave) == 0 && t.Status.LastCompleteTime != nil {
+		return nil
+	}
+	last := metav1.NewTime(now.Truncate(time.Second))
+	for _, m := range wave {
+		if last.Before(&m.Turn.Time) {
+			last = m.Turn.Time
+		}
+	}
+	return &last
+}
+
+func (ro rollout) nextWave(pending []Member, nodes int, proven bool) (next []Turn) {
+	t := ro.template
 	size := 1
 	if proven || atOnce(t) {
 		m := maxUnavailable(t)
@@ -175,73 +249,107 @@ func nextWave(t *v1alpha1.NodeConfigTemplate, pending []Member, nodes int, prove
 			size = max(1, n)
 		}
 	}
-	const broken, available, unavailable = 0, 1, 2
+	at := metav1.NewTime(ro.now.Truncate(time.Second))
+	if last := t.Status.LastCompleteTime; last != nil && !last.Before(&at) {
+		at = metav1.NewTime(last.Add(time.Second)) // or the turn would be history already
+	}
+	const broken, available, unavailable, refused = 0, 1, 2, 3
 	rank := func(m Member) int {
-		switch {
-		case m.available():
-			return available
-		case m.brokenWithin(deadline):
-			return broken
+		if m.Refused != "" {
+			return refused
 		}
-		return unavailable
+		return map[v1alpha1.NodeState]int{v1alpha1.NodeBroken: broken, v1alpha1.NodeAvailable: available, v1alpha1.NodeUnavailable: unavailable}[ro.state(m)]
 	}
 	slices.SortFunc(pending, func(a, b Member) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
+	first := rank(pending[0])
 	for _, m := range pending {
-		switch first := rank(pending[0]); {
-		case first == broken && rank(m) == broken: // all of them, whatever a wave may have
-		case first == broken, len(next) == size, first != unavailable && rank(m) == unavailable:
+		// What is broken comes together, whatever a wave may have.
+		if first != broken && len(next) == size || !atOnce(t) && rank(m) != first {
 			return next
 		}
-		next = append(next, m.Config)
+		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
+			Template: t.Name, Generation: t.Generation, Time: at, NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config),
+		}})
 	}
 	return next
 }
 
-// availableFor says whether the node has been available that long.
-func (m Member) availableFor(stable time.Duration, now time.Time) bool {
-	return !m.AvailableSince.IsZero() && now.Sub(m.AvailableSince) >= stable
+// state is how a node is found that is about to get its turn.
+func (ro rollout) state(m Member) v1alpha1.NodeState {
+	switch {
+	case m.Turn != nil && m.ignored() && ro.left(m) <= 0:
+		return v1alpha1.NodeUnavailable
+	case m.Available(ro.template):
+		return v1alpha1.NodeAvailable
+	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, m.past(ro.template), ro.brokeLater(m):
+		return v1alpha1.NodeUnavailable
+	}
+	return v1alpha1.NodeBroken
 }
 
-func (m Member) available() bool { return len(faults(m.Config)) == 0 }
+// passes says whether the node has followed, and has been available for long enough since.
+func (ro rollout) passes(m Member) bool {
+	return m.followed(ro.template) && m.Available(ro.template) && m.Seen.lasted(ro.stable)
+}
 
-// brokenWithin says whether the node became unavailable by its last turn: at most that long
-// after it, or not seen to apply it.
-func (m Member) brokenWithin(deadline time.Duration) bool {
-	if m.Turn == nil {
-		return false
+// brokeLater says whether the node was seen available so long after its turn that the change
+// is not the cause of what is wrong now.
+func (ro rollout) brokeLater(m Member) bool {
+	return !m.Available(ro.template) && m.Seen.generation == m.Config.Generation && m.Seen.lasted(ro.stable) && !m.Seen.Until.Before(m.began().Add(ro.deadline))
+}
+
+// left is how long the node of a wave has to become available.
+func (ro rollout) left(m Member) time.Duration { return m.began().Add(ro.deadline).Sub(ro.now) }
+
+func (m Member) began() time.Time {
+	if at := m.Turn.Time.Time; at.Before(m.Began) || m.Began.IsZero() {
+		return at
 	}
-	for _, c := range faults(m.Config) {
-		since := c.LastTransitionTime
-		if since.IsZero() || !since.Time.Before(m.Turn.Time.Time) && since.Time.Before(m.Turn.Time.Add(deadline)) {
-			return true
-		}
-	}
-	return false
+	return m.Began
+}
+
+// past says whether the node's turn is of a roll-out that was complete.
+func (m Member) past(t *v1alpha1.NodeConfigTemplate) bool {
+	last := t.Status.LastCompleteTime
+	return last != nil && m.Turn.Template == t.Name && !last.Before(&m.Turn.Time)
+}
+
+// followed says whether the node has followed this generation of t, even if its own facts have
+// changed since.
+func (m Member) followed(t *v1alpha1.NodeConfigTemplate) bool {
+	return m.Updated || follows(m.Config, t)
+}
+
+// ignored says whether the node has not followed its last turn.
+func (m Member) ignored() bool {
+	made, err := strconv.ParseInt(m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation], 10, 64)
+	return err == nil && m.Config.Labels[v1alpha1.TemplateLabel] == m.Turn.Template && made < m.Turn.Generation
 }
 
 // fault is why the node is not available, with its name.
-func (m Member) fault() string {
+func (m Member) fault(t *v1alpha1.NodeConfigTemplate) string {
 	name := m.Config.Name
-	if !m.Updated {
+	if !m.followed(t) {
 		return fmt.Sprintf("%s has not followed: see the log of its agent", name)
 	}
-	for _, c := range faults(m.Config) {
+	for _, c := range m.faults(t) {
 		return fmt.Sprintf("%s: %s is %s: %s", name, c.Type, c.Status, cmp.Or(c.Message, c.Reason))
 	}
 	return name
 }
 
-// Available says whether a node serves its pods and is reached, as far as its agent has
+// Available says whether a node of t serves its pods and is reached, as far as its agent has
 // reported with the spec that it has now.
-func Available(nc *v1alpha1.NodeConfig) bool { return len(faults(nc)) == 0 }
+func (m Member) Available(t *v1alpha1.NodeConfigTemplate) bool { return len(m.faults(t)) == 0 }
 
 // faults are the conditions for which the node is unavailable. Ready says neither
 // that the agent has taken the newest spec nor that routers know the way to the pods, so the
-// conditions of these count too. A condition without a time stands for a spec that the agent
-// has not reported about yet.
-func faults(nc *v1alpha1.NodeConfig) (all []metav1.Condition) {
+// conditions of these count too. SessionsUp does not say that the sessions that were up
+// before the turn are not asked for any more.
+func (m Member) faults(t *v1alpha1.NodeConfigTemplate) (all []metav1.Condition) {
+	nc := m.Config
 	ready := meta.FindStatusCondition(nc.Status.Conditions, "Ready")
 	if ready == nil || nc.Status.ObservedGeneration != nc.Generation {
 		return []metav1.Condition{{Type: "Ready", Status: metav1.ConditionUnknown, Message: fmt.Sprintf("its agent has not reported about generation %d of the NodeConfig: see its log", nc.Generation)}}
@@ -254,15 +362,46 @@ func faults(nc *v1alpha1.NodeConfig) (all []metav1.Condition) {
 			all = append(all, *c)
 		}
 	}
+	if InWave(m.Turn, t) && !atOnce(t) && m.Turn.SessionsUp > 0 && sessionsUp(nc) == 0 {
+		all = append(all, metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionUnknown, Message: fmt.Sprintf(
+			"the node had %d sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%%", m.Turn.SessionsUp)})
+	}
 	return all
 }
 
-// list is the first of what there is.
-func list(all []string) string {
-	const most = 3
-	slices.Sort(all)
-	if len(all) > most {
-		return fmt.Sprintf("%s; and %d more", strings.Join(all[:most], "; "), len(all)-most)
+func sessionsUp(nc *v1alpha1.NodeConfig) (n int32) {
+	for _, s := range nc.Status.Sessions {
+		if s.Up {
+			n++
+		}
 	}
-	return strings.Join(all, "; ")
+	return n
+}
+
+// refusals are the errors of those whose turn the API server did not take.
+func refusals(pending []Member) (all []string) {
+	for _, m := range pending {
+		if m.Refused != "" {
+			all = append(all, fmt.Sprintf("%s: %s", m.Config.Name, m.Refused))
+		}
+	}
+	return all
+}
+
+// list is the first of what there is, each shortened: a condition's message has an end.
+func list(all []string) string {
+	const most, longest = 3, 500
+	slices.Sort(all)
+	rest := ""
+	if len(all) > most {
+		rest = fmt.Sprintf("; and %d more", len(all)-most)
+		all = all[:most]
+	}
+	all = slices.Clone(all)
+	for i, text := range all {
+		if len(text) > longest {
+			all[i] = strings.ToValidUTF8(text[:longest], "") + "…"
+		}
+	}
+	return strings.Join(all, "; ") + rest
 }

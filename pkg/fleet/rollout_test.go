@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -16,88 +17,164 @@ import (
 
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
-// rolloutMember is a node in words: "updated", "turn=GENERATION@SECONDS" before noon, "lag" (its agent
-// has not reported), "CONDITION=False@SECONDS", "since=SECONDS" (available, default 60; 0 for a
-// node that is not).
+// rolloutMember is a node in words, with times in seconds before noon: "updated",
+// "turn=GENERATION@SECONDS", "as=STATE" (that of its turn), "began=SECONDS" (of its turn),
+// "made=GENERATION" (of the template), "lag" (its agent has not reported), "CONDITION=False",
+// "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
+// before the one that it has), "sessions=N" (up), "had=N"
+// (up when it got its turn), "refused".
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
 	m := Member{Config: &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 7}}}
+	m.Config.Labels = map[string]string{v1alpha1.TemplateLabel: "all"}
 	m.Config.Status.ObservedGeneration = 7
-	ago := func(s string) metav1.Time {
+	number := func(s string) int {
 		n, err := strconv.Atoi(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return metav1.NewTime(noon.Add(-time.Duration(n) * time.Second))
+		return n
 	}
-	conditions := map[string]metav1.Condition{"Ready": {Type: "Ready", Status: metav1.ConditionTrue, LastTransitionTime: ago("1000")}}
-	since := "60"
+	ago := func(s string) time.Time { return noon.Add(-time.Duration(number(s)) * time.Second) }
+	conditions := map[string]metav1.Condition{"Ready": {Type: "Ready", Status: metav1.ConditionTrue}}
+	up, spec := "", int64(7)
 	for _, w := range strings.Fields(words) {
 		key, value, _ := strings.Cut(w, "=")
-		value, at, _ := strings.Cut(value, "@")
 		switch key {
 		case "updated":
 			m.Updated = true
 		case "lag":
 			m.Config.Status.ObservedGeneration = 6
 		case "turn":
-			g, _ := strconv.ParseInt(value, 10, 64)
-			m.Turn = &v1alpha1.TemplateTurn{Template: "all", Generation: g, Time: ago(at)}
-		case "since":
-			since = value
+			generation, at, _ := strings.Cut(value, "@")
+			m.Turn = &v1alpha1.TemplateTurn{Template: "all", Generation: int64(number(generation)), Time: metav1.NewTime(ago(at)), NodeState: v1alpha1.NodeAvailable}
+		case "as":
+			m.Turn.NodeState = v1alpha1.NodeState(value)
+		case "of":
+			m.Turn.Template = value
+		case "had":
+			m.Turn.SessionsUp = int32(number(value))
+		case "sessions":
+			m.Config.Status.Sessions = append(make([]v1alpha1.SessionStatus, 1), slices.Repeat([]v1alpha1.SessionStatus{{Up: true}}, number(value))...)
+		case "began":
+			m.Began = ago(value)
+		case "made":
+			m.Config.Annotations = map[string]string{v1alpha1.TemplateGenerationAnnotation: value}
+		case "before":
+			spec = 6
+		case "refused":
+			m.Refused = "the webhook says no"
+		case "up":
+			up = value
 		default:
-			conditions[key] = metav1.Condition{Type: key, Status: metav1.ConditionStatus(value), Message: "why", LastTransitionTime: ago(at)}
+			conditions[key] = metav1.Condition{Type: key, Status: metav1.ConditionStatus(value), Message: "why"}
 		}
 	}
 	for _, c := range conditions {
 		m.Config.Status.Conditions = append(m.Config.Status.Conditions, c)
 	}
-	if Available(m.Config) {
-		m.AvailableSince = ago(since).Time
+	available := m.Available(template(t, "all", everyNode))
+	if up == "" && available {
+		up = "60-0"
+	}
+	if from, until, ok := strings.Cut(up, "-"); ok {
+		m.Seen.See(true, spec, ago(from))
+		m.Seen.See(available, 7, ago(until))
 	}
 	return m
 }
 
 func TestNextWave(t *testing.T) {
+	const progressing, stopped, complete = RolloutProgressing, RolloutStopped, RolloutComplete
 	for _, tc := range []struct {
-		name    string
-		max     string // maxUnavailable; default 2
-		members []string
-		next    string
-		reason  RolloutReason
-		message string
-		again   time.Duration
+		name     string
+		max      string // maxUnavailable; default 2
+		complete int    // when the template was last, in seconds before noon; 0: never
+		members  []string
+		next     string // NODE, or NODE/STATE if that is not Available
+		reason   RolloutReason
+		message  string
+		again    time.Duration
 	}{
-		{name: "one node first", members: []string{"", "", "", ""}, next: "n0", reason: RolloutProgressing, message: "generation 3: 0 of 4 nodes are updated, and it is the turn of 1 more", again: -1},
-		{name: "nothing to do", members: []string{"updated", "updated"}, reason: RolloutComplete, message: "2 of 2", again: -1},
-		{name: "no nodes", reason: RolloutComplete, message: "0 of 0", again: -1},
-		{name: "the first has not followed", members: []string{"turn=3@5", "", ""}, reason: RolloutProgressing, message: "1 of the last wave must become available", again: 0},
-		{name: "its agent has not reported", members: []string{"updated turn=3@5 lag", "", ""}, reason: RolloutProgressing, message: "must become available", again: 115 * time.Second},
-		{name: "not available for long enough", members: []string{"updated turn=3@5 since=4", "", ""}, reason: RolloutProgressing, again: 6 * time.Second},
-		{name: "the second wave", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: RolloutProgressing, again: -1},
-		{name: "a percentage is rounded up", max: "34%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: RolloutProgressing, again: -1},
-		{name: "a small percentage", max: "1%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1", reason: RolloutProgressing, again: -1},
-		{name: "all at once", max: "100%", members: []string{"", "", ""}, next: "n0 n1 n2", reason: RolloutProgressing, again: -1},
-		{name: "a wave waits for all", members: []string{"updated turn=3@30", "updated turn=3@15", "updated turn=3@15 Ready=False@14", ""}, reason: RolloutProgressing, again: 105 * time.Second},
-		{name: "a wave fails", members: []string{"updated turn=3@230", "updated turn=3@121", "updated turn=3@121 SessionsUp=False@120", ""}, reason: RolloutStopped,
-			message: "1 of the last wave are not available 2m0s after it began: n2: SessionsUp is False: why: fix the template, or set it back", again: -1},
-		{name: "refused by its agent", members: []string{"updated turn=3@121 Accepted=False@120", ""}, reason: RolloutStopped, message: "n0: Accepted is False: why", again: -1},
-		{name: "BIRD refuses it", members: []string{"updated turn=3@121 RoutingConfigured=False@120", ""}, reason: RolloutStopped, message: "n0: RoutingConfigured is False: why", again: -1},
-		{name: "an agent that does not follow", members: []string{"turn=3@121", ""}, reason: RolloutStopped, message: "n0 has not followed: see the log of its agent"},
-		{name: "an agent that does not report", members: []string{"updated turn=3@121 lag", ""}, reason: RolloutStopped, message: "n0: Ready is Unknown: its agent has not reported about generation 7", again: -1},
-		{name: "many fail", members: []string{"updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag"}, reason: RolloutStopped, message: "; and 2 more", again: -1},
-		{name: "the failed wave is repaired", members: []string{"updated turn=3@600", "updated turn=3@500 since=11", ""}, next: "n2", reason: RolloutProgressing, again: -1},
-		{name: "back after the deadline, not for long", members: []string{"updated turn=3@500 since=3", ""}, reason: RolloutProgressing, again: 7 * time.Second},
-		{name: "the remedy begins where it broke", members: []string{"", "turn=2@50 Ready=False@40", "turn=2@50 Ready=False@40"}, next: "n1 n2", reason: RolloutProgressing, again: -1},
-		{name: "all that it broke, and no other", max: "1", members: []string{"turn=2@50 Ready=False@40", "", "turn=2@50 Ready=False@40", "turn=2@50 lag"}, next: "n0 n2 n3", reason: RolloutProgressing, again: -1},
-		{name: "one that the remedy does not help", members: []string{"updated turn=3@20 Ready=False@40", "updated turn=3@20", ""}, next: "n2", reason: RolloutProgressing, again: -1},
-		{name: "what was broken before comes last", members: []string{"Ready=False@999", "", ""}, next: "n1", reason: RolloutProgressing, again: -1},
-		{name: "and in a wave of its own", members: []string{"Ready=False@999", "updated turn=3@20", ""}, next: "n2", reason: RolloutProgressing, again: -1},
-		{name: "and is not waited for", members: []string{"updated turn=3@20 Ready=False@999", "updated turn=3@20", "", "Ready=False@999"}, next: "n2", reason: RolloutProgressing, again: -1},
-		{name: "broken long after an earlier turn", members: []string{"turn=2@5000 Ready=False@40", ""}, next: "n1", reason: RolloutProgressing, again: -1},
-		{name: "all are broken", members: []string{"Ready=False@999", "Ready=False@999", "Ready=False@999"}, next: "n0", reason: RolloutProgressing, again: -1},
-		{name: "all are broken, and the first remains so", members: []string{"updated turn=3@121 Ready=False@999", "Ready=False@999"}, reason: RolloutStopped, message: "n0: Ready is False", again: -1},
-		{name: "broken long after all was done", members: []string{"updated turn=3@5000 Ready=False@40"}, reason: RolloutComplete, message: "1 of 1", again: -1},
+		{name: "one node first", members: []string{"", "", "", ""}, next: "n0", reason: progressing, message: "generation 3: 0 of 4 nodes are updated, and it is the turn of 1 more", again: -1},
+		{name: "nothing to do", members: []string{"updated", "updated"}, reason: complete, message: "2 of 2", again: -1},
+		{name: "no nodes", reason: complete, message: "0 of 0", again: -1},
+		{name: "the first has not followed", members: []string{"turn=3@5", "", ""}, reason: progressing, message: "1 of the last wave must become available", again: 115 * time.Second},
+		{name: "its agent has not reported", members: []string{"updated turn=3@5 lag", "", ""}, reason: progressing, message: "must become available", again: 115 * time.Second},
+		{name: "not available for long enough", members: []string{"updated turn=3@5 up=4-0", "", ""}, reason: progressing, again: 6 * time.Second},
+		{name: "the second wave", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: progressing, again: -1},
+		{name: "a percentage is rounded up", max: "34%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: progressing, again: -1},
+		{name: "a small percentage", max: "1%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "all at once", max: "100%", members: []string{"", "Ready=False", ""}, next: "n0 n2 n1/Unavailable", reason: progressing, again: -1},
+		{name: "a wave waits for all", members: []string{"updated turn=3@30", "updated turn=3@15", "updated turn=3@15 Ready=False", ""}, reason: progressing, again: 105 * time.Second},
+		{name: "a wave fails", members: []string{"updated turn=3@230", "updated turn=3@121", "updated turn=3@121 SessionsUp=False", ""}, reason: stopped,
+			message: "1 of the last wave are not available 2m0s after it began: n2: SessionsUp is False: why: fix the template, or set it back to what it was, and these nodes follow first; or repair the nodes, and the next wave begins; or take a node out of the template: kubectl label nodeconfig NODE flock.fritzlab.net/template-", again: -1},
+		{name: "the last wave fails", members: []string{"updated turn=3@230", "updated turn=3@121 SessionsUp=False"}, reason: stopped, again: -1},
+		{name: "refused by its agent", members: []string{"updated turn=3@121 Accepted=False", ""}, reason: stopped, message: "n0: Accepted is False: why", again: -1},
+		{name: "BIRD refuses it", members: []string{"updated turn=3@121 RoutingConfigured=False", ""}, reason: stopped, message: "n0: RoutingConfigured is False: why", again: -1},
+		{name: "an agent that does not follow", members: []string{"turn=3@121", ""}, reason: stopped, message: "n0 has not followed: see the log of its agent", again: -1},
+		{name: "an agent that does not follow, and fails later", members: []string{"turn=3@900 Ready=False up=900-5", ""}, reason: stopped, message: "n0 has not followed", again: -1},
+		{name: "an agent that does not report", members: []string{"updated turn=3@121 lag", ""}, reason: stopped, message: "n0: Ready is Unknown: its agent has not reported about generation 7", again: -1},
+		{name: "many fail", members: []string{"updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag"}, reason: stopped, message: "; and 2 more", again: -1},
+		{name: "the failed wave is repaired", members: []string{"updated turn=3@600", "updated turn=3@500 up=11-0", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "back after the deadline, not for long", members: []string{"updated turn=3@500 up=3-0", ""}, reason: progressing, again: 7 * time.Second},
+		{name: "another instance of the controller asks for it anew", members: []string{"updated turn=3@500 up=0-0", ""}, reason: progressing, again: 10 * time.Second},
+		{name: "a turn of another template is none", members: []string{"turn=3@20 of=other", ""}, next: "n0", reason: progressing, again: -1},
+
+		// The remedy.
+		{name: "the remedy begins where it broke", members: []string{"", "turn=2@50 Ready=False", "turn=2@50 Ready=False"}, next: "n1/Broken n2/Broken", reason: progressing, again: -1},
+		{name: "all that it broke, and no other", max: "1", members: []string{"turn=2@50 Ready=False", "", "turn=2@50 Ready=False", "turn=2@50 lag"}, next: "n0/Broken n2/Broken n3/Broken", reason: progressing, again: -1},
+		{name: "the second remedy too", members: []string{"", "turn=2@50 as=Broken Ready=False"}, next: "n1/Broken", reason: progressing, again: -1},
+		{name: "whatever their clocks say", members: []string{"", "turn=2@-3600 Ready=False"}, next: "n1/Broken", reason: progressing, again: -1},
+		{name: "what another template broke", complete: 10, members: []string{"", "turn=3@20 of=other Ready=False"}, next: "n1/Broken", reason: progressing, again: -1},
+		{name: "what was not available at an earlier turn either", members: []string{"turn=2@50 as=Unavailable Ready=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "one that the remedy does not help", members: []string{"updated turn=3@20 as=Broken Ready=False", "updated turn=3@20 as=Broken", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "one that the remedy has just helped", members: []string{"updated turn=3@20 as=Broken up=2-0", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "one that the remedy helps late", members: []string{"updated turn=3@121 as=Broken up=2-0", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "the remedy has its time", members: []string{"updated turn=3@20 as=Broken Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
+		{name: "one that nothing repairs", members: []string{"updated turn=3@120 as=Broken Ready=False", "", ""}, next: "n1", reason: progressing, message: "it is the turn of 1 more; it has not made available what was not before: n0: Ready is False: why", again: -1},
+		{name: "one that nothing repairs and that does not follow", members: []string{"turn=3@120 as=Broken Ready=False", "", ""}, next: "n1", reason: progressing, message: "n0 has not followed", again: -1},
+		{name: "one that nothing repairs, and nobody else", members: []string{"updated turn=3@120 as=Broken Ready=False", "updated"}, reason: complete, message: "2 of 2", again: -1},
+		{name: "the next that tries is broken by it", members: []string{"updated turn=3@240 as=Broken Ready=False", "updated turn=3@120 Ready=False", ""}, reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n1", again: -1},
+		{name: "one that has not followed an older turn comes last", members: []string{"turn=2@121 made=1", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "also if nothing is known of it", members: []string{"turn=2@121 made=1 lag", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "unless it had no time to", members: []string{"turn=2@20 made=1", ""}, next: "n0", reason: progressing, again: -1},
+		{name: "and is not waited for", members: []string{"turn=3@121 as=Unavailable made=1", "updated turn=3@500"}, reason: complete, message: "1 of 2", again: -1},
+
+		// What other things than the change have broken.
+		{name: "what was not available before comes last", members: []string{"Ready=False", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "and in a wave of its own", members: []string{"Ready=False", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "and no wave waits for it", members: []string{"updated turn=3@20 as=Unavailable Ready=False", "updated turn=3@20", "", "Ready=False"}, next: "n2", reason: progressing, again: -1},
+		{name: "broken long after an earlier turn", members: []string{"turn=2@5000 Ready=False up=4990-40", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "broken since a change that was complete", complete: 4000, members: []string{"turn=2@5000 Ready=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "broken long after its turn", members: []string{"updated turn=3@500 Ready=False up=490-5", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "broken soon after it was found available", members: []string{"updated turn=3@500 Ready=False up=490-400", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "up for a moment after the deadline", members: []string{"updated turn=3@500 Ready=False up=9-1", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "available until it followed, late", members: []string{"updated turn=3@500 Ready=False up=490-5 before", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "all were broken before", members: []string{"Ready=False", "Ready=False", "Ready=False"}, next: "n0/Unavailable", reason: progressing, again: -1},
+		{name: "and the first remains so", members: []string{"updated turn=3@121 as=Unavailable Ready=False", "Ready=False"}, next: "n1/Unavailable", reason: progressing, message: "it has not made available what was not before: n0: Ready is False", again: -1},
+		{name: "the API server does not take the turn", members: []string{"refused", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "nor that of the last", members: []string{"refused", "updated turn=3@20"}, next: "n0", reason: stopped, message: "1 of 2 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: n0: the webhook says no", again: -1},
+
+		// When all have followed.
+		{name: "broken after all was done", complete: 4000, members: []string{"updated turn=3@5000 Ready=False", "updated turn=3@4000 Ready=False"}, reason: complete, message: "2 of 2", again: -1},
+		{name: "its own facts change", complete: 4000, members: []string{"turn=3@5000 made=3", "updated"}, reason: complete, message: "1 of 2", again: -1},
+		{name: "its own facts change before", members: []string{"turn=3@5000 made=3", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "and it applies them", members: []string{"updated turn=3@5000 made=3 up=2-0", "updated turn=3@20", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "a node is moved to the template later", complete: 4000, members: []string{"updated turn=3@5000", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "and breaks", complete: 4000, members: []string{"updated turn=3@5000", "updated turn=3@130 Ready=False", ""}, reason: stopped, message: "n1", again: -1},
+
+		// Clocks.
+		{name: "a turn of the future", members: []string{"updated turn=3@-3600 began=121 Ready=False", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "a turn of the future, and it is well", members: []string{"updated turn=3@-3600 began=20", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "seen late", members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: -1},
+
+		// Sessions.
+		{name: "the template removes all sessions", members: []string{"updated turn=3@121 had=2 sessions=0", ""}, reason: stopped, message: "n0: SessionsUp is Unknown: the node had 2 sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%", again: -1},
+		{name: "one of them", members: []string{"updated turn=3@121 had=2 sessions=1", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "all of them, as is meant", max: "100%", members: []string{"updated turn=3@121 had=2 sessions=0 up=60-2", "updated"}, reason: complete, again: -1},
+		{name: "all of them, long ago", complete: 100, members: []string{"updated turn=3@121 had=2 sessions=0", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "those of an older turn", members: []string{"turn=2@121 had=2 sessions=0", ""}, next: "n0", reason: progressing, again: -1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			nct := template(t, "all", everyNode)
@@ -107,6 +184,10 @@ func TestNextWave(t *testing.T) {
 			}
 			nct.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &limit
 			nct.Spec.MinReadySeconds, nct.Spec.ProgressDeadlineSeconds = new(int32(10)), new(int32(120))
+			if tc.complete != 0 {
+				last := metav1.NewTime(noon.Add(-time.Duration(tc.complete) * time.Second))
+				nct.Status.LastCompleteTime = &last
+			}
 			var members []Member
 			for i, words := range tc.members {
 				members = append(members, rolloutMember(t, fmt.Sprint("n", i), words))
@@ -114,26 +195,104 @@ func TestNextWave(t *testing.T) {
 			slices.Reverse(members) // the order must not count
 			got := Next(nct, members, noon)
 			var next []string
-			for _, nc := range got.Next {
-				next = append(next, nc.Name)
+			for _, n := range got.Next {
+				text := n.Config.Name
+				if n.Turn.NodeState != v1alpha1.NodeAvailable {
+					text += "/" + string(n.Turn.NodeState)
+				}
+				next = append(next, text)
+				if want := (v1alpha1.TemplateTurn{Template: "all", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState}); n.Turn != want {
+					t.Errorf("%s gets %+v, want %+v", n.Config.Name, n.Turn, want)
+				}
 			}
-			if n := strings.Join(next, " "); n != tc.next || got.Reason != tc.reason || !strings.Contains(got.Message, tc.message) || tc.again != 0 && got.Again != tc.again {
+			if n := strings.Join(next, " "); n != tc.next || got.Reason != tc.reason || !strings.Contains(got.Message, tc.message) || got.Again != tc.again {
 				t.Errorf("next %q, %+v\nwant next %q %s %q again %s", n, got, tc.next, tc.reason, tc.message, tc.again)
 			}
 		})
 	}
 }
 
+func TestAvailability(t *testing.T) {
+	var a Availability
+	for i, step := range []struct {
+		available    bool
+		generation   int64
+		since, until int // of steps
+	}{
+		{false, 7, -1, -1},
+		{true, 7, 1, 1},
+		{true, 7, 1, 2},
+		{false, 7, 1, 3}, // it was until now
+		{false, 7, 1, 3},
+		{true, 7, 5, 5},
+		{true, 8, 6, 6},  // with another spec
+		{false, 9, 6, 7}, // and nothing is known with the next
+	} {
+		at := func(i int) time.Time {
+			if i < 0 {
+				return time.Time{}
+			}
+			return noon.Add(time.Duration(i) * time.Second)
+		}
+		if a.See(step.available, step.generation, at(i)); !a.Since.Equal(at(step.since)) || !a.Until.Equal(at(step.until)) {
+			t.Errorf("step %d: %+v, want %d to %d", i, a, step.since, step.until)
+		}
+	}
+}
+
+// A turn is later than the end of the roll-out before it, and its end is no earlier than its
+// turns, whatever clocks have made them.
+func TestTurnsAndEndsAreInOrder(t *testing.T) {
+	nct := template(t, "all", everyNode)
+	nct.Spec.MinReadySeconds = new(int32(0))
+	future := metav1.NewTime(noon.Add(time.Hour))
+	for _, last := range []metav1.Time{metav1.NewTime(noon), future} {
+		nct.Status.LastCompleteTime = &last
+		m := rolloutMember(t, "n0", "sessions=2")
+		r := Next(nct, []Member{m}, noon)
+		if len(r.Next) != 1 || !r.Next[0].Turn.Time.Equal(&metav1.Time{Time: last.Add(time.Second)}) || r.Next[0].Turn.SessionsUp != 2 {
+			t.Fatalf("after %s: %+v, want a turn a second later, with 2 sessions", last, r)
+		}
+		m.Turn, m.Began, m.Updated = &r.Next[0].Turn, noon, true
+		if r = Next(nct, []Member{m}, noon.Add(time.Second)); r.Reason != RolloutComplete || r.Completed == nil || r.Completed.Before(&m.Turn.Time) {
+			t.Fatalf("after %s: %+v, want it to end no earlier than its turn", last, r)
+		}
+		nct.Status.LastCompleteTime = r.Completed
+		if r = Next(nct, []Member{m}, noon.Add(time.Second)); r.Completed != nil {
+			t.Errorf("after %s: it ends again", last)
+		}
+	}
+}
+
+// A message has an end, whatever agents write into their conditions.
+func TestLongReasons(t *testing.T) {
+	var members []Member
+	for i := range 5 {
+		m := rolloutMember(t, fmt.Sprint("n", i), "updated turn=3@1000 Ready=False")
+		m.Config.Status.Conditions[0].Message = strings.Repeat("ü", 16000)
+		members = append(members, m)
+	}
+	r := Next(template(t, "all", everyNode), members, noon)
+	if r.Reason != RolloutStopped || len(r.Message) > 4000 || !utf8.ValidString(r.Message) || !strings.Contains(r.Message, "ü…; n1: Ready") {
+		t.Errorf("%d bytes: %s", len(r.Message), r.Message)
+	}
+}
+
 // A roll-out that everybody follows ends after a known number of waves, and never has more
 // nodes in flight than a wave may have.
 func TestWavesOfAFleet(t *testing.T) {
+	see := func(members []Member, now time.Time) {
+		for i := range members {
+			members[i].Seen.See(true, members[i].Config.Generation, now)
+		}
+	}
 	for nodes, want := range map[int]int{1: 1, 2: 2, 10: 10, 100: 11, 5000: 11} {
 		nct := template(t, "all", everyNode)
 		nct.Spec.MinReadySeconds = new(int32(10))
 		members := make([]Member, nodes)
 		byName := map[string]*Member{}
 		for i := range members {
-			members[i] = rolloutMember(t, fmt.Sprintf("n%04d", i), "since=60")
+			members[i] = rolloutMember(t, fmt.Sprintf("n%04d", i), "")
 			byName[members[i].Config.Name] = &members[i]
 		}
 		now, waves := noon, 0
@@ -145,15 +304,16 @@ func TestWavesOfAFleet(t *testing.T) {
 			if waves++; waves > 2*want || len(r.Next) == 0 || len(r.Next) > max(1, (nodes+9)/10) {
 				t.Fatalf("%d nodes, wave %d: %+v", nodes, waves, r)
 			}
-			for _, nc := range r.Next {
-				m := byName[nc.Name]
-				m.Updated, m.AvailableSince = true, now
-				m.Turn = &v1alpha1.TemplateTurn{Template: "all", Generation: nct.Generation, Time: metav1.NewTime(now)}
+			for _, n := range r.Next {
+				m := byName[n.Config.Name]
+				m.Updated, m.Turn, m.Seen = true, &n.Turn, Availability{}
 			}
+			see(members, now)
 			if r := Next(nct, members, now); len(r.Next) > 0 {
 				t.Fatalf("%d nodes: the wave after %d begins at once", nodes, waves)
 			}
 			now = now.Add(10 * time.Second)
+			see(members, now)
 		}
 		if waves != want {
 			t.Errorf("%d nodes take %d waves, want %d", nodes, waves, want)

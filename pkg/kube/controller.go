@@ -164,7 +164,7 @@ func (c *Client) PatchPasswords(ctx context.Context, nc *v1alpha1.NodeConfig, pa
 func (c *Client) PatchTemplateTurn(ctx context.Context, nc *v1alpha1.NodeConfig, turn v1alpha1.TemplateTurn) error {
 	of := nc.ObjectMeta
 	of.ResourceVersion = ""
-	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"templateTurn": turn})
+	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"templateTurn": allFields(turn)})
 }
 
 // PatchTemplateStatus makes status that of a NodeConfigTemplate, whatever version it has.

@@ -25,6 +25,8 @@ import (
 // +kubebuilder:printcolumn:name="Nodes",type=integer,JSONPath=`.status.nodes`
 // +kubebuilder:printcolumn:name="Updated",type=integer,JSONPath=`.status.updatedNodes`
 // +kubebuilder:printcolumn:name="Progressing",type=string,JSONPath=`.status.conditions[?(@.type=="Progressing")].reason`
+// +kubebuilder:printcolumn:name="Generation",type=integer,JSONPath=`.metadata.generation`
+// +kubebuilder:printcolumn:name="Observed",type=integer,JSONPath=`.status.observedGeneration`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="the name must be at most 63 characters long: it becomes the value of a label"
 type NodeConfigTemplate struct {
@@ -116,7 +118,8 @@ type RollingTemplateUpdate struct {
 }
 
 // NodeConfigTemplateStatus is how far the template has reached its nodes. It is written when a
-// wave begins, stops or ends: each write goes to all agents.
+// wave begins, stops or ends, and otherwise once a minute at most: each write goes to all
+// agents.
 type NodeConfigTemplateStatus struct {
 	// ObservedGeneration is the metadata.generation that flock-controller has seen last.
 	// +optional
@@ -128,9 +131,14 @@ type NodeConfigTemplateStatus struct {
 	// UpdatedNodes are those of them whose NodeConfig is what the template says.
 	// +optional
 	UpdatedNodes int32 `json:"updatedNodes,omitempty"`
+	// LastCompleteTime is when all nodes had followed last, by the clock that gives the turns:
+	// turns up to then are history.
+	// +optional
+	LastCompleteTime *metav1.Time `json:"lastCompleteTime,omitempty"`
 	// Conditions: Progressing is True while waves go on (reason Progressing) and when all
-	// nodes are updated (Complete), and False when a wave has not become available in time
-	// (ProgressDeadlineExceeded); the message names nodes, reasons and the remedy.
+	// nodes are updated (Complete), and False when a wave has not become available in time, or
+	// the API server refuses all turns that are left (ProgressDeadlineExceeded); the message
+	// names nodes, reasons and the remedy.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
@@ -144,7 +152,29 @@ type TemplateTurn struct {
 	Generation int64  `json:"generation"`
 	// Time at which flock-controller gave the turn.
 	Time metav1.Time `json:"time"`
+	// NodeState is how flock-controller found the node when it gave the turn. Only a node that
+	// was Available, as one is without this field, can stop the waves after its own.
+	// +optional
+	NodeState NodeState `json:"nodeState,omitempty"`
+	// SessionsUp is how many sessions with routers the node had up then. A change after which
+	// it has none has cut it off, though none is missed.
+	// +optional
+	SessionsUp int32 `json:"sessionsUp,omitempty"`
 }
+
+// NodeState is a node's state when it gets a turn. Available: it served its pods and was
+// reached. Broken: it has not been available since an earlier turn. Unavailable: it was not
+// available for another reason, or has never followed an earlier turn.
+//
+// +kubebuilder:validation:Enum=Available;Broken;Unavailable
+type NodeState string
+
+// The states.
+const (
+	NodeAvailable   NodeState = "Available"
+	NodeBroken      NodeState = "Broken"
+	NodeUnavailable NodeState = "Unavailable"
+)
 
 // NodeTemplate is the spec of a NodeConfig without what differs from node to node.
 type NodeTemplate struct {

@@ -1,0 +1,169 @@
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/fleet"
+	"flock.fritzlab.net/flock/pkg/kube"
+)
+
+// What was written counts until the cache has anything else than it had then.
+func TestWritten(t *testing.T) {
+	var w written[string]
+	for _, step := range []struct{ cached, write, want string }{
+		{"a", "", "a"},
+		{"a", "b", "b"},
+		{"a", "c", "c"}, // the cache has neither yet
+		{"b", "", "b"},
+		{"a", "", "a"}, // nothing is left of c
+		{"a", "d", "d"},
+		{"x", "", "x"}, // somebody else's
+		{"a", "", "a"},
+	} {
+		got := w.latest(step.cached)
+		if step.write != "" {
+			w.set(step.write)
+			got = w.latest(step.cached)
+		}
+		if got != step.want {
+			t.Errorf("%+v: %s", step, got)
+		}
+	}
+}
+
+// patches is an API server that takes or refuses the PATCHes of statuses.
+type patches struct {
+	fails int // with this code
+	last  struct {
+		Status struct {
+			v1alpha1.NodeConfigTemplateStatus
+			TemplateTurn map[string]any `json:"templateTurn"`
+		} `json:"status"`
+	}
+	n int
+}
+
+func (p *patches) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	p.n++
+	if p.fails != 0 {
+		reason := map[int]metav1.StatusReason{http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusConflict: metav1.StatusReasonConflict, http.StatusForbidden: metav1.StatusReasonForbidden}[p.fails]
+		w.WriteHeader(p.fails)
+		fmt.Fprintf(w, `{"apiVersion":"v1","kind":"Status","status":"Failure","code":%d,"reason":%q,"message":"no"}`, p.fails, reason)
+		return
+	}
+	p.last.Status.TemplateTurn = nil
+	if err := json.NewDecoder(r.Body).Decode(&p.last); err != nil {
+		panic(err)
+	}
+	fmt.Fprint(w, `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfig"}`)
+}
+
+func newRollouts(t *testing.T) (*rollouts, *patches) {
+	t.Helper()
+	server := &patches{}
+	s := httptest.NewServer(server)
+	t.Cleanup(s.Close)
+	client, err := kube.NewClient(&rest.Config{Host: s.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	return &rollouts{
+		api: client, log: log, events: kube.NewControllerRecorder(client, "test", log), metrics: newMetrics(),
+		members: map[types.UID]*member{}, reports: map[types.UID]*reported{"t": {}},
+	}, server
+}
+
+// A wave's begin and end are written at once, what changes in between once a minute.
+func TestReportsArePaced(t *testing.T) {
+	r, server := newRollouts(t)
+	noon := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: "all", UID: "t", Generation: 3}}
+	done := metav1.NewTime(noon)
+	for _, step := range []struct {
+		at      int // seconds after noon
+		rollout fleet.Rollout
+		began   bool
+		change  func()
+		writes  int
+		wait    time.Duration
+	}{
+		{0, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "first"}, true, nil, 1, -1},
+		{1, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "first"}, false, nil, 0, -1},
+		{2, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "waits"}, false, nil, 0, 58 * time.Second},
+		{10, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "second"}, true, nil, 1, -1},
+		{11, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0"}, false, nil, 1, -1},
+		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 0, 59 * time.Second},
+		{71, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 1, -1},
+		{72, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutComplete, Message: "all", Completed: &done}, false, nil, 1, -1},
+		{73, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, nil, 0, 59 * time.Second},
+		{74, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, func() { tmpl.Generation++ }, 1, -1},
+	} {
+		if step.change != nil {
+			step.change()
+		}
+		before := server.n
+		now := noon.Add(time.Duration(step.at) * time.Second)
+		latest := *tmpl
+		latest.Status = r.reports["t"].status.latest(tmpl.Status) // the cache never hears of it
+		wait, err := r.report(t.Context(), &latest, step.rollout, step.began, now)
+		if writes := server.n - before; err != nil || writes != step.writes || wait != step.wait {
+			t.Errorf("after %d s: %d writes, %s, %v: want %d, %s", step.at, writes, wait, err, step.writes, step.wait)
+		}
+		if got := server.last.Status; step.writes > 0 && (got.Conditions[0].Message != step.rollout.Message || got.ObservedGeneration != tmpl.Generation || got.Nodes != int32(step.rollout.Nodes)) {
+			t.Errorf("after %d s: %+v", step.at, got)
+		}
+	}
+	if last := server.last.Status.LastCompleteTime; !last.Equal(&done) {
+		t.Errorf("lastCompleteTime %s, want %s", last, done)
+	}
+}
+
+// What the API server does not take is said, apart from what is another object by now.
+func TestRefusedWrites(t *testing.T) {
+	r, server := newRollouts(t)
+	tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: "all", UID: "t"}}
+	config := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n0"}}
+	m := &member{}
+	r.members["n0"] = m
+	turn := fleet.Turn{Config: config, Turn: v1alpha1.TemplateTurn{Template: "all", NodeState: v1alpha1.NodeAvailable}}
+	for _, tc := range []struct {
+		code          int
+		said, refused bool
+	}{
+		{http.StatusNotFound, true, false},
+		{http.StatusConflict, false, false},
+		{http.StatusForbidden, true, true},
+		{http.StatusServiceUnavailable, true, false},
+	} {
+		server.fails, m.refused = tc.code, ""
+		if _, err := r.report(t.Context(), tmpl, fleet.Rollout{Reason: fleet.RolloutComplete}, false, time.Now()); (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: write its status: ") {
+			t.Errorf("%d for a template: %v", tc.code, err)
+		}
+		given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
+		if given != 0 || (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: give node n0 its turn: ") || (m.refused != "") != tc.refused {
+			t.Errorf("%d for a turn: %d, %v, %q", tc.code, given, err, m.refused)
+		}
+	}
+	server.fails, m.refused = 0, "before"
+	given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
+	if got := m.turn.latest(nil); given != 1 || err != nil || m.refused != "" || got == nil || *got != turn.Turn {
+		t.Errorf("%d, %v, %q, %v", given, err, m.refused, got)
+	}
+	if sessions, ok := server.last.Status.TemplateTurn["sessionsUp"]; !ok || sessions != 0.0 {
+		t.Errorf("sessionsUp of the turn before stays: %v", server.last.Status.TemplateTurn)
+	}
+}
