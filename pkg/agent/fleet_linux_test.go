@@ -36,7 +36,7 @@ const (
 	theNode = `{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1","uid":"n","resourceVersion":"%d","labels":{"rack":"r1"}},
 		"spec":{%s},"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.2"}]}}`
 	podCIDRs    = `"podCIDRs":["2001:db8:1::/64","10.1.0.0/24"]`
-	theTemplate = `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"rack1","generation":%[1]d,"resourceVersion":"%[1]d"},
+	theTemplate = `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"rack1","uid":"r1","generation":%[1]d,"resourceVersion":"%[1]d"},
 		"spec":{"nodeSelector":{"matchLabels":{"rack":"r1"}},"template":{"podCIDRs":{"quarantineSeconds":0},"defaults":{"ipv4":true},"mtu":%[2]d}}}`
 )
 
@@ -176,7 +176,7 @@ func (s *fleetServer) giveTurn(generation int64) {
 	s.apiServer.mu.Lock()
 	defer s.apiServer.mu.Unlock()
 	object := s.object.DeepCopy()
-	object.Status.TemplateTurn = &v1alpha1.TemplateTurn{Template: "rack1", Generation: generation}
+	object.Status.TemplateTurn = &v1alpha1.TemplateTurn{Template: "rack1", TemplateUID: "r1", Generation: generation}
 	s.change(object)
 }
 

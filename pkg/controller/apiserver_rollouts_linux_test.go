@@ -115,6 +115,22 @@ func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32, d
 	return c.PatchStatus(ctx, name, status)
 }
 
+// wantWaves: the MTU has reached wave0, then two, two and one.
+func wantWaves(t *testing.T, got []string, mtu int) {
+	t.Helper()
+	if len(got) == 6 {
+		slices.Sort(got[1:3])
+		slices.Sort(got[3:5])
+	}
+	var want []string
+	for i := range 6 {
+		want = append(want, fmt.Sprintf("wave%d=%d", i, mtu))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the waves are %v, want %v", got, want)
+	}
+}
+
 // waves: a change of a template reaches first one node, then waves; a bad one stops there,
 // and the remedy begins there.
 func waves(t *testing.T, s *server) {
@@ -194,16 +210,7 @@ func waves(t *testing.T, s *server) {
 	f.set(func() { f.order = nil })
 	template(1350)
 	progress("6/6 3=3 True Complete")
-	got := f.changes()
-	if len(got) != 6 || got[0] != "wave0=1350" {
-		t.Errorf("the remedy has reached %v, want wave0 first", got)
-	}
-	for _, wave := range [][]string{got[1:3], got[3:5], got[5:]} {
-		slices.Sort(wave)
-	}
-	if want := []string{"wave0=1350", "wave1=1350", "wave2=1350", "wave3=1350", "wave4=1350", "wave5=1350"}; !slices.Equal(got, want) {
-		t.Errorf("the waves are %v, want %v", got, want)
-	}
+	wantWaves(t, f.changes(), 1350)
 	if got := s.Kubectl("", "get", "nodeconfigs", "wave0", "wave1", "--output=jsonpath={.items[*].status.templateTurn.nodeState}"); got != "Broken Available" {
 		t.Errorf("wave0 and wave1 were found %s at their turns, want Broken Available", got)
 	}
@@ -268,6 +275,14 @@ func waves(t *testing.T, s *server) {
 	progress("5/6 10=10 False ProgressDeadlineExceeded: generation 10: 5 of 6 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: wave0: ")
 	free()
 	progress("6/6 10=10 True Complete")
+
+	// A template that is made again under its name begins at generation 1 again, and goes in
+	// waves again.
+	f.set(func() { f.order = nil })
+	s.Kubectl("", "delete", "nodeconfigtemplate", "all")
+	template(1370)
+	progress("6/6 1=1 True Complete")
+	wantWaves(t, f.changes(), 1370)
 	end()
 
 	for _, bad := range []string{`0`, `"0%"`, `"101%"`, `"x"`, `-1`} {

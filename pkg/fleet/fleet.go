@@ -156,6 +156,7 @@ func mark(m *metav1.ObjectMeta, node Node, t *v1alpha1.NodeConfigTemplate) {
 		m.Annotations = map[string]string{}
 	}
 	m.Annotations[v1alpha1.TemplateGenerationAnnotation] = strconv.FormatInt(t.Generation, 10)
+	m.Annotations[v1alpha1.TemplateUIDAnnotation] = string(t.UID)
 
 	owner := metav1.OwnerReference{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}
 	if slices.Contains(m.OwnerReferences, owner) {

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -28,7 +29,7 @@ func node7() Node {
 // template is the NodeConfigTemplate of a manifest's spec, generation 3.
 func template(t *testing.T, name, spec string) *v1alpha1.NodeConfigTemplate {
 	t.Helper()
-	nct := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 3}}
+	nct := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name + "-1"), Generation: 3}}
 	if err := yaml.UnmarshalStrict([]byte(spec), &nct.Spec); err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +63,7 @@ func TestEverythingIsTaken(t *testing.T) {
 	const want = `metadata:
   annotations:
     flock.fritzlab.net/template-generation: "3"
+    flock.fritzlab.net/template-uid: all-1
   labels:
     flock.fritzlab.net/template: all
   name: node7
@@ -258,6 +260,8 @@ func TestTheNodeConfigThatThereIs(t *testing.T) {
 		{"label without a value", func(nc *v1alpha1.NodeConfig) { nc.Labels[v1alpha1.TemplateLabel] = "" }, Update, FromTemplate},
 		{"edited", func(nc *v1alpha1.NodeConfig) { nc.Spec.MTU = 1500 }, Update, FromTemplate},
 		{"of an older generation", func(nc *v1alpha1.NodeConfig) { nc.Annotations[v1alpha1.TemplateGenerationAnnotation] = "2" }, Update, FromTemplate},
+		{"of a template that was created again", func(nc *v1alpha1.NodeConfig) { nc.Annotations[v1alpha1.TemplateUIDAnnotation] = "all-0" }, Update, FromTemplate},
+		{"by an agent that did not note the template's UID", func(nc *v1alpha1.NodeConfig) { delete(nc.Annotations, v1alpha1.TemplateUIDAnnotation) }, Update, FromTemplate},
 		{"of a Node that was created again", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences[0].UID = "n6" }, Update, FromTemplate},
 		{"without an owner", func(nc *v1alpha1.NodeConfig) { nc.OwnerReferences = nc.OwnerReferences[1:] }, Update, FromTemplate},
 	} {

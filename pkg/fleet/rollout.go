@@ -37,15 +37,22 @@ func UpToDate(v Decision, current *v1alpha1.NodeConfig) bool {
 	return v.Reason == FromTemplate && (v.Action == Leave || v.Action == Update && equality.Semantic.DeepEqual(v.Object.Spec, current.Spec))
 }
 
-// follows says whether current was made from this generation of t.
+// follows says whether current was made from this generation of t. Generations begin again
+// when a template is deleted and made anew under its name, so the UID counts too.
 func follows(current *v1alpha1.NodeConfig, t *v1alpha1.NodeConfigTemplate) bool {
 	return current.Labels[v1alpha1.TemplateLabel] == t.Name &&
+		current.Annotations[v1alpha1.TemplateUIDAnnotation] == string(t.UID) &&
 		current.Annotations[v1alpha1.TemplateGenerationAnnotation] == fmt.Sprint(t.Generation)
 }
 
 // InWave says whether turn, which may be nil, is one to follow this generation of t.
 func InWave(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
-	return turn != nil && turn.Template == t.Name && turn.Generation == t.Generation
+	return given(turn, t) && turn.Generation == t.Generation
+}
+
+// given says whether turn, which may be nil, is one to follow any generation of t.
+func given(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
+	return turn != nil && turn.Template == t.Name && turn.TemplateUID == t.UID
 }
 
 // atOnce says whether t goes without waves.
@@ -270,7 +277,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool) (next []Tur
 			return next
 		}
 		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
-			Template: t.Name, Generation: t.Generation, Time: at, NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config),
+			Template: t.Name, TemplateUID: t.UID, Generation: t.Generation, Time: at, NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config),
 		}})
 	}
 	return next
@@ -279,7 +286,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool) (next []Tur
 // state is how a node is found that is about to get its turn.
 func (ro rollout) state(m Member) v1alpha1.NodeState {
 	switch {
-	case m.Turn != nil && m.ignored() && ro.left(m) <= 0:
+	case m.Turn != nil && m.ignored(ro.template) && ro.left(m) <= 0:
 		return v1alpha1.NodeUnavailable
 	case m.Available(ro.template):
 		return v1alpha1.NodeAvailable
@@ -313,7 +320,7 @@ func (m Member) began() time.Time {
 // past says whether the node's turn is of a roll-out that was complete.
 func (m Member) past(t *v1alpha1.NodeConfigTemplate) bool {
 	last := t.Status.LastCompleteTime
-	return last != nil && m.Turn.Template == t.Name && !last.Before(&m.Turn.Time)
+	return last != nil && given(m.Turn, t) && !last.Before(&m.Turn.Time)
 }
 
 // followed says whether the node has followed this generation of t, even if its own facts have
@@ -323,9 +330,15 @@ func (m Member) followed(t *v1alpha1.NodeConfigTemplate) bool {
 }
 
 // ignored says whether the node has not followed its last turn.
-func (m Member) ignored() bool {
+func (m Member) ignored(t *v1alpha1.NodeConfigTemplate) bool {
 	made, err := strconv.ParseInt(m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation], 10, 64)
-	return err == nil && m.Config.Labels[v1alpha1.TemplateLabel] == m.Turn.Template && made < m.Turn.Generation
+	if err != nil || m.Config.Labels[v1alpha1.TemplateLabel] != m.Turn.Template {
+		return false
+	}
+	if m.Config.Annotations[v1alpha1.TemplateUIDAnnotation] != string(m.Turn.TemplateUID) { // generations of two objects
+		return given(m.Turn, t)
+	}
+	return made < m.Turn.Generation
 }
 
 // fault is why the node is not available, with its name.

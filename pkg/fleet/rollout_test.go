@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -19,7 +20,8 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 
 // rolloutMember is a node in words, with times in seconds before noon: "updated",
 // "turn=GENERATION@SECONDS", "as=STATE" (that of its turn), "began=SECONDS" (of its turn),
-// "made=GENERATION" (of the template), "lag" (its agent has not reported), "CONDITION=False",
+// "made=GENERATION" (of the template), "uid=UID" (of the template of the turn, default that of
+// today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
 // (up when it got its turn), "refused".
@@ -27,6 +29,7 @@ func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
 	m := Member{Config: &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 7}}}
 	m.Config.Labels = map[string]string{v1alpha1.TemplateLabel: "all"}
+	m.Config.Annotations = map[string]string{v1alpha1.TemplateUIDAnnotation: "all-1"}
 	m.Config.Status.ObservedGeneration = 7
 	number := func(s string) int {
 		n, err := strconv.Atoi(s)
@@ -47,11 +50,15 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			m.Config.Status.ObservedGeneration = 6
 		case "turn":
 			generation, at, _ := strings.Cut(value, "@")
-			m.Turn = &v1alpha1.TemplateTurn{Template: "all", Generation: int64(number(generation)), Time: metav1.NewTime(ago(at)), NodeState: v1alpha1.NodeAvailable}
+			m.Turn = &v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: int64(number(generation)), Time: metav1.NewTime(ago(at)), NodeState: v1alpha1.NodeAvailable}
 		case "as":
 			m.Turn.NodeState = v1alpha1.NodeState(value)
 		case "of":
-			m.Turn.Template = value
+			m.Turn.Template, m.Turn.TemplateUID = value, types.UID(value+"-1")
+		case "uid":
+			m.Turn.TemplateUID = types.UID(value)
+		case "from":
+			m.Config.Annotations[v1alpha1.TemplateUIDAnnotation] = value
 		case "had":
 			m.Turn.SessionsUp = int32(number(value))
 		case "sessions":
@@ -59,7 +66,7 @@ func rolloutMember(t *testing.T, name, words string) Member {
 		case "began":
 			m.Began = ago(value)
 		case "made":
-			m.Config.Annotations = map[string]string{v1alpha1.TemplateGenerationAnnotation: value}
+			m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = value
 		case "before":
 			spec = 6
 		case "refused":
@@ -119,6 +126,10 @@ func TestNextWave(t *testing.T) {
 		{name: "the failed wave is repaired", members: []string{"updated turn=3@600", "updated turn=3@500 up=11-0", ""}, next: "n2", reason: progressing, again: -1},
 		{name: "back after the deadline, not for long", members: []string{"updated turn=3@500 up=3-0", ""}, reason: progressing, again: 7 * time.Second},
 		{name: "another instance of the controller asks for it anew", members: []string{"updated turn=3@500 up=0-0", ""}, reason: progressing, again: 10 * time.Second},
+		{name: "a turn of a template before it with its name is none", members: []string{"turn=3@20 uid=all-0", "turn=4@20 uid=all-0", ""}, next: "n0", reason: progressing, again: -1},
+		{name: "nor does it excuse", complete: 10, members: []string{"turn=3@20 uid=all-0 Ready=False", ""}, next: "n0/Broken", reason: progressing, again: -1},
+		{name: "a generation of a template before it was ignored, nothing is known of this one", members: []string{"turn=3@121 uid=all-0 made=2", ""}, next: "n0", reason: progressing, again: -1},
+		{name: "a generation of this one was ignored", members: []string{"turn=2@121 from=all-0 made=5", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "a turn of another template is none", members: []string{"turn=3@20 of=other", ""}, next: "n0", reason: progressing, again: -1},
 
 		// The remedy.
@@ -201,7 +212,7 @@ func TestNextWave(t *testing.T) {
 					text += "/" + string(n.Turn.NodeState)
 				}
 				next = append(next, text)
-				if want := (v1alpha1.TemplateTurn{Template: "all", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState}); n.Turn != want {
+				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState}); n.Turn != want {
 					t.Errorf("%s gets %+v, want %+v", n.Config.Name, n.Turn, want)
 				}
 			}
@@ -332,11 +343,13 @@ func TestInTurn(t *testing.T) {
 	marksOnly := old.DeepCopy()
 	marksOnly.Generation = 4
 	higher := changed.DeepCopy()
-	higher.Name, higher.Spec.Priority, higher.Generation = "other", 1, 3
+	higher.Name, higher.UID, higher.Spec.Priority, higher.Generation = "other", "other-1", 1, 3
+	again := changed.DeepCopy()
+	again.UID, again.Generation = "all-2", 3
 	moved := node7()
 	moved.PodCIDRs[0] = "10.244.8.0/24"
 	turn := func(name string, generation int64) *v1alpha1.TemplateTurn {
-		return &v1alpha1.TemplateTurn{Template: name, Generation: generation}
+		return &v1alpha1.TemplateTurn{Template: name, TemplateUID: types.UID(name + "-1"), Generation: generation}
 	}
 	for _, tc := range []struct {
 		name     string
@@ -358,6 +371,8 @@ func TestInTurn(t *testing.T) {
 		{"nothing for the node has changed", node7(), made, marksOnly, nil, Update, FromTemplate},
 		{"the node has changed", moved, made, old, nil, Update, FromTemplate},
 		{"both", moved, made, changed, nil, Leave, WaitingForTurn},
+		{"deleted and made again", node7(), made, again, turn("all", 3), Leave, WaitingForTurn},
+		{"deleted and made again, and its turn", node7(), made, again, &v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-2", Generation: 3}, Update, FromTemplate},
 		{"no waves", node7(), made, noWaves, nil, Update, FromTemplate},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

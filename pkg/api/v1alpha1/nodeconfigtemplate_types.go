@@ -2,6 +2,7 @@ package v1alpha1
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -45,6 +46,9 @@ const (
 	TemplateLabel = "flock.fritzlab.net/template"
 	// TemplateGenerationAnnotation holds the metadata.generation of the template.
 	TemplateGenerationAnnotation = "flock.fritzlab.net/template-generation"
+	// TemplateUIDAnnotation holds the metadata.uid of the template: a template that is deleted
+	// and made again under its name begins at generation 1 again.
+	TemplateUIDAnnotation = "flock.fritzlab.net/template-uid"
 )
 
 // NodeConfigTemplateList is a list of NodeConfigTemplates.
@@ -150,6 +154,10 @@ type TemplateTurn struct {
 	// Template and Generation that the node may follow.
 	Template   string `json:"template"`
 	Generation int64  `json:"generation"`
+	// TemplateUID is the template's metadata.uid. A template that is deleted and made again
+	// under its name has another, and its nodes need new turns.
+	// +optional
+	TemplateUID types.UID `json:"templateUID,omitempty"`
 	// Time at which flock-controller gave the turn.
 	Time metav1.Time `json:"time"`
 	// NodeState is how flock-controller found the node when it gave the turn. Only a node that
