@@ -64,7 +64,7 @@ func burst(ctx context.Context, g *ground) (results []Result, err error) {
 			return g.create(ctx, burstPod(i))
 		})
 	}()
-	readyAt, err := firstReady(ctx, pods, burstPods)
+	readyAt, err := firstReady(ctx, pods, burstPods, burstPod)
 	if err := errors.Join(err, <-makes); err != nil {
 		return nil, err
 	}
@@ -105,9 +105,13 @@ func watchPodsOf(ctx context.Context, g *ground) (watch.Interface, error) {
 
 func burstPod(i int) string { return fmt.Sprintf("burst-%d", i) }
 
-// firstReady returns when each of n pods was first seen to be Ready.
-func firstReady(ctx context.Context, pods watch.Interface, n int) (map[string]int64, error) {
-	at := map[string]int64{}
+// firstReady returns when each of n pods was first seen to be Ready. Others in the namespace
+// are not waited for.
+func firstReady(ctx context.Context, pods watch.Interface, n int, name func(i int) string) (map[string]int64, error) {
+	at, wanted := map[string]int64{}, map[string]bool{}
+	for i := range n {
+		wanted[name(i)] = true
+	}
 	for len(at) < n {
 		select {
 		case e, more := <-pods.ResultChan():
@@ -118,7 +122,7 @@ func firstReady(ctx context.Context, pods watch.Interface, n int) (map[string]in
 			if !ok {
 				return nil, fmt.Errorf("watch of the pods: %v", e.Object)
 			}
-			if _, seen := at[p.Name]; !seen && isReady(p) {
+			if _, seen := at[p.Name]; !seen && wanted[p.Name] && isReady(p) {
 				at[p.Name] = monotonic()
 			}
 		case <-ctx.Done():

@@ -33,13 +33,15 @@ func TestFirstReady(t *testing.T) {
 	pod := func(name string, ready corev1.ConditionStatus) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.PodStatus{Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}}}
 	}
-	w := watch.NewFakeWithChanSize(5, false)
+	name := func(i int) string { return string(rune('a' + i)) }
+	w := watch.NewFakeWithChanSize(6, false)
+	w.Add(pod("somebody-elses", corev1.ConditionTrue))
 	w.Add(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 	w.Modify(pod("a", corev1.ConditionFalse))
 	w.Modify(pod("b", corev1.ConditionTrue))
 	w.Modify(pod("b", corev1.ConditionTrue))
 	w.Modify(pod("a", corev1.ConditionTrue))
-	at, err := firstReady(t.Context(), w, 2)
+	at, err := firstReady(t.Context(), w, 2, name)
 	if err != nil || len(at) != 2 || at["b"] >= at["a"] {
 		t.Errorf("got %v, %v", at, err)
 	}
@@ -47,17 +49,17 @@ func TestFirstReady(t *testing.T) {
 	w = watch.NewFakeWithChanSize(1, false)
 	w.Modify(pod("a", corev1.ConditionTrue))
 	w.Stop()
-	if _, err := firstReady(t.Context(), w, 2); err == nil || !strings.Contains(err.Error(), "ended the watch") {
+	if _, err := firstReady(t.Context(), w, 2, name); err == nil || !strings.Contains(err.Error(), "ended the watch") {
 		t.Errorf("a watch that ended: %v", err)
 	}
 	w = watch.NewFakeWithChanSize(1, false)
 	w.Error(&metav1.Status{Message: "too old"})
-	if _, err := firstReady(t.Context(), w, 2); err == nil || !strings.Contains(err.Error(), "too old") {
+	if _, err := firstReady(t.Context(), w, 2, name); err == nil || !strings.Contains(err.Error(), "too old") {
 		t.Errorf("an error of the watch: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := firstReady(ctx, watch.NewFake(), 2); err == nil || !strings.Contains(err.Error(), "0 of 2 pods are Ready") {
+	if _, err := firstReady(ctx, watch.NewFake(), 2, name); err == nil || !strings.Contains(err.Error(), "0 of 2 pods are Ready") {
 		t.Errorf("out of time: %v", err)
 	}
 }

@@ -2,11 +2,17 @@ package bench
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // traced is a DEL in the words of the kernel: the plugin has thread 30, the agent 10 and 11.
@@ -123,6 +129,76 @@ func TestTracer(t *testing.T) {
 	}
 	if seen != 1 {
 		t.Errorf("the call was seen %d times among %d events", seen, len(events))
+	}
+}
+
+// What a tracer that was killed has left is removed by the next one; what a living process has
+// is not, nor what others have.
+func TestTracerOfADeadProcess(t *testing.T) {
+	sh := exec.Command("true")
+	if err := sh.Run(); err != nil {
+		t.Fatal(err)
+	}
+	dead := sh.Process.Pid // it has been waited for
+	killed, err := newTracer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed.group = fmt.Sprintf(tracerGroup, dead, 1)
+	if err := os.Remove(killed.instance); err != nil {
+		t.Fatal(err)
+	}
+	killed.instance = filepath.Join(killed.root, "instances", killed.group)
+	foreign := filepath.Join(killed.root, "instances", "flock_other_"+strconv.Itoa(dead))
+	mount := filepath.Join(os.TempDir(), fmt.Sprintf(tracerMount, dead)+"test")
+	defer func() {
+		if err := errors.Join(os.Remove(foreign), killed.close(), notThere(os.Remove(mount))); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, dir := range []string{killed.instance, foreign, mount} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(unix.Mount("tracefs", mount, "tracefs", 0, ""), killed.probe("/proc/self/exe", []string{"flock.fritzlab.net/flock/bench.called"})); err != nil {
+		t.Fatal(err)
+	}
+	living, err := newTracer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := newTracer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	probes, err := next.probes()
+	if err != nil {
+		t.Error(err)
+	}
+	if slices.ContainsFunc(probes, func(p string) bool { return strings.HasPrefix(p, killed.group+"/") }) {
+		t.Errorf("its probes are left: %q", probes)
+	}
+	for path, want := range map[string]bool{killed.instance: false, mount: false, living.instance: true, foreign: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s: %v; it is to be there: %t", path, err, want)
+		}
+	}
+	if err := errors.Join(next.close(), living.close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A name that is not quite a tracer's is none of a process.
+func TestOfDeadProcess(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"flock_bench_", "flock_bench_x_1", "flock_bench_12", "flock_bench__", "other_999999999_1", fmt.Sprintf(tracerGroup, os.Getpid(), 1)} {
+		if ofDeadProcess(tracerGroup, name) {
+			t.Errorf("%s is of a dead process", name)
+		}
+	}
+	if !ofDeadProcess(tracerGroup, fmt.Sprintf(tracerGroup, 999999999, 1)) { // more than the kernel gives
+		t.Error("a process that cannot be is alive")
 	}
 }
 

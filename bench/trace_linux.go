@@ -36,11 +36,22 @@ type traceEvent struct {
 // programs are the kernel's events of a program's begin and end.
 var programs = []string{"sched/sched_process_exec", "sched/sched_process_exit"}
 
-// newTracer makes a tracer that sees nothing yet.
+// What a tracer makes is named after its process, so that a later one can tell what is left of
+// one that was killed.
+const (
+	tracerGroup = "flock_bench_%d_%d"
+	tracerMount = "flock-bench-tracefs-%d-"
+)
+
+// newTracer makes a tracer that sees nothing yet. It removes what tracers of processes that
+// have ended left.
 func newTracer() (_ *tracer, err error) {
-	t := &tracer{root: "/sys/kernel/tracing", group: fmt.Sprintf("flock_bench_%d_%d", os.Getpid(), time.Now().UnixNano())}
+	t := &tracer{root: "/sys/kernel/tracing", group: fmt.Sprintf(tracerGroup, os.Getpid(), time.Now().UnixNano())}
+	if err := removeDeadMounts(os.TempDir()); err != nil {
+		return nil, err
+	}
 	if _, err := os.Stat(filepath.Join(t.root, "trace")); err != nil {
-		if t.root, err = os.MkdirTemp("", "flock-bench-tracefs-"); err != nil {
+		if t.root, err = os.MkdirTemp("", fmt.Sprintf(tracerMount, os.Getpid())); err != nil {
 			return nil, err
 		}
 		if err := unix.Mount("tracefs", t.root, "tracefs", 0, ""); err != nil {
@@ -54,6 +65,9 @@ func newTracer() (_ *tracer, err error) {
 			err = errors.Join(err, t.close())
 		}
 	}()
+	if err := removeDeadGroups(t.root); err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(t.instance, 0o700); err != nil {
 		return nil, err
 	}
@@ -143,19 +157,95 @@ func (t *tracer) on(value string) error {
 }
 
 func (t *tracer) close() error {
-	// A probe that an instance uses cannot be removed before.
-	errs := []error{notThere(os.Remove(t.instance))}
-	events, err := os.ReadFile(filepath.Join(t.root, "uprobe_events"))
-	errs = append(errs, err)
-	for line := range strings.Lines(string(events)) {
-		if probe := strings.TrimPrefix(strings.Fields(line)[0], "p:"); strings.HasPrefix(probe, t.group+"/") {
-			errs = append(errs, t.append(filepath.Join(t.root, "uprobe_events"), "-:"+probe+"\n"))
-		}
-	}
+	errs := []error{t.removeGroup(t.group)}
 	if t.mounted {
 		errs = append(errs, unix.Unmount(t.root, unix.MNT_DETACH), os.Remove(t.root))
 	}
 	return errors.Join(errs...)
+}
+
+// removeGroup removes an instance and its probes.
+func (t *tracer) removeGroup(group string) error {
+	// A probe that an instance uses cannot be removed before.
+	errs := []error{notThere(os.Remove(filepath.Join(t.root, "instances", group)))}
+	probes, err := t.probes()
+	errs = append(errs, err)
+	for _, probe := range probes {
+		if strings.HasPrefix(probe, group+"/") {
+			errs = append(errs, t.append(filepath.Join(t.root, "uprobe_events"), "-:"+probe+"\n"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// probes are all that there are, by group and name.
+func (t *tracer) probes() (names []string, err error) {
+	events, err := os.ReadFile(filepath.Join(t.root, "uprobe_events"))
+	for line := range strings.Lines(string(events)) {
+		if fields := strings.Fields(line); len(fields) > 0 {
+			names = append(names, strings.TrimPrefix(fields[0], "p:"))
+		}
+	}
+	return names, err
+}
+
+// removeDeadGroups removes the instances and the probes of processes that have ended.
+func removeDeadGroups(root string) error {
+	t := &tracer{root: root}
+	instances, err := os.ReadDir(filepath.Join(root, "instances"))
+	if err != nil {
+		return err
+	}
+	groups, err := t.probes()
+	if err != nil {
+		return err
+	}
+	for _, i := range instances {
+		groups = append(groups, i.Name())
+	}
+	var errs []error
+	done := map[string]bool{}
+	for _, group := range groups {
+		group, _, _ = strings.Cut(group, "/")
+		if ofDeadProcess(tracerGroup, group) && !done[group] {
+			done[group] = true
+			errs = append(errs, t.removeGroup(group))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeDeadMounts takes away the mounts of processes that have ended, in directory dir.
+func removeDeadMounts(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if !ofDeadProcess(tracerMount, e.Name()) {
+			continue
+		}
+		mount := filepath.Join(dir, e.Name())
+		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) { // nothing is mounted there
+			errs = append(errs, fmt.Errorf("unmount %s: %w", mount, err))
+			continue
+		}
+		errs = append(errs, notThere(os.Remove(mount)))
+	}
+	return errors.Join(errs...)
+}
+
+// ofDeadProcess says whether a name has the form, whose first number is a process that has
+// ended.
+func ofDeadProcess(form, name string) bool {
+	before, _, _ := strings.Cut(form, "%d")
+	rest, ok := strings.CutPrefix(name, before)
+	if !ok {
+		return false
+	}
+	pid, err := strconv.Atoi(rest[:max(0, strings.IndexAny(rest, "_-"))])
+	return err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }
 
 func notThere(err error) error {
