@@ -21,6 +21,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"flock.fritzlab.net/flock/internal/logattr"
+	"flock.fritzlab.net/flock/internal/otlp"
 	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/agent"
 	"flock.fritzlab.net/flock/pkg/datapath/policy"
@@ -82,6 +83,10 @@ func main() {
 	flag.StringVar(&c.MetricsCertFile, "metrics-cert-file", "", "PEM file with the certificate for --metrics-address, read again when it changes; if empty, the agent makes one itself")
 	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
 	flag.StringVar(&c.PageAddress, "page-address", "", "address and port, on the loopback, of a page that shows the node's pods, routes, sessions, policies and Events: 127.0.0.1:9481; if empty, there is none")
+	flag.Func("otlp-endpoint", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; if empty, none are made", func(s string) (err error) {
+		c.OTLPEndpoint, err = otlp.ParseEndpoint(s)
+		return err
+	})
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "lowest level to log: debug, info, warn or error")
 	flag.StringVar(&format, "log-format", "text", "format of the log: text (logfmt) or json, a line each")
 	flag.BoolVar(&showVersion, "version", false, "print the version and exit")

@@ -159,7 +159,7 @@ func TestChartValues(t *testing.T) {
 			"--set=imagePullSecrets[0].name=registry", "--set=maxUnavailable=3", "--set=podLabels.team=net",
 			"--set=podAnnotations.a=b", "--set=priorityClassName=other", "--set=seLinuxOptions.type=spc_t",
 			"--set=tolerations[0].key=only", "--set=nodeSelector.more=yes",
-			"--set=agent.healthAddress=[::1]:1234,agent.logLevel=debug,agent.logFormat=json,agent.extraArgs={--exit-sources=cri}",
+			"--set=agent.healthAddress=[::1]:1234,agent.logLevel=debug,agent.logFormat=json,agent.otlpEndpoint=http://127.0.0.1:4318,agent.extraArgs={--exit-sources=cri}",
 			"--set=agent.resources.requests.cpu=2,bird.resources.requests.memory=1Gi",
 			"--set=metrics.address=:1235", "--set=apiServer.host=localhost,apiServer.port=7445",
 			"--set=paths.cniBin=/a,paths.cniConf=/b,paths.podsAPI=/c,paths.runtime=/d")
@@ -169,7 +169,7 @@ func TestChartValues(t *testing.T) {
 				t.Errorf("%s: image %s, %s", c.Name, c.Image, c.ImagePullPolicy)
 			}
 		}
-		if diff := cmp.Diff([]string{"--metrics-address=:1235", "--health-address=[::1]:1234", "--log-level=debug", "--log-format=json", "--exit-sources=cri"}, agent(got).Args); diff != "" {
+		if diff := cmp.Diff([]string{"--metrics-address=:1235", "--health-address=[::1]:1234", "--log-level=debug", "--log-format=json", "--otlp-endpoint=http://127.0.0.1:4318", "--exit-sources=cri"}, agent(got).Args); diff != "" {
 			t.Errorf("the agent's flags (-want +got):\n%s", diff)
 		}
 		env := map[string]string{}
@@ -307,6 +307,7 @@ func TestChartValues(t *testing.T) {
 		for _, tc := range []struct{ arg, want string }{
 			{"--namespace=elsewhere", "flock must be in flock-system"},
 			{"--set=agent.logLevel=loud", "logLevel"},
+			{"--set=agent.otlpEndpoint=127.0.0.1:4318", "otlpEndpoint"},
 			{"--set=paths.cniBin=relative", "cniBin"},
 			{"--set=nodeselector.a=b", "nodeselector"}, // nothing is ignored silently
 			{"--set=agent.healthAdress=x", "healthAdress"},

@@ -69,6 +69,9 @@ type Config struct {
 	PolicyBudget int
 	// ProxyHealthz is where kube-proxy says how it is; empty: it is not asked.
 	ProxyHealthz string
+	// OTLPEndpoint is the URL of the collector that gets the spans of calls, as
+	// otlp.ParseEndpoint returns it; empty: there is none.
+	OTLPEndpoint string
 	Log          *slog.Logger
 }
 
@@ -213,9 +216,10 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		Sources: policySources, File: c.path("policies"), Addrs: peers.addrs, Annotations: peerAnnotations, Budget: c.PolicyBudget, Log: c.Log,
 	}, policyTable, announcer.pods, recorder)
 	peers.onRegranted = policies.AddrsChanged
+	stopwatch := newStopwatch(c)
 	attacher := newAttacher(attacherConfig{
 		node: c.NodeName, listener: listener, retired: &retired, state: node, gate: gate, pods: announcer.pods, pools: pools, namespaces: namespaces,
-		ledger: promises, claims: claims, host: host, guard: guard, ports: ports, policies: policies, announcer: announcer, events: recorder, log: c.Log,
+		ledger: promises, claims: claims, host: host, guard: guard, ports: ports, policies: policies, announcer: announcer, events: recorder, stopwatch: stopwatch, log: c.Log,
 	})
 	if err := attacher.reconcile(ctx); err != nil {
 		return nil, nil, err
@@ -266,7 +270,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		configCache, nodeCache, templateCache, poolCache, namespaces, recorder, claims,
 		configs, pools, poolUse{promises, &granted, pools}, templates, overlaps,
 		node, passwords, router, gate, nodeCondition,
-		attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
+		stopwatch, attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
 		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,
 		&policyLog{namespaces: namespaces, changed: &grantsChanged, policies: policies, log: c.Log},
 		events{recorder}, buildInfo{}, supported,

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,7 +35,6 @@ type attacher struct {
 	reaper     *wiring.Reaper
 	again      chan struct{}       // has a value when all links are to be looked at
 	containers keylock.Map[string] // held while a container's link or record is changed
-	calls      *prometheus.HistogramVec
 }
 
 type attacherConfig struct {
@@ -56,6 +54,7 @@ type attacherConfig struct {
 	policies   *policies
 	announcer  *announcer
 	events     *kube.Recorder
+	stopwatch  *stopwatch
 	log        *slog.Logger
 }
 
@@ -64,7 +63,6 @@ func newAttacher(c attacherConfig) *attacher {
 		attacherConfig: c,
 		again:          make(chan struct{}, 1),
 		reaper:         wiring.NewReaper(c.host, c.log),
-		calls:          callsMetric.NewHistogram(prometheus.ExponentialBuckets(0.0001, 2, 16)),
 	}
 }
 
@@ -78,25 +76,28 @@ func (a *attacher) Run(ctx context.Context) error {
 
 // Add implements cni.Backend: plan, promise, wire, commit, answer.
 func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error) {
-	defer a.observe(cni.CommandAdd, time.Now(), &err)
+	t := a.stopwatch.start(c)
+	defer t.end(&err)
 	if state := a.state.Get(); state.inForce == nil {
 		return nil, cni.TryAgainLater("%s", state.unavailable)
 	}
+	t.enter(phaseWait)
 	if missing := a.gate.missing.Get(); missing != "" {
 		a.log.InfoContext(ctx, "a pod waits until the node takes pods", "pod", c.Pod, "missing", missing)
 	}
 	if missing := a.gate.await(ctx); missing != "" {
 		return nil, cni.TryAgainLater("pod %s: node %s takes no pods yet: %s", c.Pod, a.node, missing)
 	}
-	record, pod, err := a.promise(ctx, a.state.Get().inForce, c)
+	record, pod, err := a.promise(ctx, a.state.Get().inForce, c, &t)
 	if err != nil {
 		if later := (*cni.Error)(nil); !errors.As(err, &later) {
 			a.events.Event(c.Pod, kube.Warning, "AddressRefused", "Attach", err.Error())
 		}
 		return nil, err
 	}
-	// Before the link is there, so that no packet gets past the policies.
+	t.enter(phasePolicies) // before the link is there, so that no packet gets past them
 	unprepared := a.policies.prepare(ctx, record, pod)
+	t.enter(phaseContainer)
 	defer a.lock(c.ContainerID)()
 	if now, ok := a.ledger.Lookup(record.ID); !ok || now.State == ledger.Released {
 		a.policies.forget(record.ID)
@@ -112,23 +113,29 @@ func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err err
 		err = unprepared
 	}
 	if err == nil { // before the link is there, so that the pod's first packet is its own
+		t.enter(phaseGuard)
 		err = a.guard.Set(binding(record))
 	}
 	var attached wiring.Attached
 	if err == nil {
+		t.enter(phaseLink)
 		attached, err = a.host.Attach(c.NetNS, attachment(record))
 	}
 	if err == nil {
+		t.enter(phasePorts)
 		err = a.ports.Set(hostPorts(record))
 	}
 	if err != nil {
 		err = fmt.Errorf("pod %s: %w", c.Pod, err)
 		if record.State == ledger.Pending {
+			t.enter(phaseUndo)
 			err = errors.Join(err, a.release(ctx, record.ID))
 		}
 		return nil, err
 	}
+	t.enter(phaseCommit)
 	if err := a.ledger.Commit(record.ID); err != nil {
+		t.enter(phaseUndo)
 		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(ctx, record.ID)))
 	}
 	if len(record.Anycast) > 0 {
@@ -136,6 +143,7 @@ func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err err
 	}
 	a.log.InfoContext(ctx, "pod attached", "pod", c.Pod, "container", c.ContainerID, "hostIf", record.HostIf, "addresses", addrs(record))
 	if err := abandoned(); err != nil && record.State == ledger.Pending { // not that of an earlier ADD, which somebody may use
+		t.enter(phaseUndo)
 		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(ctx, record.ID)))
 	}
 	return result(record, attached), nil
@@ -143,10 +151,11 @@ func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err err
 
 // promise returns the attachment's record, a new one with the pod, or that of an
 // earlier ADD.
-func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call) (ledger.Record, *source.Pod, error) {
+func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call, t *timing) (ledger.Record, *source.Pod, error) {
 	if known, ok := a.ledger.Lookup(id(c)); ok && known.State != ledger.Released {
 		return known, nil, nil
 	}
+	t.enter(phaseLookup)
 	if err := guardOf(in).CheckHostPorts(c.Config.HostPorts); err != nil {
 		return ledger.Record{}, nil, fmt.Errorf("pod %s: %w", c.Pod, err)
 	}
@@ -154,6 +163,7 @@ func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call) (ledge
 	if err != nil {
 		return ledger.Record{}, nil, err
 	}
+	t.enter(phaseHold)
 	for _, earlier := range a.ledger.HeldByPod(c.Pod.UID, id(c), plan.Held()) {
 		a.log.InfoContext(ctx, "releasing the pod's earlier sandbox, which has an address that the pod asks for by name", "earlier", earlier.ContainerID)
 		unlock := a.lock(earlier.ContainerID)
@@ -178,6 +188,7 @@ func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call) (ledge
 	if c.Config.MTU != 0 {
 		mtu = c.Config.MTU
 	}
+	t.enter(phaseRecord)
 	record, _, err := a.ledger.Promise(ledger.Record{
 		ID:        attachment,
 		Pod:       c.Pod,
@@ -206,15 +217,17 @@ func (a *attacher) promise(ctx context.Context, in *inForce, c *cni.Call) (ledge
 // Del implements cni.Backend. It is done when the release is recorded and no
 // packet reaches the pod any more; the link is deleted later.
 func (a *attacher) Del(ctx context.Context, c *cni.Call) (err error) {
-	defer a.observe(cni.CommandDel, time.Now(), &err)
+	t := a.stopwatch.start(c)
+	defer t.end(&err)
+	t.enter(phaseContainer)
 	defer a.lock(c.ContainerID)()
 	if c.IfName != "" {
-		return a.release(ctx, id(c))
+		return a.releaseTimed(ctx, id(c), &t)
 	}
 	var errs []error
 	for _, r := range a.ledger.Records() {
 		if r.ContainerID == c.ContainerID && (c.Config.Name == "" || r.Network == "" || r.Network == c.Config.Name) {
-			errs = append(errs, a.release(ctx, r.ID))
+			errs = append(errs, a.releaseTimed(ctx, r.ID, &t))
 		}
 	}
 	return errors.Join(errs...)
@@ -275,15 +288,23 @@ func (a *attacher) lock(containerID string) (unlock func()) {
 // then nothing flows; then the link goes, and with it the hold on the addresses. The
 // caller holds the container's lock.
 func (a *attacher) release(ctx context.Context, id ledger.ID) error {
+	return a.releaseTimed(ctx, id, nil)
+}
+
+func (a *attacher) releaseTimed(ctx context.Context, id ledger.ID, t *timing) error {
+	t.enter(phaseRecord)
 	r, ok := a.ledger.Release(id)
 	if !ok {
 		return nil
 	}
 	a.announcer.detached(id.ContainerID)
+	t.enter(phaseLink)
 	link, there, err := a.host.TakeDown(id.ContainerID)
+	t.enter(phasePorts)
 	if err := errors.Join(err, a.ports.Remove(r.HostIf)); err != nil {
 		return err
 	}
+	t.enter(phasePolicies)
 	a.policies.forget(r.ID)
 	if !there {
 		return a.free(ctx, id.ContainerID)
@@ -335,9 +356,6 @@ func (a *attacher) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) 
 }
 
 var (
-	callsMetric = metric.New(metric.Histogram, "flock_cni_call_duration_seconds",
-		"Time that the agent took for an ADD or DEL, by CNI error code (0: success).",
-		"Codes other than 0: pods fail to start or to end, see the log. 11: the runtime tries again. Above 0.1 s: the node is overloaded, or the API server is slow for pods that ask for an address by name.", "command", "code")
 	attachmentsMetric = metric.New(metric.Gauge, "flock_attachments",
 		"Pods' attachments by state: pending (an ADD is running), committed (the pod has its link), released (its link is being deleted) or unknown (recorded by a newer release, and held).",
 		"pending or released for long: an ADD hangs, or the kernel does not delete links.", "state")
@@ -355,12 +373,10 @@ var (
 // Describe implements prometheus.Collector.
 func (a *attacher) Describe(ch chan<- *prometheus.Desc) {
 	metric.Describe(ch, attachmentsMetric, addressesMetric, capacityMetric, spoofedMetric)
-	a.calls.Describe(ch)
 }
 
 // Collect implements prometheus.Collector.
 func (a *attacher) Collect(ch chan<- prometheus.Metric) {
-	a.calls.Collect(ch)
 	spoofed := map[string]uint64{} // by link
 	if drops, _, err := a.guard.Counters(); err == nil {
 		for _, d := range drops {
@@ -387,15 +403,4 @@ func (a *attacher) Collect(ch chan<- prometheus.Metric) {
 		ch <- addressesMetric.Value(float64(u.Held), u.CIDR.String(), "held")
 		ch <- addressesMetric.Value(float64(u.Quarantined), u.CIDR.String(), "quarantine")
 	}
-}
-
-// observe is deferred with the address of the call's error.
-func (a *attacher) observe(command string, began time.Time, err *error) {
-	code := cni.Code(0)
-	if coded := (*cni.Error)(nil); errors.As(*err, &coded) {
-		code = coded.Code
-	} else if *err != nil {
-		code = cni.CodeFailed
-	}
-	a.calls.WithLabelValues(command, strconv.Itoa(int(code))).Observe(time.Since(began).Seconds())
 }

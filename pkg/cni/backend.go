@@ -51,7 +51,8 @@ func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File)
 	start := time.Now()
 	cniVersion, log := latestVersion, d.log
 	// Every line of the call has it, so that they are found among those of other calls.
-	ctx = logattr.With(ctx, slog.String("request", fmt.Sprintf("%08x", rand.Uint32())))
+	request := fmt.Sprintf("%08x", rand.Uint32())
+	ctx = logattr.With(ctx, slog.String("request", request))
 	defer func() {
 		if p := recover(); p != nil {
 			log.ErrorContext(ctx, "CNI call panicked", "panic", p, "stack", string(debug.Stack()))
@@ -67,6 +68,7 @@ func (d *dispatcher) answer(ctx context.Context, r wire.Request, netNS *os.File)
 		log.WarnContext(ctx, "CNI call refused", "error", err)
 		return failure(asError(err, CodeFailed), cniVersion)
 	}
+	call.Request = request
 	ctx = logattr.With(ctx, slog.String("command", call.Command))
 	if call.ContainerID != "" {
 		ctx = logattr.With(ctx, slog.String("pod", call.Pod.String()), slog.String("container", call.ContainerID), slog.String("ifname", call.IfName))

@@ -34,6 +34,8 @@ const latestVersion = "1.1.0"
 // Call is one call of a runtime. The fields that the spec requires for its command are
 // there and well formed, those of DEL apart.
 type Call struct {
+	// Request names the call in the log and elsewhere.
+	Request     string
 	Command     string
 	ContainerID string // empty for GC and STATUS
 	// IfName is the interface's name in the pod. It is empty for GC and STATUS, and

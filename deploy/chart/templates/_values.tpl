@@ -52,6 +52,7 @@ nothing.
 {{- if ne $values.agent.healthAddress "127.0.0.1:9479" }}{{ $args = append $args (printf "--health-address=%s" $values.agent.healthAddress) }}{{ end }}
 {{- if ne $values.agent.logLevel "info" }}{{ $args = append $args (printf "--log-level=%s" $values.agent.logLevel) }}{{ end }}
 {{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
+{{- with $values.agent.otlpEndpoint }}{{ $args = append $args (printf "--otlp-endpoint=%s" .) }}{{ end }}
 {{- $_ := unset $agent "args" }}
 {{- with concat $args $values.agent.extraArgs }}{{ $_ := set $agent "args" . }}{{ end }}
 {{- $env := $agent.env }}
