@@ -157,9 +157,10 @@ type rollout struct {
 // changes have moved to the template since it was complete, has one node.
 //
 // A node that was not available when it got its turn proves nothing if it stays so: waves wait
-// for it until the deadline at most, and not at all once another node has proven the change.
-// Those that became unavailable when they followed an earlier turn come first, all together:
-// they wait for the remedy. The others come last.
+// for it until the deadline at most, and for the stable time once another node has proven the
+// change. Those that became unavailable when they followed an earlier turn come first: they wait
+// for the remedy. When it has not helped the first, an available node tries it. The others come
+// last.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
 	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
@@ -185,10 +186,13 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		left := ro.left(m)
 		up := m.followed(t) && m.Available(t)
 		witness := m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
+		if !witness && proven && m.followed(t) {
+			left -= ro.deadline - ro.stable
+		}
 		switch {
 		case ro.passes(m), witness && m.followed(t) && ro.brokeLater(m):
 			continue
-		case !witness && !up && (left <= 0 || proven && m.followed(t)):
+		case !witness && !up && left <= 0:
 			unhelped = append(unhelped, m.fault(t))
 			continue
 		}
@@ -214,7 +218,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		r.Reason, r.Message = RolloutComplete, progress
 		r.Completed = completed(t, wave, now)
 	default:
-		r.Next = ro.nextWave(pending, len(members), proven)
+		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped) > 0)
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
 		if !proven && len(unhelped) > 0 {
 			r.Message += fmt.Sprintf("; it has not made available what was not before: %s", list(unhelped))
@@ -247,7 +251,9 @@ func completed(t *v1alpha1.NodeConfigTemplate, wave []Member, now time.Time) *me
 	return &last
 }
 
-func (ro rollout) nextWave(pending []Member, nodes int, proven bool) (next []Turn) {
+// nextWave is of nodes that are alike. A generation that no node has proven goes to one alone;
+// unhelped says whether it was to no avail for one that was not available before.
+func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (next []Turn) {
 	t := ro.template
 	size := 1
 	if proven || atOnce(t) {
@@ -260,20 +266,22 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool) (next []Tur
 	if last := t.Status.LastCompleteTime; last != nil && !last.Before(&at) {
 		at = metav1.NewTime(last.Add(time.Second)) // or the turn would be history already
 	}
-	const broken, available, unavailable, refused = 0, 1, 2, 3
+	order := []v1alpha1.NodeState{v1alpha1.NodeBroken, v1alpha1.NodeAvailable, v1alpha1.NodeUnavailable}
+	if unhelped && !proven { // or every broken node would have its deadline before the first that can prove it
+		order[0], order[1] = order[1], order[0]
+	}
 	rank := func(m Member) int {
 		if m.Refused != "" {
-			return refused
+			return len(order)
 		}
-		return map[v1alpha1.NodeState]int{v1alpha1.NodeBroken: broken, v1alpha1.NodeAvailable: available, v1alpha1.NodeUnavailable: unavailable}[ro.state(m)]
+		return slices.Index(order, ro.state(m))
 	}
 	slices.SortFunc(pending, func(a, b Member) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
 	first := rank(pending[0])
 	for _, m := range pending {
-		// What is broken comes together, whatever a wave may have.
-		if first != broken && len(next) == size || !atOnce(t) && rank(m) != first {
+		if !atOnce(t) && (len(next) == size || rank(m) != first) {
 			return next
 		}
 		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
@@ -291,6 +299,8 @@ func (ro rollout) state(m Member) v1alpha1.NodeState {
 	case m.Available(ro.template):
 		return v1alpha1.NodeAvailable
 	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, m.past(ro.template), ro.brokeLater(m):
+		return v1alpha1.NodeUnavailable
+	case m.lags() && (!given(m.Turn, ro.template) || ro.left(m) > 0): // its agent may be about to report
 		return v1alpha1.NodeUnavailable
 	}
 	return v1alpha1.NodeBroken
@@ -341,6 +351,11 @@ func (m Member) ignored(t *v1alpha1.NodeConfigTemplate) bool {
 	return made < m.Turn.Generation
 }
 
+// lags says whether the node's agent has not reported with the spec that the node has now.
+func (m Member) lags() bool {
+	return m.Config.Status.ObservedGeneration != m.Config.Generation || meta.FindStatusCondition(m.Config.Status.Conditions, "Ready") == nil
+}
+
 // fault is why the node is not available, with its name.
 func (m Member) fault(t *v1alpha1.NodeConfigTemplate) string {
 	name := m.Config.Name
@@ -363,14 +378,10 @@ func (m Member) Available(t *v1alpha1.NodeConfigTemplate) bool { return len(m.fa
 // before the turn are not asked for any more.
 func (m Member) faults(t *v1alpha1.NodeConfigTemplate) (all []metav1.Condition) {
 	nc := m.Config
-	ready := meta.FindStatusCondition(nc.Status.Conditions, "Ready")
-	if ready == nil || nc.Status.ObservedGeneration != nc.Generation {
+	if m.lags() {
 		return []metav1.Condition{{Type: "Ready", Status: metav1.ConditionUnknown, Message: fmt.Sprintf("its agent has not reported about generation %d of the NodeConfig: see its log", nc.Generation)}}
 	}
-	if ready.Status != metav1.ConditionTrue {
-		all = append(all, *ready)
-	}
-	for _, kind := range []string{"Accepted", "RoutingConfigured", "SessionsUp"} {
+	for _, kind := range []string{"Ready", "Accepted", "RoutingConfigured", "SessionsUp"} {
 		if c := meta.FindStatusCondition(nc.Status.Conditions, kind); c != nil && c.Status != metav1.ConditionTrue {
 			all = append(all, *c)
 		}
