@@ -88,9 +88,8 @@ type madeOf struct {
 }
 
 const (
-	conditionProgressing = "Progressing"
-	rolloutsPause        = 500 * time.Millisecond // between two passes
-	turnWriters          = 16                     // at a time
+	rolloutsPause = 500 * time.Millisecond // between two passes
+	turnWriters   = 16                     // at a time
 	// Each write of a template's status goes to all agents: one that says nothing new but
 	// counts and reasons waits for so long after the last.
 	reportPause = time.Minute
@@ -253,7 +252,7 @@ func refused(err error) bool {
 // report writes how far a template is: at once when a wave begins, stops or ends, and what
 // changes in between when it is due. It returns after how long that is; negative: nothing is.
 func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, rollout fleet.Rollout, began bool, now time.Time) (time.Duration, error) {
-	was := meta.FindStatusCondition(t.Status.Conditions, conditionProgressing)
+	was := meta.FindStatusCondition(t.Status.Conditions, fleet.ConditionProgressing)
 	reason := string(rollout.Reason)
 	same := was != nil && was.Reason == reason && was.ObservedGeneration == t.Generation
 	status := *t.Status.DeepCopy()
@@ -261,7 +260,7 @@ func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, r
 	if rollout.Completed != nil {
 		status.LastCompleteTime = rollout.Completed
 	}
-	c := metav1.Condition{Type: conditionProgressing, Status: metav1.ConditionTrue, Reason: reason, Message: rollout.Message, ObservedGeneration: t.Generation}
+	c := metav1.Condition{Type: fleet.ConditionProgressing, Status: metav1.ConditionTrue, Reason: reason, Message: rollout.Message, ObservedGeneration: t.Generation}
 	if rollout.Reason == fleet.RolloutStopped {
 		c.Status = metav1.ConditionFalse
 	}

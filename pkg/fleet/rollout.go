@@ -114,6 +114,9 @@ func (a Availability) lasted(stable time.Duration) bool {
 	return !a.Since.IsZero() && a.Until.Sub(a.Since) >= stable
 }
 
+// ConditionProgressing is the type of a template's condition that has a RolloutReason.
+const ConditionProgressing = "Progressing"
+
 // RolloutReason is the reason of a template's condition Progressing.
 type RolloutReason string
 
@@ -150,6 +153,7 @@ type rollout struct {
 	template         *v1alpha1.NodeConfigTemplate
 	stable, deadline time.Duration
 	now              time.Time
+	stopped          bool // as far as the template's status says
 }
 
 // Next says whose turn it is. The nodes of one wave get it together; the next wave begins
@@ -165,6 +169,8 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
 	ro.deadline = max(seconds(t.Spec.ProgressDeadlineSeconds, 180), ro.stable+time.Second)
+	was := meta.FindStatusCondition(t.Status.Conditions, ConditionProgressing)
+	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
 	proven := false
@@ -189,6 +195,12 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		if !witness && proven && m.followed(t) {
 			left -= ro.deadline - ro.stable
 		}
+		// A caller that has just begun to look knows of no node how long it has been available.
+		// It does not say that waves stop until it can, unless they had stopped before.
+		over := left <= 0 && ro.stopped
+		if !m.Began.IsZero() {
+			left = max(left, m.Began.Add(ro.stable).Sub(now))
+		}
 		switch {
 		case ro.passes(m), witness && m.followed(t) && ro.brokeLater(m):
 			continue
@@ -197,10 +209,11 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			continue
 		}
 		waiting++
+		if !up && (left <= 0 || over) {
+			late = append(late, m.fault(t))
+		}
 		if left > 0 {
 			r.again(left)
-		} else if !up {
-			late = append(late, m.fault(t))
 		}
 		if up {
 			r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))

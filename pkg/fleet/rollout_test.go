@@ -96,6 +96,7 @@ func TestNextWave(t *testing.T) {
 	for _, tc := range []struct {
 		name     string
 		max      string // maxUnavailable; default 2
+		stopped  int64  // the generation of which the status says so
 		complete int    // when the template was last, in seconds before noon; 0: never
 		members  []string
 		next     string // NODE, or NODE/STATE if that is not Available
@@ -190,7 +191,16 @@ func TestNextWave(t *testing.T) {
 		// Clocks.
 		{name: "a turn of the future", members: []string{"updated turn=3@-3600 began=121 Ready=False", ""}, reason: stopped, message: "n0", again: -1},
 		{name: "a turn of the future, and it is well", members: []string{"updated turn=3@-3600 began=20", ""}, next: "n1", reason: progressing, again: -1},
-		{name: "seen late", members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: -1},
+
+		// Another instance of the controller.
+		{name: "it looks for the stable time first", members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 8 * time.Second},
+		{name: "and has done so", members: []string{"updated turn=3@121 began=10 Ready=False", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "though the deadline is not over", members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "the one before had stopped", stopped: 3, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: 8 * time.Second},
+		{name: "with another generation", stopped: 2, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "and the node is repaired", stopped: 3, members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "and the deadline is not over", stopped: 3, members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "it cannot say yet that nothing was proven", members: []string{"updated turn=3@500 as=Broken began=2 Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 8 * time.Second},
 
 		// Sessions.
 		{name: "the template removes all sessions", members: []string{"updated turn=3@121 had=2 sessions=0", ""}, reason: stopped, message: "n0: SessionsUp is Unknown: the node had 2 sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%", again: -1},
@@ -207,6 +217,9 @@ func TestNextWave(t *testing.T) {
 			}
 			nct.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &limit
 			nct.Spec.MinReadySeconds, nct.Spec.ProgressDeadlineSeconds = new(int32(10)), new(int32(120))
+			if tc.stopped != 0 {
+				nct.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(RolloutStopped), ObservedGeneration: tc.stopped}}
+			}
 			if tc.complete != 0 {
 				last := metav1.NewTime(noon.Add(-time.Duration(tc.complete) * time.Second))
 				nct.Status.LastCompleteTime = &last
