@@ -291,10 +291,13 @@ func waves(t *testing.T, s *server) {
 			t.Errorf("maxUnavailable: %s: %s %v", bad, out, err)
 		}
 	}
-	for _, bad := range []string{`"minReadySeconds":180`, `"progressDeadlineSeconds":60`, `"minReadySeconds":30,"progressDeadlineSeconds":20`} {
+	for _, bad := range []string{`"minReadySeconds":91`, `"progressDeadlineSeconds":119`, `"minReadySeconds":30,"progressDeadlineSeconds":59`} {
 		out, err := s.TryKubectl(fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"bad"},"spec":{"nodeSelector":{},%s,"template":{}}}`, bad), "create", "--filename=-")
-		if err == nil || !strings.Contains(out+fmt.Sprint(err), "progressDeadlineSeconds must be more than minReadySeconds") {
+		if err == nil || !strings.Contains(out+fmt.Sprint(err), "progressDeadlineSeconds must be at least twice minReadySeconds") {
 			t.Errorf("%s: %s %v", bad, out, err)
 		}
+	}
+	for _, good := range []string{`"minReadySeconds":90`, `"progressDeadlineSeconds":120`, `"minReadySeconds":0,"progressDeadlineSeconds":1`} {
+		s.Kubectl(fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"good"},"spec":{"nodeSelector":{},%s,"template":{}}}`, good), "create", "--filename=-", "--dry-run=server")
 	}
 }

@@ -168,7 +168,7 @@ type rollout struct {
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
 	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
-	ro.deadline = max(seconds(t.Spec.ProgressDeadlineSeconds, 180), ro.stable+time.Second)
+	ro.deadline = max(seconds(t.Spec.ProgressDeadlineSeconds, 180), 2*ro.stable)
 	was := meta.FindStatusCondition(t.Status.Conditions, ConditionProgressing)
 	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}

@@ -248,6 +248,41 @@ func TestNextWave(t *testing.T) {
 	}
 }
 
+// What a template that does not say it waits for, and one that was written before the rule on
+// both times.
+func TestTimesOfWaves(t *testing.T) {
+	brief := int32(1)
+	for _, tc := range []struct {
+		name     string
+		deadline *int32
+		member   string // the first that has its turn; another waits for its own
+		next     bool
+		reason   RolloutReason
+		again    time.Duration
+	}{
+		{"available for less than minReadySeconds", nil, "updated turn=3@70 up=59-0", false, RolloutProgressing, time.Second},
+		{"for so long", nil, "updated turn=3@70 up=60-0", true, RolloutProgressing, -1},
+		{"not available before the deadline", nil, "updated turn=3@179 Ready=False", false, RolloutProgressing, time.Second},
+		{"nor at it", nil, "updated turn=3@180 Ready=False", false, RolloutStopped, -1},
+		{"cut off after the deadline, having followed late", nil, "updated turn=3@230 up=54-4 Ready=Unknown", false, RolloutStopped, -1},
+		{"broken before the deadline, having been available", nil, "updated turn=3@200 up=190-21 Ready=False", false, RolloutStopped, -1},
+		{"broken after it, having been available", nil, "updated turn=3@200 up=190-20 Ready=False", true, RolloutProgressing, -1},
+		{"before twice minReadySeconds", &brief, "updated turn=3@119 Ready=False", false, RolloutProgressing, time.Second},
+		{"and at it", &brief, "updated turn=3@120 Ready=False", false, RolloutStopped, -1},
+		{"broken before it", &brief, "updated turn=3@130 up=129-11 Ready=False", false, RolloutStopped, -1},
+		{"broken after it", &brief, "updated turn=3@130 up=129-10 Ready=False", true, RolloutProgressing, -1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			nct := template(t, "all", everyNode)
+			nct.Spec.ProgressDeadlineSeconds = tc.deadline
+			got := Next(nct, []Member{rolloutMember(t, "n0", tc.member), rolloutMember(t, "n1", "")}, noon)
+			if (len(got.Next) == 1) != tc.next || got.Reason != tc.reason || got.Again != tc.again {
+				t.Errorf("%+v, want another wave %t, %s, again %s", got, tc.next, tc.reason, tc.again)
+			}
+		})
+	}
+}
+
 func TestAvailability(t *testing.T) {
 	var a Availability
 	for i, step := range []struct {

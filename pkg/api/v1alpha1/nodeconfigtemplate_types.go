@@ -62,7 +62,7 @@ type NodeConfigTemplateList struct {
 
 // NodeConfigTemplateSpec is which nodes are configured, and how.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.minReadySeconds) || !has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds > self.minReadySeconds",message="progressDeadlineSeconds must be more than minReadySeconds"
+// +kubebuilder:validation:XValidation:rule="!has(self.minReadySeconds) || !has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds >= 2 * self.minReadySeconds",message="progressDeadlineSeconds must be at least twice minReadySeconds"
 type NodeConfigTemplateSpec struct {
 	// NodeSelector selects nodes by the labels of the Node objects. Empty ({}): all.
 	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="an operator must be In or NotIn, with values, or Exists or DoesNotExist, without"
@@ -89,8 +89,9 @@ type NodeConfigTemplateSpec struct {
 
 	// ProgressDeadlineSeconds is how long after a wave began its nodes must be available. Then
 	// the condition Progressing turns False. No further wave begins as long as a node of the
-	// last one is not available, before the deadline or after. It must be more than
-	// MinReadySeconds: what breaks a node after the deadline is not taken for the change.
+	// last one is not available, before the deadline or after. It must be at least twice
+	// MinReadySeconds: what breaks a node after the deadline, if it was available for
+	// MinReadySeconds before, is not taken for the change.
 	// +kubebuilder:default=180
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=86400
