@@ -28,6 +28,7 @@ type followers struct {
 	order []string       // of the nodes that changed their MTU, as node=MTU
 	quiet map[string]int // nodes whose agents do nothing
 	dead  string         // the node whose sessions are down whatever its MTU
+	cut   string         // the node whose agent does nothing more once it has followed
 }
 
 func (f *followers) set(change func()) {
@@ -95,7 +96,12 @@ func (f *followers) step(t *testing.T, c *kube.Client, name string, bad int32, d
 		return c.CreateNodeConfig(ctx, v.Object)
 	case fleet.Update:
 		if v.Object.Spec.MTU != current.Spec.MTU {
-			f.set(func() { f.order = append(f.order, fmt.Sprintf("%s=%d", name, v.Object.Spec.MTU)) })
+			f.set(func() {
+				f.order = append(f.order, fmt.Sprintf("%s=%d", name, v.Object.Spec.MTU))
+				if f.cut == name {
+					f.quiet[name] = 0
+				}
+			})
 		}
 		return c.UpdateNodeConfig(ctx, v.Object)
 	}
@@ -215,44 +221,81 @@ func waves(t *testing.T, s *server) {
 		t.Errorf("wave0 and wave1 were found %s at their turns, want Broken Available", got)
 	}
 
-	// What was set back is not waited for: no node differs.
+	// A node whose agent does not work loses its turn at the deadline, and has another when the
+	// others have followed. It keeps that for when its agent works again.
+	turn := func(name, want string) {
+		t.Helper()
+		var got string
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			if got = s.Kubectl("", "get", "nodeconfig", name, "--output=jsonpath={.status.templateTurn.generation} {.status.templateTurn.withdrawn}"); got == want {
+				return
+			}
+		}
+		t.Fatalf("%s has the turn %q, want %q", name, got, want)
+	}
 	f.set(func() { f.order, f.quiet["wave0"] = nil, 0 })
 	template(1320)
-	progress("4=4 False ProgressDeadlineExceeded: generation 4: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0 has not followed: see the log of its agent")
-	template(1350)
-	progress("6/6 5=5 True Complete")
+	turn("wave0", "4 true")
+	progress("4=4 False ProgressDeadlineExceeded: generation 4: ")
+	progress("5/6 4=4 True Complete: generation 4: 5 of 6 nodes are updated; wave0 has not followed: see the log of its agent")
+	turn("wave0", "4 false")
+	if got := f.changes(); len(got) != 5 || got[0] != "wave1=1320" {
+		t.Errorf("the template has reached %v, want wave1 first, and all but wave0", got)
+	}
+	f.set(func() { f.quiet = map[string]int{} })
+	reported := func() bool {
+		generations := strings.Fields(s.Kubectl("", "get", "nodeconfig", "wave0", "--output=jsonpath={.metadata.generation} {.status.observedGeneration}"))
+		return slices.Contains(f.changes(), "wave0=1320") && generations[0] == generations[1]
+	}
+	for deadline := time.Now().Add(20 * time.Second); !reported(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("wave0 does not follow when its agent works again")
+		}
+	}
+
+	// What was set back is not waited for: no node differs.
+	f.set(func() {
+		f.order = nil
+		for i := range 6 {
+			f.quiet[fmt.Sprintf("wave%d", i)] = 0
+		}
+	})
+	template(1330)
+	turn("wave0", "5 false")
+	template(1320)
+	progress("6/6 6=6 True Complete")
+	f.set(func() { f.quiet = map[string]int{} })
 	if got := f.changes(); len(got) > 0 {
 		t.Errorf("%v changed, though the template is what it was", got)
 	}
 
 	// A change that cuts the node off from the API server too: the kubelet is silent before the
-	// deadline, and the roll-out stops there all the same. wave0, which has not followed the last
-	// turn, is not the first again.
-	f.set(func() { f.quiet["wave1"] = 0 })
+	// deadline, and the roll-out stops there all the same.
+	f.set(func() { f.cut = "wave0" })
 	template(1330)
-	for deadline := time.Now().Add(20 * time.Second); s.Kubectl("", "get", "nodeconfig", "wave1", "--output=jsonpath={.status.templateTurn.generation}") != "6"; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); len(f.changes()) == 0; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("wave1 does not get its turn")
+			t.Fatal("wave0 does not follow")
 		}
 	}
-	s.Kubectl("", "patch", "node", "wave1", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"Unknown","reason":"NodeStatusUnknown"}]}}`)
-	progress("6=6 False ProgressDeadlineExceeded: generation 6: 0 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave1")
-	if got := f.changes(); len(got) > 0 {
-		t.Errorf("%v changed after the first node was cut off", got)
+	s.Kubectl("", "patch", "node", "wave0", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"Unknown","reason":"NodeStatusUnknown"}]}}`)
+	progress("7=7 False ProgressDeadlineExceeded: generation 7: 1 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave0")
+	if got := f.changes(); !slices.Equal(got, []string{"wave0=1330"}) {
+		t.Errorf("%v changed, want wave0 alone, which was cut off", got)
 	}
 
 	// One that nothing repairs does not hold up the remedy: another node tries it after the
 	// deadline.
-	s.Kubectl("", "patch", "node", "wave1", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady"}]}}`)
-	f.set(func() { f.quiet, f.dead = map[string]int{}, "wave0" })
+	s.Kubectl("", "patch", "node", "wave0", "--subresource=status", `--patch={"status":{"conditions":[{"type":"Ready","status":"True","reason":"KubeletReady"}]}}`)
+	f.set(func() { f.quiet, f.cut, f.dead = map[string]int{}, "", "wave0" })
 	template(1350)
-	progress("6/6 7=7 True Complete")
+	progress("6/6 8=8 True Complete")
 	f.set(func() { f.bad = 1300 })
 	template(1300)
-	progress("8=8 False ProgressDeadlineExceeded: generation 8: 1 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave1")
+	progress("9=9 False ProgressDeadlineExceeded: generation 9: 1 of 6 nodes are updated; stopped, as 1 of the last wave are not available 4s after it began: wave1")
 	f.set(func() { f.bad, f.dead = 0, "wave1" })
 	template(1340)
-	progress("6/6 9=9 True Complete")
+	progress("6/6 10=10 True Complete")
 
 	// A node whose turn the API server does not take does not hold up the others.
 	refuse := `{"apiVersion":"admissionregistration.k8s.io/v1","kind":"ValidatingAdmissionPolicy%s","metadata":{"name":"refuse-wave0"},"spec":%s}`
@@ -272,9 +315,9 @@ func waves(t *testing.T, s *server) {
 	}
 	f.set(func() { f.dead = "" })
 	template(1360)
-	progress("5/6 10=10 False ProgressDeadlineExceeded: generation 10: 5 of 6 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: wave0: ")
+	progress("5/6 11=11 False ProgressDeadlineExceeded: generation 11: 5 of 6 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: wave0: ")
 	free()
-	progress("6/6 10=10 True Complete")
+	progress("6/6 11=11 True Complete")
 
 	// A template that is made again under its name begins at generation 1 again, and goes in
 	// waves again.

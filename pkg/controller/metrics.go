@@ -33,7 +33,7 @@ var (
 		"Rising while no Secret, NodeConfig or template changes and no node starts: something changes back and forth.")
 	metricUnknown = metric.New(metric.Gauge, "flock_controller_nodes_unknown", "NodeConfigs whose conditions are Unknown because nothing is heard of their Node.",
 		"Not 0: these nodes are down or cut off.")
-	metricStopped = metric.New(metric.Gauge, "flock_controller_rollouts_stopped", "NodeConfigTemplates whose change does not reach further nodes, because nodes of its last wave are not available, or the API server refuses their turns.",
+	metricStopped = metric.New(metric.Gauge, "flock_controller_rollouts_stopped", "NodeConfigTemplates whose change does not reach further nodes, because nodes of its last wave have not followed or are not available, or the API server refuses their turns.",
 		"Not 0: the template's condition Progressing names the nodes, the reasons and the ways out.")
 )
 

@@ -145,6 +145,9 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 		if err != nil {
 			failed = err
 		}
+		if err := r.withdrawTurns(ctx, t, rollout.Withdrawn); err != nil {
+			failed = err
+		}
 		wait, err := r.report(ctx, t, rollout, given > 0, now)
 		if err != nil {
 			failed = err
@@ -242,6 +245,22 @@ func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate
 		r.log.Info("gave nodes the turn to follow a template", "template", t.Name, "generation", t.Generation, "nodes", given, "first", next[0].Config.Name)
 	}
 	return given, failed
+}
+
+// withdrawTurns ends turns that nodes have not followed.
+func (r *rollouts) withdrawTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate, ended []fleet.Turn) (failed error) {
+	for _, n := range ended {
+		err := r.api.PatchTemplateTurn(ctx, n.Config, n.Turn)
+		switch {
+		case apierrors.IsConflict(err): // it has changed, and is looked at again
+		case err != nil:
+			failed = fmt.Errorf("NodeConfigTemplate %s: withdraw the turn of node %s: %w", t.Name, n.Config.Name, err)
+		default:
+			r.members[n.Config.UID].turn.set(&n.Turn)
+			r.log.Warn("withdrew the turn of a node that does not follow", "template", t.Name, "generation", t.Generation, "node", n.Config.Name)
+		}
+	}
+	return failed
 }
 
 // refused says whether the API server will answer the same again, for this object at least.

@@ -47,7 +47,8 @@ func TestWritten(t *testing.T) {
 type patches struct {
 	fails int // with this code
 	last  struct {
-		Status struct {
+		Metadata metav1.ObjectMeta
+		Status   struct {
 			v1alpha1.NodeConfigTemplateStatus
 			TemplateTurn map[string]any `json:"templateTurn"`
 		} `json:"status"`
@@ -64,7 +65,7 @@ func (p *patches) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `{"apiVersion":"v1","kind":"Status","status":"Failure","code":%d,"reason":%q,"message":"no"}`, p.fails, reason)
 		return
 	}
-	p.last.Status.TemplateTurn = nil
+	p.last.Status.TemplateTurn, p.last.Metadata = nil, metav1.ObjectMeta{}
 	if err := json.NewDecoder(r.Body).Decode(&p.last); err != nil {
 		panic(err)
 	}
@@ -136,7 +137,7 @@ func TestReportsArePaced(t *testing.T) {
 func TestRefusedWrites(t *testing.T) {
 	r, server := newRollouts(t)
 	tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: "all", UID: "t"}}
-	config := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n0"}}
+	config := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n0", ResourceVersion: "7"}}
 	m := &member{}
 	r.members["n0"] = m
 	turn := fleet.Turn{Config: config, Turn: v1alpha1.TemplateTurn{Template: "all", NodeState: v1alpha1.NodeAvailable}}
@@ -157,6 +158,9 @@ func TestRefusedWrites(t *testing.T) {
 		if given != 0 || (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: give node n0 its turn: ") || (m.refused != "") != tc.refused {
 			t.Errorf("%d for a turn: %d, %v, %q", tc.code, given, err, m.refused)
 		}
+		if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: withdraw the turn of node n0: ") || m.turn.value != nil {
+			t.Errorf("%d for the end of a turn: %v, %v", tc.code, err, m.turn.value)
+		}
 	}
 	server.fails, m.refused = 0, "before"
 	given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
@@ -165,5 +169,14 @@ func TestRefusedWrites(t *testing.T) {
 	}
 	if sessions, ok := server.last.Status.TemplateTurn["sessionsUp"]; !ok || sessions != 0.0 {
 		t.Errorf("sessionsUp of the turn before stays: %v", server.last.Status.TemplateTurn)
+	}
+	if version := server.last.Metadata.ResourceVersion; version != "" {
+		t.Errorf("a turn is given for version %s of the NodeConfig alone", version)
+	}
+
+	// A node that follows at this moment keeps its turn: its NodeConfig has another version then.
+	turn.Turn.Withdrawn = true
+	if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); err != nil || *m.turn.latest(nil) != turn.Turn || server.last.Metadata.ResourceVersion != "7" {
+		t.Errorf("%v, %+v, for version %q", err, m.turn.latest(nil), server.last.Metadata.ResourceVersion)
 	}
 }

@@ -47,7 +47,7 @@ func follows(current *v1alpha1.NodeConfig, t *v1alpha1.NodeConfigTemplate) bool 
 
 // InWave says whether turn, which may be nil, is one to follow this generation of t.
 func InWave(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
-	return given(turn, t) && turn.Generation == t.Generation
+	return given(turn, t) && turn.Generation == t.Generation && !turn.Withdrawn
 }
 
 // given says whether turn, which may be nil, is one to follow any generation of t.
@@ -130,8 +130,10 @@ const (
 // Rollout is how far a template has reached its nodes, and what is next.
 type Rollout struct {
 	Nodes, Updated int
-	// Next are the nodes whose turn it is now.
-	Next   []Turn
+	// Next are the nodes whose turn it is now, Withdrawn those whose turn ends now, unless they
+	// have followed meanwhile.
+	Next, Withdrawn []Turn
+
 	Reason RolloutReason
 	// Message for the operator.
 	Message string
@@ -165,6 +167,10 @@ type rollout struct {
 // change. Those that became unavailable when they followed an earlier turn come first: they wait
 // for the remedy. When it has not helped the first, an available node tries it. The others come
 // last.
+//
+// A node that has not followed at the deadline, as its agent does not work, says nothing about
+// the change. While no node has proven that, the turn is withdrawn and another node tries it:
+// agents that work again together do not follow an unproven change together.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
 	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
@@ -173,6 +179,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
+	var late, unhelped, behind []string
 	proven := false
 	for _, m := range members {
 		if m.Updated {
@@ -184,15 +191,18 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			proven = proven || ro.passes(m)
 		case !inWave && !m.Updated:
 			pending = append(pending, m)
+			if m.withdrawn(t) {
+				behind = append(behind, m.fault(t))
+			}
 		}
 	}
-	var late, unhelped []string
 	waiting := 0
 	for _, m := range wave {
 		left := ro.left(m)
-		up := m.followed(t) && m.Available(t)
+		followed := m.followed(t)
+		up := followed && m.Available(t)
 		witness := m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
-		if !witness && proven && m.followed(t) {
+		if !witness && proven && followed {
 			left -= ro.deadline - ro.stable
 		}
 		// A caller that has just begun to look knows of no node how long it has been available.
@@ -202,8 +212,15 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			left = max(left, m.Began.Add(ro.stable).Sub(now))
 		}
 		switch {
-		case ro.passes(m), witness && m.followed(t) && ro.brokeLater(m):
+		case ro.passes(m), witness && followed && ro.brokeLater(m):
 			continue
+		case !followed && left <= 0 && proven:
+			behind = append(behind, m.fault(t))
+			continue
+		case !followed && left <= 0 && len(pending) > 0 && !atOnce(t):
+			end := *m.Turn
+			end.Withdrawn = true
+			r.Withdrawn = append(r.Withdrawn, Turn{m.Config, end})
 		case !witness && !up && left <= 0:
 			unhelped = append(unhelped, m.fault(t))
 			continue
@@ -230,6 +247,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	case len(pending) == 0:
 		r.Reason, r.Message = RolloutComplete, progress
 		r.Completed = completed(t, wave, now)
+		behind = append(behind, unhelped...)
 	default:
 		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped) > 0)
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
@@ -239,6 +257,12 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		if refused := refusals(pending); len(refused) == len(pending) {
 			r.Reason = RolloutStopped
 			r.Message = fmt.Sprintf("%s; stopped, as the API server does not take the turn of those that are left, which is tried again: %s", progress, list(refused))
+		}
+	}
+	if len(behind) > 0 && len(late) == 0 {
+		r.Message += "; " + list(behind)
+		if !proven && r.Reason == RolloutProgressing { // nor is it known that any node can follow
+			r.Reason = RolloutStopped
 		}
 	}
 	return r
@@ -284,13 +308,22 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 		order[0], order[1] = order[1], order[0]
 	}
 	rank := func(m Member) int {
-		if m.Refused != "" {
+		switch {
+		case m.Refused != "":
+			return len(order) + 1
+		case ro.idle(m):
 			return len(order)
 		}
 		return slices.Index(order, ro.state(m))
 	}
+	lastTurn := func(m Member) (at time.Time) { // of those that did not follow: each tries again before one does twice
+		if ro.idle(m) {
+			at = m.Turn.Time.Time
+		}
+		return at
+	}
 	slices.SortFunc(pending, func(a, b Member) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Config.Name, b.Config.Name))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), lastTurn(a).Compare(lastTurn(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
 	first := rank(pending[0])
 	for _, m := range pending {
@@ -307,16 +340,21 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 // state is how a node is found that is about to get its turn.
 func (ro rollout) state(m Member) v1alpha1.NodeState {
 	switch {
-	case m.Turn != nil && m.ignored(ro.template) && ro.left(m) <= 0:
-		return v1alpha1.NodeUnavailable
 	case m.Available(ro.template):
 		return v1alpha1.NodeAvailable
 	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, m.past(ro.template), ro.brokeLater(m):
+		return v1alpha1.NodeUnavailable
+	case m.ignored(ro.template) && m.Turn.NodeState != v1alpha1.NodeBroken: // that turn is not the cause
 		return v1alpha1.NodeUnavailable
 	case m.lags() && (!given(m.Turn, ro.template) || ro.left(m) > 0): // its agent may be about to report
 		return v1alpha1.NodeUnavailable
 	}
 	return v1alpha1.NodeBroken
+}
+
+// idle says whether the node had the time to follow its last turn and has not.
+func (ro rollout) idle(m Member) bool {
+	return m.withdrawn(ro.template) || m.Turn != nil && m.ignored(ro.template) && ro.left(m) <= 0
 }
 
 // passes says whether the node has followed, and has been available for long enough since.
@@ -350,6 +388,11 @@ func (m Member) past(t *v1alpha1.NodeConfigTemplate) bool {
 // changed since.
 func (m Member) followed(t *v1alpha1.NodeConfigTemplate) bool {
 	return m.Updated || follows(m.Config, t)
+}
+
+// withdrawn says whether the node's turn for this generation of t has ended.
+func (m Member) withdrawn(t *v1alpha1.NodeConfigTemplate) bool {
+	return given(m.Turn, t) && m.Turn.Generation == t.Generation && m.Turn.Withdrawn
 }
 
 // ignored says whether the node has not followed its last turn.

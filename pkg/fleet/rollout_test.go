@@ -24,7 +24,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
-// (up when it got its turn), "refused".
+// (up when it got its turn), "withdrawn" (its turn), "refused".
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
 	m := Member{Config: &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 7}}}
@@ -67,6 +67,8 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			m.Began = ago(value)
 		case "made":
 			m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = value
+		case "withdrawn":
+			m.Turn.Withdrawn = true
 		case "before":
 			spec = 6
 		case "refused":
@@ -77,6 +79,7 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			conditions[key] = metav1.Condition{Type: key, Status: metav1.ConditionStatus(value), Message: "why"}
 		}
 	}
+	m.Config.Status.TemplateTurn = m.Turn
 	for _, c := range conditions {
 		m.Config.Status.Conditions = append(m.Config.Status.Conditions, c)
 	}
@@ -99,7 +102,7 @@ func TestNextWave(t *testing.T) {
 		stopped  int64  // the generation of which the status says so
 		complete int    // when the template was last, in seconds before noon; 0: never
 		members  []string
-		next     string // NODE, or NODE/STATE if that is not Available
+		next     string // NODE, or NODE/STATE if that is not Available, or NODE/withdrawn
 		reason   RolloutReason
 		message  string
 		again    time.Duration
@@ -120,8 +123,8 @@ func TestNextWave(t *testing.T) {
 		{name: "the last wave fails", members: []string{"updated turn=3@230", "updated turn=3@121 SessionsUp=False"}, reason: stopped, again: -1},
 		{name: "refused by its agent", members: []string{"updated turn=3@121 Accepted=False", ""}, reason: stopped, message: "n0: Accepted is False: why", again: -1},
 		{name: "BIRD refuses it", members: []string{"updated turn=3@121 RoutingConfigured=False", ""}, reason: stopped, message: "n0: RoutingConfigured is False: why", again: -1},
-		{name: "an agent that does not follow", members: []string{"turn=3@121", ""}, reason: stopped, message: "n0 has not followed: see the log of its agent", again: -1},
-		{name: "an agent that does not follow, and fails later", members: []string{"turn=3@900 Ready=False up=900-5", ""}, reason: stopped, message: "n0 has not followed", again: -1},
+		{name: "an agent that does not follow", members: []string{"turn=3@121", "updated"}, reason: stopped, message: "n0 has not followed: see the log of its agent", again: -1},
+		{name: "an agent that does not follow, and fails later", members: []string{"turn=3@900 Ready=False up=900-5", "updated"}, reason: stopped, message: "n0 has not followed", again: -1},
 		{name: "an agent that does not report", members: []string{"updated turn=3@121 lag", ""}, reason: stopped, message: "n0: Ready is Unknown: its agent has not reported about generation 7", again: -1},
 		{name: "many fail", members: []string{"updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag", "updated turn=3@121 lag"}, reason: stopped, message: "; and 2 more", again: -1},
 		{name: "the failed wave is repaired", members: []string{"updated turn=3@600", "updated turn=3@500 up=11-0", ""}, next: "n2", reason: progressing, again: -1},
@@ -157,13 +160,31 @@ func TestNextWave(t *testing.T) {
 		{name: "until another has proven the remedy", members: []string{"updated turn=3@120 as=Broken Ready=False", "turn=2@500 Ready=False", "updated turn=3@20", ""}, next: "n1/Broken", reason: progressing, again: -1},
 		{name: "it has the stable time all the same", members: []string{"updated turn=3@4 as=Broken Ready=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 6 * time.Second},
 		{name: "and until the deadline to follow", members: []string{"turn=3@20 as=Broken made=2 Ready=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
-		{name: "one that nothing repairs and that does not follow", members: []string{"turn=3@120 as=Broken Ready=False", "", ""}, next: "n1", reason: progressing, message: "n0 has not followed", again: -1},
+		{name: "one that nothing repairs and that does not follow", members: []string{"turn=3@120 as=Broken Ready=False", "", ""}, next: "n0/withdrawn", reason: stopped, message: "n0 has not followed", again: -1},
+		{name: "nor is there another", members: []string{"turn=3@120 as=Broken Ready=False", "updated"}, reason: complete, message: "1 of 2 nodes are updated; n0 has not followed", again: -1},
 		{name: "one that nothing repairs, and nobody else", members: []string{"updated turn=3@120 as=Broken Ready=False", "updated"}, reason: complete, message: "2 of 2", again: -1},
 		{name: "the next that tries is broken by it", members: []string{"updated turn=3@240 as=Broken Ready=False", "updated turn=3@120 Ready=False", ""}, reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n1", again: -1},
 		{name: "one that has not followed an older turn comes last", members: []string{"turn=2@121 made=1", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "also if nothing is known of it", members: []string{"turn=2@121 made=1 lag", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "unless it had no time to", members: []string{"turn=2@20 made=1", ""}, next: "n0", reason: progressing, again: -1},
 		{name: "and is not waited for", members: []string{"turn=3@121 as=Unavailable made=1", "updated turn=3@500"}, reason: complete, message: "1 of 2", again: -1},
+
+		// What does not follow.
+		{name: "its turn ends if there is another", members: []string{"turn=3@120", "", ""}, next: "n0/withdrawn", reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n0 has not followed", again: -1},
+		{name: "not before the deadline", members: []string{"turn=3@119", "", ""}, reason: progressing, message: "1 of the last wave must", again: time.Second},
+		{name: "nor before it was looked at for the stable time", members: []string{"turn=3@500 began=2", "", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "nor if there had been a stop", stopped: 3, members: []string{"turn=3@500 began=2", "", ""}, reason: stopped, again: 8 * time.Second},
+		{name: "another tries it", members: []string{"turn=3@121 withdrawn", "", ""}, next: "n1", reason: stopped, message: "0 of 3 nodes are updated, and it is the turn of 1 more; n0 has not followed: see the log of its agent", again: -1},
+		{name: "and is waited for", members: []string{"turn=3@121 withdrawn", "updated turn=3@5 up=4-0", ""}, reason: stopped, message: "1 of the last wave must become available; n0 has not followed", again: 6 * time.Second},
+		{name: "and proves it", members: []string{"turn=3@121 withdrawn", "updated turn=3@20", ""}, next: "n2", reason: progressing, message: "it is the turn of 1 more; n0 has not followed", again: -1},
+		{name: "it gets another turn then, last", members: []string{"turn=3@300 withdrawn", "updated turn=3@20"}, next: "n0", reason: progressing, again: -1},
+		{name: "which it keeps", members: []string{"turn=3@121", "updated turn=3@20", ""}, next: "n2", reason: progressing, message: "n0 has not followed", again: -1},
+		{name: "also in the end", members: []string{"turn=3@121", "updated turn=3@20"}, reason: complete, message: "1 of 2 nodes are updated; n0 has not followed", again: -1},
+		{name: "all of them in turn", members: []string{"turn=3@300 withdrawn", "turn=3@500 withdrawn", "turn=3@400 withdrawn"}, next: "n1", reason: stopped, again: -1},
+		{name: "and it breaks when it follows late", members: []string{"updated turn=3@500 up=9-2 Ready=False", "updated turn=3@20", ""}, reason: stopped, message: "n0: Ready is False", again: -1},
+		{name: "without waves all keep theirs", max: "100%", members: []string{"turn=3@121", ""}, reason: stopped, message: "n0 has not followed", again: -1},
+		{name: "its fault is not that turn's", members: []string{"turn=2@20 made=1 Ready=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "unless it had it before", members: []string{"turn=2@20 as=Broken made=1 Ready=False", ""}, next: "n0/Broken", reason: progressing, again: -1},
 
 		// What other things than the change have broken.
 		{name: "what was not available before comes last", members: []string{"Ready=False", "", ""}, next: "n1", reason: progressing, again: -1},
@@ -239,6 +260,12 @@ func TestNextWave(t *testing.T) {
 				next = append(next, text)
 				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState}); n.Turn != want {
 					t.Errorf("%s gets %+v, want %+v", n.Config.Name, n.Turn, want)
+				}
+			}
+			for _, n := range got.Withdrawn {
+				next = append(next, n.Config.Name+"/withdrawn")
+				if want := *n.Config.Status.TemplateTurn; !n.Turn.Withdrawn || n.Turn.Time != want.Time || n.Turn.NodeState != want.NodeState {
+					t.Errorf("%s gets %+v, want its own withdrawn", n.Config.Name, n.Turn)
 				}
 			}
 			if n := strings.Join(next, " "); n != tc.next || got.Reason != tc.reason || !strings.Contains(got.Message, tc.message) || got.Again != tc.again {
@@ -426,6 +453,7 @@ func TestInTurn(t *testing.T) {
 		{"an earlier turn", node7(), made, changed, turn("all", 3), Leave, WaitingForTurn},
 		{"another template's turn", node7(), made, changed, turn("other", 4), Leave, WaitingForTurn},
 		{"its turn", node7(), made, changed, turn("all", 4), Update, FromTemplate},
+		{"its turn until the deadline", node7(), made, changed, &v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 4, Withdrawn: true}, Leave, WaitingForTurn},
 		{"another template", node7(), made, higher, nil, Leave, WaitingForTurn},
 		{"another template's turn, and that is it", node7(), made, higher, turn("other", 3), Update, FromTemplate},
 		{"nothing for the node has changed", node7(), made, marksOnly, nil, Update, FromTemplate},

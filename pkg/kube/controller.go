@@ -160,10 +160,13 @@ func (c *Client) PatchPasswords(ctx context.Context, nc *v1alpha1.NodeConfig, pa
 	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"passwords": passwords})
 }
 
-// PatchTemplateTurn makes turn that of a NodeConfig, whatever version it has.
+// PatchTemplateTurn makes turn that of a NodeConfig, whatever version it has. One that is
+// withdrawn is that of the version of nc alone: in another, the node may have followed.
 func (c *Client) PatchTemplateTurn(ctx context.Context, nc *v1alpha1.NodeConfig, turn v1alpha1.TemplateTurn) error {
 	of := nc.ObjectMeta
-	of.ResourceVersion = ""
+	if !turn.Withdrawn {
+		of.ResourceVersion = ""
+	}
 	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"templateTurn": allFields(turn)})
 }
 

@@ -141,8 +141,8 @@ type NodeConfigTemplateStatus struct {
 	// +optional
 	LastCompleteTime *metav1.Time `json:"lastCompleteTime,omitempty"`
 	// Conditions: Progressing is True while waves go on (reason Progressing) and when all
-	// nodes are updated (Complete), and False when a wave has not become available in time, or
-	// the API server refuses all turns that are left (ProgressDeadlineExceeded); the message
+	// nodes are updated (Complete), and False when a wave has not followed or not become
+	// available in time, or the API server refuses all turns that are left (ProgressDeadlineExceeded); the message
 	// names nodes, reasons and the remedy.
 	// +listType=map
 	// +listMapKey=type
@@ -169,11 +169,15 @@ type TemplateTurn struct {
 	// it has none has cut it off, though none is missed.
 	// +optional
 	SessionsUp int32 `json:"sessionsUp,omitempty"`
+	// Withdrawn: the node has not followed before the deadline, and may not any more. It gets
+	// another turn after the other nodes.
+	// +optional
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // NodeState is a node's state when it gets a turn. Available: it served its pods and was
 // reached. Broken: it has not been available since an earlier turn. Unavailable: it was not
-// available for another reason, or has never followed an earlier turn.
+// available for another reason.
 //
 // +kubebuilder:validation:Enum=Available;Broken;Unavailable
 type NodeState string
