@@ -315,7 +315,7 @@ func waves(t *testing.T, s *server) {
 	}
 	f.set(func() { f.dead = "" })
 	template(1360)
-	progress("5/6 11=11 False ProgressDeadlineExceeded: generation 11: 5 of 6 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: wave0: ")
+	progress("5/6 11=11 False ProgressDeadlineExceeded: generation 11: 5 of 6 nodes are updated; stopped, as the API server does not take turns, which is tried again: wave0: ")
 	free()
 	progress("6/6 11=11 True Complete")
 

@@ -45,7 +45,14 @@ type member struct {
 	turn    written[*v1alpha1.TemplateTurn]
 	began   began
 	seen    fleet.Availability
-	refused string // why the API server did not take the node's turn
+	refused refusal
+}
+
+// refusal is why the API server did not take the node's turn, and when it is asked again.
+type refusal struct {
+	why   string
+	again time.Time
+	pause backoff.Backoff
 }
 
 // began is when this instance has seen a turn first.
@@ -94,6 +101,10 @@ const (
 	// counts and reasons waits for so long after the last.
 	reportPause = time.Minute
 )
+
+func newMember() *member {
+	return &member{refused: refusal{pause: backoff.Backoff{First: time.Second, Last: 5 * time.Minute, Jitter: 0.2}}}
+}
 
 // Run works until ctx ends.
 func (r *rollouts) Run(ctx context.Context) {
@@ -176,7 +187,7 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		there[nc.UID] = true
 		m := r.members[nc.UID]
 		if m == nil {
-			m = &member{}
+			m = newMember()
 			r.members[nc.UID] = m
 		}
 		node, ok := r.world.nodes.Get(nc.Name)
@@ -198,7 +209,7 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		if !equality.Semantic.DeepEqual(m.began.turn, turn) {
 			m.began = began{turn, now}
 		}
-		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Refused: m.refused}
+		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Refused: m.refused.why, Retry: m.refused.again}
 		m.seen.See(is.Available(t), nc.Generation, now)
 		is.Seen = m.seen
 		if _, _, dead := silence(node); dead && !fleet.InWave(turn, t) {
@@ -228,14 +239,15 @@ func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			m.refused = ""
+			m.refused.why = ""
 			if err != nil {
 				if refused(err) {
-					m.refused = err.Error()
+					m.refused.why, m.refused.again = err.Error(), time.Now().Add(m.refused.pause.Next())
 				}
 				failed = fmt.Errorf("NodeConfigTemplate %s: give node %s its turn: %w", t.Name, n.Config.Name, err)
 				return
 			}
+			m.refused.pause.Reset()
 			m.turn.set(&n.Turn)
 			given++
 		})
@@ -263,9 +275,10 @@ func (r *rollouts) withdrawTurns(ctx context.Context, t *v1alpha1.NodeConfigTemp
 	return failed
 }
 
-// refused says whether the API server will answer the same again, for this object at least.
+// refused says whether the API server will answer the same again, for this object at least. It
+// calls it an internal error if an admission webhook does not answer.
 func refused(err error) bool {
-	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err)
+	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsInternalError(err)
 }
 
 // report writes how far a template is: at once when a wave begins, stops or ends, and what

@@ -60,7 +60,7 @@ func (p *patches) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	p.n++
 	if p.fails != 0 {
-		reason := map[int]metav1.StatusReason{http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusConflict: metav1.StatusReasonConflict, http.StatusForbidden: metav1.StatusReasonForbidden}[p.fails]
+		reason := map[int]metav1.StatusReason{http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusConflict: metav1.StatusReasonConflict, http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusInternalServerError: metav1.StatusReasonInternalError}[p.fails]
 		w.WriteHeader(p.fails)
 		fmt.Fprintf(w, `{"apiVersion":"v1","kind":"Status","status":"Failure","code":%d,"reason":%q,"message":"no"}`, p.fails, reason)
 		return
@@ -138,7 +138,7 @@ func TestRefusedWrites(t *testing.T) {
 	r, server := newRollouts(t)
 	tmpl := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: "all", UID: "t"}}
 	config := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n0", ResourceVersion: "7"}}
-	m := &member{}
+	m := newMember()
 	r.members["n0"] = m
 	turn := fleet.Turn{Config: config, Turn: v1alpha1.TemplateTurn{Template: "all", NodeState: v1alpha1.NodeAvailable}}
 	for _, tc := range []struct {
@@ -148,24 +148,36 @@ func TestRefusedWrites(t *testing.T) {
 		{http.StatusNotFound, true, false},
 		{http.StatusConflict, false, false},
 		{http.StatusForbidden, true, true},
+		{http.StatusInternalServerError, true, true},
 		{http.StatusServiceUnavailable, true, false},
 	} {
-		server.fails, m.refused = tc.code, ""
+		server.fails, m.refused.why = tc.code, ""
 		if _, err := r.report(t.Context(), tmpl, fleet.Rollout{Reason: fleet.RolloutComplete}, false, time.Now()); (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: write its status: ") {
 			t.Errorf("%d for a template: %v", tc.code, err)
 		}
 		given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
-		if given != 0 || (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: give node n0 its turn: ") || (m.refused != "") != tc.refused {
-			t.Errorf("%d for a turn: %d, %v, %q", tc.code, given, err, m.refused)
+		if given != 0 || (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: give node n0 its turn: ") || (m.refused.why != "") != tc.refused {
+			t.Errorf("%d for a turn: %d, %v, %q", tc.code, given, err, m.refused.why)
 		}
 		if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: withdraw the turn of node n0: ") || m.turn.value != nil {
 			t.Errorf("%d for the end of a turn: %v, %v", tc.code, err, m.turn.value)
 		}
 	}
-	server.fails, m.refused = 0, "before"
+	server.fails, m.refused.why = 0, "before"
 	given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
-	if got := m.turn.latest(nil); given != 1 || err != nil || m.refused != "" || got == nil || *got != turn.Turn {
-		t.Errorf("%d, %v, %q, %v", given, err, m.refused, got)
+	if got := m.turn.latest(nil); given != 1 || err != nil || m.refused.why != "" || got == nil || *got != turn.Turn {
+		t.Errorf("%d, %v, %q, %v", given, err, m.refused.why, got)
+	}
+	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} { // a busy cluster asks no more often
+		server.fails = http.StatusForbidden
+		before := time.Now()
+		if r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn}); m.refused.again.Before(before.Add(want)) || m.refused.again.After(time.Now().Add(want*12/10)) {
+			t.Errorf("refusal %d is tried again after %s, want %s and a fifth more at most", i, m.refused.again.Sub(before), want)
+		}
+	}
+	server.fails = 0
+	if r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn}); m.refused.pause.Next() > 2*time.Second {
+		t.Error("the pause after refusals stays when the turn was taken")
 	}
 	if sessions, ok := server.last.Status.TemplateTurn["sessionsUp"]; !ok || sessions != 0.0 {
 		t.Errorf("sessionsUp of the turn before stays: %v", server.last.Status.TemplateTurn)

@@ -87,8 +87,9 @@ type Member struct {
 	// Seen is what the caller has seen of the node's availability.
 	Seen Availability
 	// Refused is why the API server did not take a turn of the node; empty: it did, or nobody
-	// has tried.
+	// has tried. Before Retry it is not worth another attempt.
 	Refused string
+	Retry   time.Time
 }
 
 // Availability is when a node was available last, without a break and with one spec, by the
@@ -251,12 +252,19 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	default:
 		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped) > 0)
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
+		for _, m := range pending {
+			if left := m.Retry.Sub(now); m.Refused != "" && left > 0 {
+				r.again(left)
+			}
+		}
 		if !proven && len(unhelped) > 0 {
 			r.Message += fmt.Sprintf("; it has not made available what was not before: %s", list(unhelped))
 		}
-		if refused := refusals(pending); len(refused) == len(pending) {
+		// Thousands of nodes are not tried one by one before it is said.
+		const enough = 3
+		if refused := refusals(pending); len(refused) == len(pending) || len(wave) == 0 && len(refused) >= enough {
 			r.Reason = RolloutStopped
-			r.Message = fmt.Sprintf("%s; stopped, as the API server does not take the turn of those that are left, which is tried again: %s", progress, list(refused))
+			r.Message = fmt.Sprintf("%s; stopped, as the API server does not take turns, which is tried again: %s", progress, list(refused))
 		}
 	}
 	if len(behind) > 0 && len(late) == 0 {
@@ -300,8 +308,8 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 		}
 	}
 	at := metav1.NewTime(ro.now.Truncate(time.Second))
-	if last := t.Status.LastCompleteTime; last != nil && !last.Before(&at) {
-		at = metav1.NewTime(last.Add(time.Second)) // or the turn would be history already
+	if end := t.Status.LastCompleteTime; end != nil && !end.Before(&at) {
+		at = metav1.NewTime(end.Add(time.Second)) // or the turn would be history already
 	}
 	order := []v1alpha1.NodeState{v1alpha1.NodeBroken, v1alpha1.NodeAvailable, v1alpha1.NodeUnavailable}
 	if unhelped && !proven { // or every broken node would have its deadline before the first that can prove it
@@ -316,19 +324,27 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 		}
 		return slices.Index(order, ro.state(m))
 	}
-	lastTurn := func(m Member) (at time.Time) { // of those that did not follow: each tries again before one does twice
-		if ro.idle(m) {
+	// Of those that were refused, and of those that did not follow, each is tried again before one
+	// is twice.
+	last := func(m Member) (at time.Time) {
+		switch {
+		case m.Refused != "":
+			at = m.Retry
+		case ro.idle(m):
 			at = m.Turn.Time.Time
 		}
 		return at
 	}
 	slices.SortFunc(pending, func(a, b Member) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), lastTurn(a).Compare(lastTurn(b)), cmp.Compare(a.Config.Name, b.Config.Name))
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), last(a).Compare(last(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
 	first := rank(pending[0])
 	for _, m := range pending {
 		if !atOnce(t) && (len(next) == size || rank(m) != first) {
 			return next
+		}
+		if m.Refused != "" && m.Retry.After(ro.now) {
+			continue
 		}
 		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
 			Template: t.Name, TemplateUID: t.UID, Generation: t.Generation, Time: at, NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config),

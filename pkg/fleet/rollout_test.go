@@ -24,7 +24,8 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
-// (up when it got its turn), "withdrawn" (its turn), "refused".
+// (up when it got its turn), "withdrawn" (its turn),
+// "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
 	m := Member{Config: &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: name, Generation: 7}}}
@@ -72,7 +73,7 @@ func rolloutMember(t *testing.T, name, words string) Member {
 		case "before":
 			spec = 6
 		case "refused":
-			m.Refused = "the webhook says no"
+			m.Refused, m.Retry = "the webhook says no", ago(value)
 		case "up":
 			up = value
 		default:
@@ -198,8 +199,13 @@ func TestNextWave(t *testing.T) {
 		{name: "available until it followed, late", members: []string{"updated turn=3@500 Ready=False up=490-5 before", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
 		{name: "all were broken before", members: []string{"Ready=False", "Ready=False", "Ready=False"}, next: "n0/Unavailable", reason: progressing, again: -1},
 		{name: "and the first remains so", members: []string{"updated turn=3@121 as=Unavailable Ready=False", "Ready=False"}, next: "n1/Unavailable", reason: progressing, message: "it has not made available what was not before: n0: Ready is False", again: -1},
-		{name: "the API server does not take the turn", members: []string{"refused", "", ""}, next: "n1", reason: progressing, again: -1},
-		{name: "nor that of the last", members: []string{"refused", "updated turn=3@20"}, next: "n0", reason: stopped, message: "1 of 2 nodes are updated; stopped, as the API server does not take the turn of those that are left, which is tried again: n0: the webhook says no", again: -1},
+		{name: "the API server does not take the turn", members: []string{"refused=1", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "nor that of the last", members: []string{"refused=0", "updated turn=3@20"}, next: "n0", reason: stopped, message: "1 of 2 nodes are updated; stopped, as the API server does not take turns, which is tried again: n0: the webhook says no", again: -1},
+		{name: "which is tried later", members: []string{"refused=-5", "refused=-3", "updated turn=3@20"}, reason: stopped, again: 3 * time.Second},
+		{name: "those first that were tried longest ago", members: []string{"refused=1", "refused=9", "refused=5", "refused=-3", "updated turn=3@20"}, next: "n1 n2", reason: stopped, again: 3 * time.Second},
+		{name: "nor any of the first", members: []string{"refused=1", "refused=1", "refused=1", ""}, next: "n3", reason: stopped, message: "as the API server does not take turns", again: -1},
+		{name: "but those of others", members: []string{"refused=1", "refused=1", "", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "and it took one", members: []string{"refused=1", "refused=1", "refused=1", "", "updated turn=3@20"}, next: "n3", reason: progressing, again: -1},
 
 		// When all have followed.
 		{name: "broken after all was done", complete: 4000, members: []string{"updated turn=3@5000 Ready=False", "updated turn=3@4000 Ready=False"}, reason: complete, message: "2 of 2", again: -1},
