@@ -316,16 +316,12 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 		order[0], order[1] = order[1], order[0]
 	}
 	rank := func(m Member) int {
-		switch {
-		case m.Refused != "":
-			return len(order) + 1
-		case ro.idle(m):
+		if m.Refused != "" || ro.idle(m) {
 			return len(order)
 		}
 		return slices.Index(order, ro.state(m))
 	}
-	// Of those that were refused, and of those that did not follow, each is tried again before one
-	// is twice.
+	// Of those that were refused or did not follow each is tried again before one is twice.
 	last := func(m Member) (at time.Time) {
 		switch {
 		case m.Refused != "":

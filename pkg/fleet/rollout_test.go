@@ -205,6 +205,8 @@ func TestNextWave(t *testing.T) {
 		{name: "those first that were tried longest ago", members: []string{"refused=1", "refused=9", "refused=5", "refused=-3", "updated turn=3@20"}, next: "n1 n2", reason: stopped, again: 3 * time.Second},
 		{name: "nor any of the first", members: []string{"refused=1", "refused=1", "refused=1", ""}, next: "n3", reason: stopped, message: "as the API server does not take turns", again: -1},
 		{name: "but those of others", members: []string{"refused=1", "refused=1", "", ""}, next: "n2", reason: progressing, again: -1},
+		{name: "and one that does not follow, which was tried before", members: []string{"refused=5", "turn=3@121 withdrawn"}, next: "n1", reason: stopped, again: -1},
+		{name: "or after it", members: []string{"refused=125", "turn=3@121 withdrawn"}, next: "n0", reason: stopped, again: -1},
 		{name: "and it took one", members: []string{"refused=1", "refused=1", "refused=1", "", "updated turn=3@20"}, next: "n3", reason: progressing, again: -1},
 
 		// When all have followed.

@@ -1,0 +1,237 @@
+package fleet
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+)
+
+// FuzzWaves: whatever the order in which nodes follow, report, fail and recover, in which
+// flock-controller looks, gives way to another instance and is refused, and in which the
+// template changes,
+//
+//   - a generation with which no node has been available for the stable time is at most with one
+//     node that was available before, or allowed to it;
+//   - no wave has more nodes than the template says, and none begins while a node that was
+//     available before is broken since it followed;
+//   - the roll-out ends once all agents work that the generation has reached, and one at least.
+func FuzzWaves(f *testing.F) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		script := make([]byte, 20+random.IntN(600))
+		for i := range script {
+			script[i] = byte(random.Uint32())
+		}
+		f.Add(script)
+	}
+	f.Fuzz(func(t *testing.T, script []byte) {
+		w := newFleet(t, &script)
+		for len(script) > 0 {
+			w.step(take(&script), take(&script))
+		}
+		w.end()
+	})
+}
+
+// take is the next byte of a script, or 0 at its end.
+func take(script *[]byte) byte {
+	if len(*script) == 0 {
+		return 0
+	}
+	b := (*script)[0]
+	*script = (*script)[1:]
+	return b
+}
+
+const (
+	fuzzStable   = 10 * time.Second
+	fuzzDeadline = 30 * time.Second
+)
+
+// fleetOfNodes is a template and its nodes, as flock-controller sees them.
+type fleetOfNodes struct {
+	t        *testing.T
+	template *v1alpha1.NodeConfigTemplate
+	limit    int
+	bad      map[int64]bool // generations that break nodes
+	proven   bool           // a node has been available with the generation for the stable time
+	nodes    []*fleetNode
+	now      time.Time
+}
+
+type fleetNode struct {
+	Member
+	idle, down bool      // its agent does not work; it is not available for reasons of its own
+	refuses    bool      // the API server refuses its turns
+	stable     bool      // it has been seen available for the stable time with what it follows
+	since      time.Time // when it was seen available, without a break
+}
+
+func newFleet(t *testing.T, script *[]byte) *fleetOfNodes {
+	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, now: noon}
+	w.template.Spec.MinReadySeconds, w.template.Spec.ProgressDeadlineSeconds = new(int32(fuzzStable.Seconds())), new(int32(fuzzDeadline.Seconds()))
+	n := 1 + int(take(script)%9)
+	w.limit = 1 + int(take(script))%n
+	limit := intstr.FromInt(w.limit)
+	w.template.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &limit
+	for i := range n {
+		w.nodes = append(w.nodes, &fleetNode{Member: rolloutMember(t, fmt.Sprint("n", i), "made=2")})
+	}
+	return w
+}
+
+// act is what the node's agent does next: it follows if it may, else it reports.
+func (w *fleetOfNodes) act(n *fleetNode) {
+	if n.idle {
+		return
+	}
+	if !n.Updated && InWave(n.Turn, w.template) {
+		n.Config.Generation++
+		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
+		n.Updated, n.stable, n.since = true, false, time.Time{}
+		return
+	}
+	n.Config.Status.ObservedGeneration = n.Config.Generation
+	c := &n.Config.Status.Conditions[0]
+	c.Status = metav1.ConditionTrue
+	if n.down || n.Updated && w.bad[w.template.Generation] {
+		c.Status = metav1.ConditionFalse
+	}
+}
+
+func (w *fleetOfNodes) step(what, which byte) {
+	n := w.nodes[int(which)%len(w.nodes)]
+	switch what % 16 {
+	case 0:
+		n.idle = !n.idle
+	case 1:
+		n.down = !n.down
+	case 2:
+		n.refuses = !n.refuses
+	case 3: // another instance of flock-controller
+		for _, n := range w.nodes {
+			n.Seen, n.Began, n.Refused = Availability{}, time.Time{}, ""
+		}
+	case 4: // seldom: most changes should get somewhere
+		if which%4 == 0 {
+			w.change(which&16 != 0)
+		}
+	case 5, 6:
+		w.pass() // it looks at each change before time goes on
+		w.now = w.now.Add(time.Duration(which%16) * time.Second)
+	case 7, 8, 9, 10:
+		w.pass()
+	default:
+		w.act(n)
+	}
+}
+
+func (w *fleetOfNodes) change(bad bool) {
+	w.template.Generation++
+	w.bad[w.template.Generation] = bad
+	w.proven = false
+	for _, n := range w.nodes {
+		n.Updated = false
+	}
+}
+
+// pass is a look of flock-controller, which may begin a wave.
+func (w *fleetOfNodes) pass() Rollout {
+	var members []Member
+	exposed, broken := 0, ""
+	for _, n := range w.nodes {
+		available := n.Available(w.template)
+		n.Seen.See(available, n.Config.Generation, w.now)
+		if n.Began.IsZero() {
+			n.Began = w.now
+		}
+		followed := n.Updated && InWave(n.Turn, w.template)
+		if followed && !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
+			n.stable, w.proven = true, true
+		}
+		if !available {
+			n.since = time.Time{}
+		} else if n.since.IsZero() {
+			n.since = w.now
+		}
+		if followed && !available && !n.stable && n.Turn.NodeState == v1alpha1.NodeAvailable && !n.past(w.template) {
+			broken = n.Config.Name
+		}
+		members = append(members, n.Member)
+	}
+	r := Next(w.template, members, w.now)
+	if len(r.Next) > w.limit || len(r.Next) > 1 && !w.proven {
+		w.t.Fatalf("a wave of %d, the limit is %d, proven %t: %s", len(r.Next), w.limit, w.proven, r.Message)
+	}
+	if broken != "" && len(r.Next) > 0 {
+		w.t.Fatalf("a wave begins while %s is broken: %s", broken, r.Message)
+	}
+	for _, turn := range append(r.Next, r.Withdrawn...) {
+		n := w.node(turn.Config.Name)
+		n.Refused = ""
+		switch {
+		case !turn.Turn.Withdrawn && n.refuses:
+			n.Refused, n.Retry = "no", w.now.Add(5*time.Second)
+		default:
+			n.Turn, n.Began = &turn.Turn, w.now
+		}
+	}
+	if r.Completed != nil {
+		w.template.Status.LastCompleteTime = r.Completed
+	}
+	w.template.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(r.Reason), ObservedGeneration: w.template.Generation}}
+	for _, n := range w.nodes {
+		if InWave(n.Turn, w.template) && n.Turn.NodeState == v1alpha1.NodeAvailable {
+			exposed++
+		}
+	}
+	if exposed > 1 && !w.proven {
+		w.t.Fatalf("generation %d is unproven, and with %d nodes: %s", w.template.Generation, exposed, r.Message)
+	}
+	return r
+}
+
+func (w *fleetOfNodes) node(name string) *fleetNode {
+	for _, n := range w.nodes {
+		if n.Config.Name == name {
+			return n
+		}
+	}
+	w.t.Fatalf("there is no node %s", name)
+	return nil
+}
+
+// end: a good generation, and all that has not failed by itself works.
+func (w *fleetOfNodes) end() {
+	w.change(false)
+	w.nodes[0].idle = false
+	for _, n := range w.nodes {
+		n.down, n.refuses = false, false
+	}
+	var r Rollout
+	for range 20 * (len(w.nodes) + 1) {
+		for _, n := range w.nodes {
+			w.act(n)
+			w.act(n)
+		}
+		if r = w.pass(); r.Reason == RolloutComplete {
+			break
+		}
+		w.now = w.now.Add(fuzzStable / 2)
+	}
+	working := 0
+	for _, n := range w.nodes {
+		if !n.idle {
+			working++
+		}
+	}
+	if r.Reason != RolloutComplete || r.Updated < working {
+		w.t.Fatalf("%d of %d agents work: %s: %s", working, len(w.nodes), r.Reason, r.Message)
+	}
+}
