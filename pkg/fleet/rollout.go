@@ -257,9 +257,6 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 				r.again(left)
 			}
 		}
-		if !proven && len(unhelped) > 0 {
-			r.Message += fmt.Sprintf("; it has not made available what was not before: %s", list(unhelped))
-		}
 		// Thousands of nodes are not tried one by one before it is said.
 		const enough = 3
 		if refused := refusals(pending); len(refused) == len(pending) || len(wave) == 0 && len(refused) >= enough {
@@ -267,11 +264,18 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			r.Message = fmt.Sprintf("%s; stopped, as the API server does not take turns, which is tried again: %s", progress, list(refused))
 		}
 	}
-	if len(behind) > 0 && len(late) == 0 {
-		r.Message += "; " + list(behind)
-		if !proven && r.Reason == RolloutProgressing { // nor is it known that any node can follow
+	if r.Reason == RolloutProgressing && !proven {
+		if len(unhelped) > 0 {
+			r.Message += fmt.Sprintf("; it has not made available what was not before: %s", list(unhelped))
+		}
+		// One node that nothing repairs says little. Otherwise it may be that the template helps
+		// none, or that none can follow it.
+		if len(behind) > 0 || len(unhelped) > 1 {
 			r.Reason = RolloutStopped
 		}
+	}
+	if len(behind) > 0 && len(late) == 0 {
+		r.Message += "; " + list(behind)
 	}
 	return r
 }
