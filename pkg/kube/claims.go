@@ -36,8 +36,18 @@ func (c *Client) AddressClaims(changed func()) *Cache[*v1alpha1.AddressClaim] {
 
 // ClaimsOf returns all claims of a node's pods.
 func (c *Client) ClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error) {
+	return c.claimsOf(ctx, node, "")
+}
+
+// CachedClaimsOf is ClaimsOf as the API server's cache has them, which may be a moment behind.
+// The API server does not read and decode the claims of all nodes from etcd for it.
+func (c *Client) CachedClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error) {
+	return c.claimsOf(ctx, node, "0")
+}
+
+func (c *Client) claimsOf(ctx context.Context, node, version string) ([]v1alpha1.AddressClaim, error) {
 	list := &v1alpha1.AddressClaimList{}
-	err := c.flock.Get().Resource(addressClaims).Param("fieldSelector", "spec.nodeName="+node).Do(ctx).Into(list)
+	err := c.flock.Get().Resource(addressClaims).Param("fieldSelector", "spec.nodeName="+node).Param("resourceVersion", version).Do(ctx).Into(list)
 	return list.Items, err
 }
 

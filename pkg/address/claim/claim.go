@@ -79,6 +79,8 @@ type API interface {
 	DropClaim(context.Context, *v1alpha1.AddressClaim) error
 	// ClaimsOf returns all claims that a node's agent has made.
 	ClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error)
+	// CachedClaimsOf is ClaimsOf of a moment ago, at less cost.
+	CachedClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error)
 	// ClaimsIn returns all claims of the pods of a namespace.
 	ClaimsIn(ctx context.Context, namespace string) ([]v1alpha1.AddressClaim, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)

@@ -1,6 +1,7 @@
 package claim_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -279,6 +280,61 @@ func TestAttachmentWithoutAUID(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		if h := holder(t, api, six); h != "" {
 			t.Errorf("after it the claim is %q's", h)
+		}
+	})
+}
+
+// lagging is an API server whose cache has stopped. It counts the lists that it reads from its
+// store.
+type lagging struct {
+	*claimtest.Fake
+	cached []v1alpha1.AddressClaim
+	lists  atomic.Int64
+}
+
+func (l *lagging) CachedClaimsOf(context.Context, string) ([]v1alpha1.AddressClaim, error) {
+	return l.cached, nil
+}
+
+func (l *lagging) ClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error) {
+	l.lists.Add(1)
+	return l.Fake.ClaimsOf(ctx, node)
+}
+
+// While the API server's cache agrees with the attachments, it reads no list from its store. If
+// its cache is behind, nothing is made, released or complained about for that.
+func TestCompareWithACacheThatIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		api := &lagging{Fake: claimtest.NewFake()}
+		api.SetPod(pod("web"))
+		k := claim.New(claim.Config{Node: "node1", API: api, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		stop := run(t, k)
+		time.Sleep(time.Hour)
+		if n := api.lists.Load(); n != 0 {
+			t.Errorf("a node without claims: %d lists from the store", n)
+		}
+		acquire(t, k, "a", of("web", six)) // which the cache does not have
+		time.Sleep(time.Hour)
+		if n := api.lists.Load(); n < 5 {
+			t.Errorf("a claim that the cache lacks: %d lists from the store", n)
+		}
+		api.cached, _ = api.Fake.ClaimsOf(t.Context(), "node1")
+		time.Sleep(time.Hour)
+		before := api.lists.Load()
+		time.Sleep(time.Hour)
+		if n := api.lists.Load() - before; n != 0 {
+			t.Errorf("the cache agrees: %d lists from the store", n)
+		}
+		api.RemovePod("shop", "web")
+		k.Release("a")
+		time.Sleep(time.Hour) // the cache still has it
+		if h := holder(t, api, six); h != "" {
+			t.Errorf("the claim is %q's", h)
+		}
+		stop()
+		if strings.Contains(log.String(), "WARN") || strings.Contains(log.String(), "ERROR") {
+			t.Errorf("log:\n%s", &log)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"flock.fritzlab.net/flock/internal/backoff"
@@ -181,16 +182,18 @@ func (k *Keeper) unwanted(h *hold) (unwanted, inherited bool) {
 	return h.unwanted, h.inherited
 }
 
-// compare holds the API server's claims of this node against the attachments'.
+// compare holds the API server's claims of this node against the attachments'. Most often they
+// agree, and its cache says so: for a list of its own the API server may have to read the claims
+// of all nodes.
 func (k *Keeper) compare(ctx context.Context) error {
-	granted := k.granted()
-	var list []v1alpha1.AddressClaim
-	err := asked(ctx, func(ctx context.Context) (err error) {
-		list, err = k.API.ClaimsOf(ctx, k.Node)
+	cached, err := k.list(ctx, k.API.CachedClaimsOf)
+	if err != nil || k.agrees(cached) {
 		return err
-	})
+	}
+	granted := k.granted()
+	list, err := k.list(ctx, k.API.ClaimsOf)
 	if err != nil {
-		return fmt.Errorf("list the AddressClaims of node %s: %w", k.Node, err)
+		return err
 	}
 	there := map[key]bool{}
 	for i := range list {
@@ -220,6 +223,39 @@ func (k *Keeper) compare(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (k *Keeper) list(ctx context.Context, of func(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error)) (list []v1alpha1.AddressClaim, err error) {
+	err = asked(ctx, func(ctx context.Context) (err error) {
+		list, err = of(ctx, k.Node)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the AddressClaims of node %s: %w", k.Node, err)
+	}
+	return list, nil
+}
+
+// agrees says whether the list has what attachments have been given, and nothing that is unknown
+// here.
+func (k *Keeper) agrees(list []v1alpha1.AddressClaim) bool {
+	there := map[key]bool{}
+	for i := range list {
+		spec := &list[i].Spec
+		addr, err := netip.ParseAddr(spec.Address)
+		if err != nil {
+			return false
+		}
+		id := key{addr, pod.UID(spec.PodUID)}
+		there[id] = spec.QuarantinedUntil == nil
+		k.mu.Lock()
+		_, known := k.holds[id]
+		k.mu.Unlock()
+		if !known {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(k.granted(), func(h *hold) bool { return !there[key{h.Addr, h.Pod.UID}] })
 }
 
 // granted are the holds that some attachment has been given.

@@ -43,6 +43,8 @@ func Contract(t *testing.T, api claim.API) {
 		if err := api.DropClaim(ctx, another); !apierrors.IsConflict(err) {
 			t.Errorf("delete with another UID: %v", err)
 		}
+		cached(t, api, "node1", name, true)
+		cached(t, api, "node2", name, false)
 		if !lists(t, api, "node1", name) || lists(t, api, "node2", name) {
 			t.Error("the claim is not in the list of node1 alone")
 		}
@@ -90,6 +92,23 @@ func Contract(t *testing.T, api claim.API) {
 	}
 	if p, err := api.GetPod(ctx, "default", "contract"); err != nil || p.UID == "" {
 		t.Errorf("get a pod: %+v, %v", p, err)
+	}
+}
+
+// cached waits until the cache lists the claim, or does not any more.
+func cached(t *testing.T, api claim.API, node, name string, want bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		list, err := api.CachedClaimsOf(context.Background(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(list, func(c v1alpha1.AddressClaim) bool { return c.Name == name }) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the cache lists claim %s of %s: %t, want %t", name, node, !want, want)
+		}
 	}
 }
 

@@ -125,6 +125,11 @@ func (f *Fake) ClaimsOf(ctx context.Context, node string) (list []v1alpha1.Addre
 	return list, err
 }
 
+// CachedClaimsOf implements claim.API. It is never behind.
+func (f *Fake) CachedClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error) {
+	return f.ClaimsOf(ctx, node)
+}
+
 // ClaimsIn implements claim.API.
 func (f *Fake) ClaimsIn(ctx context.Context, namespace string) (list []v1alpha1.AddressClaim, err error) {
 	err = f.do(ctx, "list in "+namespace, func() error {
