@@ -30,7 +30,7 @@ var ForLab = []Package{
 }
 
 // ForTests is what flock's own tests need beside that: the routers that they
-// hold it against.
+// hold it against, and what reads its metrics and its page.
 var ForTests = []Package{
 	{"frr", "/usr/lib/frr/bgpd"},
 	{"gobgpd", "gobgpd"},
@@ -39,6 +39,7 @@ var ForTests = []Package{
 	{"systemd", "/lib/systemd/systemd-networkd"},
 	{"util-linux", "setpriv"},
 	{"prometheus", "promtool"},
+	{"chromium-headless-shell", "chromium-headless-shell"},
 }
 
 // Install installs those of packages that are missing. Their services are not

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path"
@@ -13,9 +14,11 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
@@ -30,6 +33,7 @@ type apiServer struct {
 	watchers                                      map[chan []byte]bool
 	pools                                         pools
 	nodes                                         nodes
+	events                                        []eventsv1.Event
 	lost                                          chan struct{} // one for each status of a NodeConfig that is not there
 	away                                          atomic.Bool   // it answers that it is not available
 	pods                                          sync.Map      // by the path at which they are asked for
@@ -149,6 +153,22 @@ func (s *apiServer) says(n *node, condition string, want metav1.ConditionStatus,
 	})
 }
 
+// reported waits for an Event about an object of namespace shop.
+func (s *apiServer) reported(n *node, kind, name, reason, note string) {
+	s.t.Helper()
+	eventually(s.t, n.agentLog, func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, e := range s.events {
+			about := e.Regarding
+			if about.Kind == kind && about.Namespace == "shop" && about.Name == name && e.Reason == reason && strings.Contains(e.Note, note) && e.Type == corev1.EventTypeWarning && e.ReportingInstance == "node1" {
+				return nil
+			}
+		}
+		return fmt.Errorf("Events are %+v; want %s of %s shop/%s with %q", s.events, reason, kind, name, note)
+	})
+}
+
 func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	const objects = "/apis/flock.fritzlab.net/v1alpha1/nodeconfigs"
@@ -176,6 +196,19 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		default:
 			json.NewEncoder(w).Encode(claim)
 		}
+	case r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, "/apis/events.k8s.io/v1/namespaces/"):
+		body, err := io.ReadAll(r.Body)
+		var event eventsv1.Event
+		if err == nil {
+			_, _, err = scheme.Codecs.UniversalDeserializer().Decode(body, nil, &event) // protobuf
+		}
+		if err != nil {
+			s.t.Error(err)
+		}
+		s.mu.Lock()
+		s.events = append(s.events, event)
+		s.mu.Unlock()
+		json.NewEncoder(w).Encode(event)
 	case strings.Contains(r.URL.Path, "/secrets"):
 		s.t.Error("an agent asks for Secrets")
 		s.refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden)

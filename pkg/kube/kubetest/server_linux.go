@@ -103,7 +103,11 @@ func (s *Server) Up() {
 	}
 	// As before Kubernetes 1.36: what it takes then must not be a way around flock's policies.
 	const strict = "StrictIPCIDRValidation"
-	if help, err := exec.Command("kube-apiserver", "--help").Output(); err == nil && strings.Contains(string(help), strict) {
+	help, err := exec.Command("kube-apiserver", "--help").CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("kube-apiserver --help, which says whether it has the feature gate %s: %v: %s", strict, err, help)
+	}
+	if strings.Contains(string(help), strict) {
 		args = append(args, "--feature-gates="+strict+"=false")
 	}
 	s.stop = s.start("kube-apiserver", args...)
