@@ -1,9 +1,11 @@
 package flockctl
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,10 +19,11 @@ import (
 var drainCommand = command{
 	name: "drain", args: "NODE",
 	short: "Withdraw a node's anycast addresses ahead of its shutdown, or announce them again",
-	long: `The node withdraws its anycast addresses and asks routers to prefer other paths to the
-rest (RFC 8326). Its sessions stay up and its pods keep running. When flock's pod or the
-node then ends, the sessions end with a Cease, so that no router keeps routes to it.
-flockctl waits until the node has done it. It lasts, also over a reboot, until --undo.
+	long: `The node withdraws its anycast addresses and those of Services, and asks routers to
+prefer other paths to the rest (RFC 8326). Its sessions stay up and its pods keep
+running. When flock's pod or the node then ends, the sessions end with a Cease, so that
+no router keeps routes to it. flockctl names the addresses that no other node announces,
+and waits until the node has done it. It lasts, also over a reboot, until --undo.
 
 It is for work on a node; kubectl drain, which comes next, deletes the pods.`,
 	examples: `flockctl drain node1
@@ -47,8 +50,12 @@ func runDrain(ctx context.Context, s *session, args []string) error {
 		if err != nil {
 			return err
 		}
-		if only := announcedOnlyBy(name, all); len(only) > 0 {
+		only, remarks := announcedOnlyBy(name, all)
+		if len(only) > 0 {
 			fmt.Fprintf(s.remarks, "no other node announces %s: clients get no answer there until one does\n", strings.Join(only, ", "))
+		}
+		for _, r := range remarks {
+			fmt.Fprintln(s.remarks, r)
 		}
 	}
 	var value any // null removes an annotation
@@ -81,7 +88,7 @@ func runDrain(ctx context.Context, s *session, args []string) error {
 		fmt.Fprintf(s.out, "%s announces its anycast addresses again\n", name)
 		return nil
 	}
-	fmt.Fprintf(s.out, "%s has withdrawn its anycast addresses, and routers are asked to prefer other paths to its pods\n", name)
+	fmt.Fprintf(s.out, "%s has withdrawn its anycast addresses and those of Services, and routers are asked to prefer other paths to its pods\n", name)
 	return nil
 }
 
@@ -90,17 +97,50 @@ func drained(nc *v1alpha1.NodeConfig) bool {
 	return c != nil && c.Status == metav1.ConditionFalse
 }
 
-// announcedOnlyBy are the anycast addresses that the node announces and no other does.
-func announcedOnlyBy(node string, all []v1alpha1.NodeConfig) (only []string) {
+// announcedOnlyBy are the addresses, of pods and of Services, that the node announces and no
+// other does. The status of a node holds a limited number: remarks says what may be missing.
+func announcedOnlyBy(node string, all []v1alpha1.NodeConfig) (only, remarks []string) {
+	type announced struct{ address, by string }
+	var here []announced
 	elsewhere := map[string]bool{}
-	paths := pathsOf(all)
-	for _, p := range paths {
-		elsewhere[p.Address] = elsewhere[p.Address] || p.Announced && p.Node != node
-	}
-	for _, p := range paths {
-		if p.Announced && p.Node == node && !elsewhere[p.Address] && (len(only) == 0 || only[len(only)-1] != p.Address) {
-			only = append(only, p.Address)
+	for _, nc := range all {
+		mine := nc.Name == node
+		note := func(address, by string) {
+			if mine {
+				here = append(here, announced{address, by})
+			} else {
+				elsewhere[address] = true
+			}
+		}
+		for _, a := range nc.Status.Anycast {
+			if a.Announced {
+				note(a.Address, "")
+			}
+		}
+		for _, s := range nc.Status.Services {
+			if s.Announced {
+				note(s.Address, " of Service "+s.Service)
+			}
+		}
+		for what, full := range map[string]bool{
+			fmt.Sprintf("%d anycast addresses", mostPaths):        len(nc.Status.Anycast) >= mostPaths,
+			fmt.Sprintf("%d addresses of Services", mostServices): len(nc.Status.Services) >= mostServices,
+		} {
+			switch {
+			case full && mine:
+				remarks = append(remarks, fmt.Sprintf("the status of %s has its limit of %s: it may announce more, of which nothing is said here", node, what))
+			case full:
+				remarks = append(remarks, fmt.Sprintf("the status of %s has its limit of %s: it may announce some of those above", nc.Name, what))
+			}
 		}
 	}
-	return only
+	here = slices.DeleteFunc(here, func(a announced) bool { return elsewhere[a.address] })
+	slices.SortFunc(here, func(a, b announced) int {
+		return cmp.Or(byAddress(a.address, b.address), strings.Compare(a.by, b.by))
+	})
+	for _, a := range slices.Compact(here) {
+		only = append(only, a.address+a.by)
+	}
+	slices.Sort(remarks)
+	return only, remarks
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,8 +33,12 @@ func TestDrain(t *testing.T) {
 		defer mu.Unlock()
 		nc := v1alpha1.NodeConfig{TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "NodeConfig"}, ObjectMeta: metav1.ObjectMeta{Name: "node1"}}
 		nc.Status.Anycast = []v1alpha1.AnycastStatus{path("203.0.113.53"), path("2001:db8:53::53"), path("2001:db8:53::53")}
+		nc.Status.Services = []v1alpha1.ServiceStatus{
+			{Service: "shop/web", Address: "203.0.113.80", Announced: true}, {Service: "shop/web", Address: "2001:db8:53::80", Announced: true},
+			{Service: "shop/other", Address: "203.0.113.81"},
+		}
 		other := *nc.DeepCopy()
-		other.Name, other.Status.Anycast = "node2", []v1alpha1.AnycastStatus{path("203.0.113.53")}
+		other.Name, other.Status.Anycast, other.Status.Services = "node2", []v1alpha1.AnycastStatus{path("203.0.113.53")}, nc.Status.Services[:1]
 		if r.Method == http.MethodPatch {
 			body, _ := io.ReadAll(r.Body)
 			var patch struct {
@@ -61,7 +66,7 @@ func TestDrain(t *testing.T) {
 		line, want string
 		annotation any
 	}{
-		{"drain node1", "no other node announces 2001:db8:53::53: clients get no answer there until one does\nnode1 has withdrawn its anycast addresses", "2026-01-02T12:00:00Z"},
+		{"drain node1", "no other node announces 2001:db8:53::53, 2001:db8:53::80 of Service shop/web: clients get no answer there until one does\nnode1 has withdrawn its anycast addresses", "2026-01-02T12:00:00Z"},
 		{"drain node1 --undo", "node1 announces its anycast addresses again\n", nil},
 		{"drain node1 --undo", "node1 announces its anycast addresses again\n", nil},
 	} {
@@ -77,6 +82,38 @@ func TestDrain(t *testing.T) {
 	for _, line := range []string{"drain", "node node1 --undo"} {
 		if _, err := execute(server, line); err == nil {
 			t.Errorf("flockctl %s: no error", line)
+		}
+	}
+}
+
+// TestAnnouncedOnlyBy: what the limits of statuses leave out is said.
+func TestAnnouncedOnlyBy(t *testing.T) {
+	services := func(n int, announced bool) (all []v1alpha1.ServiceStatus) {
+		for i := range n {
+			all = append(all, v1alpha1.ServiceStatus{Service: fmt.Sprint("shop/web-", i), Address: fmt.Sprint("203.0.113.", i), Announced: announced})
+		}
+		return all
+	}
+	node := func(name string, services []v1alpha1.ServiceStatus) v1alpha1.NodeConfig {
+		nc := v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		nc.Status.Services = services
+		return nc
+	}
+	for name, c := range map[string]struct {
+		all           []v1alpha1.NodeConfig
+		only, remarks []string
+	}{
+		"alone":             {[]v1alpha1.NodeConfig{node("node1", services(1, true))}, []string{"203.0.113.0 of Service shop/web-0"}, nil},
+		"another announces": {[]v1alpha1.NodeConfig{node("node1", services(1, true)), node("node2", services(1, true))}, nil, nil},
+		"another does not":  {[]v1alpha1.NodeConfig{node("node1", services(1, true)), node("node2", services(1, false))}, []string{"203.0.113.0 of Service shop/web-0"}, nil},
+		"nothing announced": {[]v1alpha1.NodeConfig{node("node1", services(1, false))}, nil, nil},
+		"its status is full": {[]v1alpha1.NodeConfig{node("node1", services(256, true)), node("node2", services(255, true))}, []string{"203.0.113.255 of Service shop/web-255"},
+			[]string{"the status of node1 has its limit of 256 addresses of Services: it may announce more, of which nothing is said here"}},
+		"another's is full": {[]v1alpha1.NodeConfig{node("node1", services(1, true)), node("node2", services(256, false))}, []string{"203.0.113.0 of Service shop/web-0"},
+			[]string{"the status of node2 has its limit of 256 addresses of Services: it may announce some of those above"}},
+	} {
+		if only, remarks := announcedOnlyBy("node1", c.all); !slices.Equal(only, c.only) || !slices.Equal(remarks, c.remarks) {
+			t.Errorf("%s: %q and %q, want %q and %q", name, only, remarks, c.only, c.remarks)
 		}
 	}
 }
