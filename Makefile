@@ -116,6 +116,7 @@ test-services: bin/lab ## Run the cluster test of Services' addresses with the o
 
 .PHONY: test-oldest
 test-oldest: bin/lab ## Run a part of the cluster tests with the oldest Kubernetes that flock supports (root)
+	bin/lab build --kubernetes oldest # takes minutes the first time, which are not the test's
 	cd lab && $(LAB_TURN) go test -tags cluster,oldest -count=1 -timeout 60m -v -run TestOldest ./e2e
 
 .PHONY: test-bird

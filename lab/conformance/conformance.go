@@ -42,6 +42,9 @@ type Settings struct {
 // Run runs the tests in the lab and prints how many passed and failed, and which
 // failed. The error says that some did, or why they could not run.
 func Run(ctx context.Context, l *cluster.Lab, want Settings, progress io.Writer) error {
+	if err := sameVersion(l.Kubernetes); err != nil {
+		return err
+	}
 	bin, err := components.BuildSuite(ctx, l.Checkout, progress)
 	if err != nil {
 		return err
@@ -63,6 +66,15 @@ func Run(ctx context.Context, l *cluster.Lab, want Settings, progress io.Writer)
 		}
 	}
 	return run(l, want, progress, func(reports string) error { return runSuite(ctx, l, bin, reports, want, progress) }, readResults)
+}
+
+// sameVersion refuses a lab with another Kubernetes than that of the tests: they ask for what
+// came after it, and what then fails says nothing about flock.
+func sameVersion(of components.Release) error {
+	if of.Version() == components.Kubernetes {
+		return nil
+	}
+	return fmt.Errorf("the lab runs Kubernetes %s, and the tests are those of %s, which an older one does not pass: run lab down, then lab up --kubernetes %s", of.Version(), components.Kubernetes, components.Newest)
 }
 
 // run runs a suite, which writes into the directory that it is given, and says what came

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"flock.fritzlab.net/flock/lab/components"
 )
 
 func TestResults(t *testing.T) {
@@ -86,5 +88,16 @@ FAIL
 				t.Errorf("printed\n%swant\n%s", &said, c.want)
 			}
 		})
+	}
+}
+
+func TestSameVersion(t *testing.T) {
+	for _, of := range []components.Release{"", components.Newest} {
+		if err := sameVersion(of); err != nil {
+			t.Errorf("%q: %v", of, err)
+		}
+	}
+	if err := sameVersion(components.Oldest); err == nil || !strings.Contains(err.Error(), components.OldestKubernetes) || !strings.Contains(err.Error(), "lab down, then lab up --kubernetes newest") {
+		t.Errorf("the oldest Kubernetes: %v; want an error that names it and what to do", err)
 	}
 }
