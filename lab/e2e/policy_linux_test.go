@@ -30,7 +30,7 @@ import (
 const policyNamespace = "policy"
 
 // podsAPI says that the kubelets have the Pods API: without it an agent that was killed knows no
-// pods until the API server answers.
+// pods until the API server answers. The kubelets of the oldest Kubernetes lack it.
 var podsAPI = true
 
 // networkPolicies: a policy closes and opens, for connections that there are too, by
@@ -158,55 +158,9 @@ func networkPolicies(t *testing.T) {
 	relabel("stranger", strangers...)
 	judge(web, false)
 	stage("labels have changed")
-	if !podsAPI {
-		return
+	if podsAPI {
+		web = startsBehindPolicies(t, netns["stranger"], web, func(web []netip.Addr) { t.Helper(); judge(web, false) }, stage)
 	}
-
-	// With the API server dead, the agent is killed, and the pod gets a new sandbox.
-	before := sandboxOf(t, "node1", "web")
-	if killed := killOn(t, plan.ControlPlane, "kube-apiserver"); killed != 1 {
-		t.Errorf("%d API servers killed", killed)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			mustLab(t, "up")
-		}
-	})
-	if killed := killOn(t, "node1", "/usr/local/bin/flock-agent"); killed != 1 {
-		t.Errorf("%d agents killed", killed)
-	}
-	if answers(netns["stranger"], web[0]) {
-		t.Error("without the agent, the policy is not enforced")
-	}
-	eventually(t, 30*time.Second, func() error {
-		if len(running(t, "node1", "/usr/local/bin/flock-agent")) == 0 {
-			return fmt.Errorf("the kubelet has not started the agent again")
-		}
-		return nil
-	})
-	mustLab(t, "exec", "node1", "--", "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", before.ContainerID)
-	var now attachment
-	eventually(t, 60*time.Second, func() error {
-		now = sandboxOf(t, "node1", "web")
-		if now.ContainerID == before.ContainerID || now.State != "committed" {
-			return fmt.Errorf("the pod has no new sandbox yet: %+v", now)
-		}
-		return nil
-	})
-	web = nil
-	for _, a := range now.Addrs {
-		web = append(web, a.Addr)
-	}
-	judge(web, false)
-	stage("a pod has started behind its policies without the API server")
-	// Its watches would wait up to a minute before they try the API server again, and the
-	// namespace could not end.
-	if killed := killOn(t, plan.ControlPlane, "kube-controller-manager"); killed != 1 {
-		t.Errorf("%d controller managers killed", killed)
-	}
-	mustLab(t, "up")
-	judge(web, false)
-	stage("the API server is back")
 
 	// Through a Service, with kube-proxy in either mode.
 	if _, err := policies.Create(t.Context(), isolate("served", friends...), metav1.CreateOptions{}); err != nil {
@@ -228,8 +182,10 @@ func networkPolicies(t *testing.T) {
 	// The watches of kube-proxy too may wait up to a minute before they try the API server again.
 	patience = 90 * time.Second
 	judge(ips, false)
-	defer withIPTables(t, "node2")()
-	judge(ips, false)
+	if podsAPI { // the oldest Kubernetes' kube-proxy is in mode iptables already
+		defer withIPTables(t, "node2")()
+		judge(ips, false)
+	}
 	judge(podIPs(t, pods["served"]), false)
 	if err := policies.DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
@@ -243,6 +199,56 @@ func networkPolicies(t *testing.T) {
 		return nil
 	})
 	stage("all is done")
+}
+
+// startsBehindPolicies: with the API server dead, the agent is killed, and the pod web gets a
+// new sandbox, whose addresses are returned. judge waits until it is closed as before.
+func startsBehindPolicies(t *testing.T, stranger string, web []netip.Addr, judge func(web []netip.Addr), stage func(string)) []netip.Addr {
+	before := sandboxOf(t, "node1", "web")
+	if killed := killOn(t, plan.ControlPlane, "kube-apiserver"); killed != 1 {
+		t.Errorf("%d API servers killed", killed)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			mustLab(t, "up")
+		}
+	})
+	if killed := killOn(t, "node1", "/usr/local/bin/flock-agent"); killed != 1 {
+		t.Errorf("%d agents killed", killed)
+	}
+	if answers(stranger, web[0]) {
+		t.Error("without the agent, the policy is not enforced")
+	}
+	eventually(t, 30*time.Second, func() error {
+		if len(running(t, "node1", "/usr/local/bin/flock-agent")) == 0 {
+			return fmt.Errorf("the kubelet has not started the agent again")
+		}
+		return nil
+	})
+	mustLab(t, "exec", "node1", "--", "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", before.ContainerID)
+	var now attachment
+	eventually(t, 60*time.Second, func() error {
+		now = sandboxOf(t, "node1", "web")
+		if now.ContainerID == before.ContainerID || now.State != "committed" {
+			return fmt.Errorf("the pod has no new sandbox yet: %+v", now)
+		}
+		return nil
+	})
+	web = nil
+	for _, a := range now.Addrs {
+		web = append(web, a.Addr)
+	}
+	judge(web)
+	stage("a pod has started behind its policies without the API server")
+	// Its watches would wait up to a minute before they try the API server again, and the
+	// namespace could not end.
+	if killed := killOn(t, plan.ControlPlane, "kube-controller-manager"); killed != 1 {
+		t.Errorf("%d controller managers killed", killed)
+	}
+	mustLab(t, "up")
+	judge(web)
+	stage("the API server is back")
+	return web
 }
 
 // answers says whether a new connection from a network namespace is answered, soon.
