@@ -44,7 +44,7 @@ release-lock: ## Pin the Debian packages of the image at the versions that apt o
 	cd lab && go run ./cmd/release lock
 
 .PHONY: bench
-bench: bin/lab ## Measure flock against its baselines in the lab, also into out/bench.json (root)
+bench: bin/lab bin/flock-agent ## Measure flock against its baselines in the lab, also into out/bench.json (root)
 	cd bench && go build -trimpath -ldflags '$(LDFLAGS)' -o ../bin/bench ./cmd/bench
 	bin/lab up --cni flock
 	bin/bench
@@ -66,7 +66,7 @@ lint: ## Run gofmt, go vet and staticcheck
 	GOOS=darwin go build ./... # the pure parts are for everyone
 	$(TOOL) staticcheck -tags apiserver,cluster ./...
 	for module in lab bench; do \
-	  (cd $$module && go vet -tags cluster ./... && go tool -modfile=../tools/go.mod staticcheck -tags cluster ./...) || exit 1; \
+	  (cd $$module && go vet -tags apiserver,cluster ./... && go tool -modfile=../tools/go.mod staticcheck -tags apiserver,cluster ./...) || exit 1; \
 	done
 
 .PHONY: packages

@@ -1,6 +1,6 @@
-// Package bench measures flock in a running lab, each figure beside one of a
-// baseline that was taken in the same run, turn by turn, so that what disturbs
-// the machine disturbs both.
+// Package bench measures flock in a running lab, beside baselines that are taken in
+// the same run, turn by turn where that can be, so that what disturbs the machine
+// disturbs both.
 //
 // A measurement is a Bench in All. Those that have to run on a node do so in
 // OnNode, in the node's own namespaces. The package starts no lab, and what it
@@ -38,7 +38,7 @@ type Bench struct {
 
 // All are the benches, in the order in which they run. The last leaves most of a node's IPv4
 // addresses in quarantine.
-var All = []Bench{cniSerial, anycastFlips, anycastCrash, anycastThousand, serviceFlips, routingNodefail, routingRestart, repair, policyPacket, policyTable, policyEnforce, policyAPI, cniBurst}
+var All = []Bench{cniSerial, anycastFlips, anycastCrash, anycastThousand, serviceFlips, routingNodefail, routingRestart, repair, policyPacket, policyTable, policyEnforce, policyAPI, fleetCost, cniBurst}
 
 // Figures are what n measurements came to, in a result's unit. A percentile is
 // the smallest value that at least that part of all does not exceed.
@@ -56,6 +56,8 @@ type Result struct {
 	Figures
 	Baseline *Result `json:"baseline,omitempty"`
 	Goal     *Goal   `json:"goal,omitempty"`
+	// Arithmetic says how the figure was computed from others of the run.
+	Arithmetic string `json:"arithmetic,omitempty"`
 }
 
 // Goal is what figures should not exceed.
@@ -157,6 +159,9 @@ func writeTable(w io.Writer, results []Result) error {
 		}
 		if r.Goal != nil {
 			fmt.Fprintf(t, "goal\t\t%s\t%s\t%s\t%s\t\n", figure(r.Goal.P50), figure(r.Goal.P99), figure(r.Goal.Max), r.Unit)
+		}
+		if r.Arithmetic != "" {
+			fmt.Fprintf(t, "%s\t\t\t\t\t\t\n", r.Arithmetic)
 		}
 	}
 	return t.Flush()

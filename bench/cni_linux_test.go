@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	signals "os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,8 +17,17 @@ import (
 	"github.com/containernetworking/cni/libcni"
 )
 
-// TestMain makes this program a CNI plugin too, when a runtime starts it as one.
+// TestMain makes this program a CNI plugin too, when a runtime starts it as one, and the process
+// of a benchmark on a node.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == NodeCommand {
+		ctx, _ := signals.NotifyContext(context.Background(), os.Interrupt)
+		if err := ServeNode(ctx, os.Args[2], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("CNI_COMMAND") != "" {
 		if err := fakePlugin(); err != nil {
 			fmt.Printf(`{"cniVersion":"1.0.0","code":100,"msg":%q}`, err)

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -119,20 +118,8 @@ func startLocal(ctx context.Context, c Contestant, dir string) (r runtimeOf, sto
 	agent := exec.CommandContext(ctx, filepath.Join(c.Bin, "flock-agent"), "--node-name=node1", "--state-dir="+dir,
 		"--kubeconfig="+filepath.Join(dir, "kubeconfig"), "--pods-api=", "--exit-sources=none", "--health-address=")
 	agent.Stderr = log
-	agent.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error), make(chan error, 1)
-	go func() {
-		// The thread that starts it lives as long: its end would be that of the agent.
-		ended <- host.Do(func() error {
-			err := agent.Start()
-			started <- err
-			if err == nil {
-				err = agent.Wait()
-			}
-			return err
-		})
-	}()
-	if err := <-started; err != nil {
+	ended, err := host.start(agent)
+	if err != nil {
 		return r, nil, err
 	}
 	stop = func() {
@@ -258,7 +245,7 @@ func (r runtimeOf) burst(ctx context.Context, width int, id string) (t podTimes,
 		close(start)
 		all.Wait()
 	}
-	atOnce(func(i int) error {
+	atOnce(func(i int) (err error) {
 		links[i], t.add[i], err = r.add(ctx, confs[i])
 		return err
 	})

@@ -11,8 +11,8 @@ import (
 )
 
 // TestAPIServer runs flock's own tests that need etcd and an API server, but neither
-// nodes nor routers, with those that the lab has built. They are in flock's module,
-// because the lab does not depend on it.
+// nodes nor routers, with those that the lab has built. They are in flock's module and in
+// that of the benchmarks, because the lab does not depend on these.
 func TestAPIServer(t *testing.T) { withAPIServer(t, components.Newest) }
 
 func withAPIServer(t *testing.T, release components.Release) {
@@ -21,11 +21,19 @@ func withAPIServer(t *testing.T, release components.Release) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "test", "-tags", "apiserver", "-run", "^TestAPIServer$", "-count=1", "-v", "./pkg/kube", "./pkg/flockctl", "./pkg/controller")
-	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		t.Error(err)
+	for _, in := range []struct {
+		module, run string
+		packages    []string
+	}{
+		{"../..", "^TestAPIServer$", []string{"./pkg/kube", "./pkg/flockctl", "./pkg/controller"}},
+		{"../../bench", "^TestFleet$", []string{"."}},
+	} {
+		cmd := exec.Command("go", append([]string{"test", "-tags", "apiserver", "-run", in.run, "-count=1", "-v"}, in.packages...)...)
+		cmd.Dir = in.module
+		cmd.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"))
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			t.Errorf("%s: %v", in.module, err)
+		}
 	}
 }

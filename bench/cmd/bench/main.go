@@ -38,9 +38,9 @@ func command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "bench [NAME…]",
 		Args:  cobra.ArbitraryArgs,
-		Short: "Measure flock in a running lab, beside a baseline",
-		Long: `Measures flock in a running lab, each figure beside that of a baseline taken in
-the same run, turn by turn. Prints a table and writes one JSON object a line.
+		Short: "Measure flock in a running lab, beside baselines",
+		Long: `Measures flock in a running lab, beside baselines that are taken in the same run.
+Prints a table and writes one JSON object a line.
 ` + list.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -1,0 +1,280 @@
+package bench
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"flock.fritzlab.net/flock/internal/cell"
+	"flock.fritzlab.net/flock/pkg/address/claim"
+	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/datapath"
+	"flock.fritzlab.net/flock/pkg/datapath/policy"
+	"flock.fritzlab.net/flock/pkg/fleet"
+	"flock.fritzlab.net/flock/pkg/kube"
+)
+
+// hollow is the side of an agent that faces the API server: the agent's own caches, its
+// keeper of claims, its enforcer of policies and its decisions about templates, without a
+// node. It writes a NodeConfig and its status when the agent would.
+type hollow struct {
+	name     string
+	client   *kube.Client
+	policies *policy.Enforcer
+	claims   *claim.Keeper
+	wake     chan struct{}
+	// look is closed when the time begins within which it compares the pod CIDRs of all nodes.
+	look   <-chan struct{}
+	looked time.Duration
+	// reported is called with each generation of the NodeConfig whose status is written.
+	reported func(node string, generation int64)
+	failed   func(error) // a write
+}
+
+const (
+	// hollowGather is between two writes of a status, as in the agent.
+	hollowGather = time.Second
+	// hollowVersion is how often the API server is asked for its version, as in the agent.
+	hollowVersion = 10 * time.Minute
+)
+
+func newHollow(name string, s *apiServer, t *traffic) (*hollow, error) {
+	config := s.agent(name, t)
+	client, err := kube.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := policy.NewSources(config, name)
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.DiscardHandler)
+	return &hollow{
+		name: name, client: client, wake: cell.Signal(),
+		policies: policy.New(policy.Config{Table: noTable{}, Sources: sources, Log: log}),
+		claims:   claim.New(claim.Config{Node: name, API: client, Log: log}),
+	}, nil
+}
+
+// run works until ctx ends.
+func (h *hollow) run(ctx context.Context) {
+	changed := func() { cell.Wake(h.wake) }
+	configs := h.client.NodeConfig(h.name, changed)
+	node := h.client.Node(h.name, changed)
+	templates := h.client.NodeConfigTemplates(changed)
+	pools := h.client.AddressPools(changed)
+	namespaces := h.client.Namespaces(changed)
+	services := h.client.AnnouncedServices(false, changed)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	for _, run := range []func(context.Context){
+		configs.Run, node.Run, templates.Run, pools.Run, namespaces.Run, services.Run,
+		h.policies.Run, h.claims.Run, h.followVersion,
+	} {
+		parts.Go(func() { run(ctx) })
+	}
+	h.policies.SetComplete()
+	var written v1alpha1.NodeConfigStatus
+	var earliest time.Time
+	var unique bool
+	looks := h.look
+	look := time.NewTimer(0)
+	look.Stop()
+	defer look.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+		case <-again.C:
+		case <-looks:
+			looks = nil
+			look.Reset(rand.N(h.looked))
+			continue
+		case <-look.C:
+			if _, err := h.client.PodCIDRs(ctx); err == nil {
+				unique = true
+			} else if ctx.Err() == nil {
+				h.failed(err)
+				look.Reset(rand.N(h.looked))
+			}
+		}
+		n, ok := node.Get(h.name)
+		if !ok || !configs.Synced() || !templates.Synced() || !pools.Synced() || !services.Synced() {
+			continue
+		}
+		current, ok := configs.Get(h.name)
+		if !ok {
+			current = nil
+		}
+		v := fleet.Decide(fleet.NodeOf(n), current, templates.List()).InTurn(current)
+		var err error
+		switch v.Action {
+		case fleet.Create:
+			err = h.client.CreateNodeConfig(ctx, v.Object)
+		case fleet.Update:
+			err = h.client.UpdateNodeConfig(ctx, v.Object)
+		case fleet.Leave:
+		}
+		if current != nil && err == nil && v.Action == fleet.Leave {
+			if earliest.IsZero() { // BIRD is about to say the rest
+				earliest = time.Now().Add(hollowGather)
+			}
+			if wait := time.Until(earliest); wait > 0 {
+				again.Reset(wait)
+				continue
+			}
+			status := hollowStatus(current, v, unique)
+			if !equality.Semantic.DeepEqual(status, written) {
+				if err = h.client.PatchStatus(ctx, h.name, status); err == nil {
+					written, earliest = status, time.Now().Add(hollowGather)
+					h.reported(h.name, current.Generation)
+				}
+			}
+		}
+		// Its own last write, of which it is about to hear, may have been quicker.
+		if err != nil && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) && ctx.Err() == nil {
+			h.failed(err)
+			again.Reset(time.Second) // the agent's first retry
+		}
+	}
+}
+
+// followVersion is what the agent does to know which API server it has.
+func (h *hollow) followVersion(ctx context.Context) {
+	for {
+		if err := h.client.Core().Get().AbsPath("/version").Do(ctx).Error(); err != nil && ctx.Err() == nil {
+			h.failed(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(hollowVersion):
+		}
+	}
+}
+
+// hollowStatus is as large as that of a node with two sessions on which all is well; unique
+// says that the pod CIDRs of all nodes have been compared.
+func hollowStatus(nc *v1alpha1.NodeConfig, v fleet.Decision, unique bool) v1alpha1.NodeConfigStatus {
+	status := v1alpha1.NodeConfigStatus{
+		ObservedGeneration: nc.Generation, PodSource: "kubelet", ExitSource: "containerd",
+		PasswordKey: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+	}
+	since := nc.CreationTimestamp
+	for _, peer := range []string{"tor1", "tor2"} {
+		status.Sessions = append(status.Sessions, v1alpha1.SessionStatus{Protocol: "bgp", Peer: peer, Router: "2001:db8:ffff::1", Up: true, State: "Established", Since: &since, Sent: 2, Accepted: 1})
+	}
+	for _, c := range []struct{ kind, reason string }{
+		{"Ready", "ServingPods"}, {"Accepted", "Valid"}, {"RoutingConfigured", "Configured"}, {"SessionsUp", "AllUp"}, {"KernelInSync", "InSync"},
+		{"PoliciesEnforced", "Enforced"}, {"Supported", "AsRequired"}, {"PodCIDRsUnique", "NoOverlap"},
+	} {
+		if c.kind == "PodCIDRsUnique" && !unique {
+			continue
+		}
+		meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: c.kind, Status: metav1.ConditionTrue, Reason: c.reason, LastTransitionTime: since})
+	}
+	templated := metav1.Condition{Type: "Templated", Status: metav1.ConditionTrue, Reason: string(v.Reason), Message: v.Message, LastTransitionTime: since}
+	if v.Reason != fleet.FromTemplate {
+		templated.Status = metav1.ConditionFalse
+	}
+	meta.SetStatusCondition(&status.Conditions, templated)
+	for i := range status.Conditions {
+		status.Conditions[i].ObservedGeneration = nc.Generation
+	}
+	return status
+}
+
+// noTable takes policies and has no kernel to put them into.
+type noTable struct{}
+
+func (noTable) Apply(*policy.Ruleset, policy.Change) error { return nil }
+
+func (noTable) Sync(_ *policy.Ruleset, between func()) ([]datapath.Repair, error) {
+	between()
+	return nil, nil
+}
+
+func (noTable) Invalidate()                                           {}
+func (noTable) Counts() (policy.Counts, error)                        { return policy.Counts{}, nil }
+func (noTable) CountsOf([]*policy.Counter) (map[string]uint64, error) { return nil, nil }
+
+// naive is an agent that follows all that it may need, by client-go's plain informers: all
+// namespaces, all pods and all AddressClaims, and reads a Secret every minute. It writes
+// nothing.
+type naive struct {
+	client kubernetes.Interface
+	claims *kube.Client
+	// namespace is called with each change of a namespace.
+	namespace func()
+	failed    func(error)
+}
+
+const (
+	naiveSecret = "naive"
+	naiveReads  = time.Minute
+)
+
+func newNaive(s *apiServer, t *traffic) (*naive, error) {
+	config := s.admin(t)
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := kube.NewClient(config)
+	return &naive{client: client, claims: claims}, err
+}
+
+// run works until ctx ends, and calls synced when it has all objects.
+func (n *naive) run(ctx context.Context, synced func()) {
+	all := informers.NewSharedInformerFactory(n.client, 0)
+	namespaces := all.Core().V1().Namespaces().Informer()
+	if _, err := namespaces.AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(any, any) { n.namespace() }}); err != nil {
+		n.failed(err)
+		return
+	}
+	pods := all.Core().V1().Pods().Informer()
+	claims := n.claims.AddressClaims(func() {})
+	var parts sync.WaitGroup
+	parts.Go(func() { claims.Run(ctx) })
+	all.StartWithContext(ctx)
+	defer func() { all.Shutdown(); parts.Wait() }()
+	if !cache.WaitForCacheSync(ctx.Done(), namespaces.HasSynced, pods.HasSynced, claims.Synced) {
+		return
+	}
+	synced()
+	next := time.NewTimer(rand.N(naiveReads))
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-next.C:
+		}
+		if _, err := n.client.CoreV1().Secrets(fleetNamespace(0)).Get(ctx, naiveSecret, metav1.GetOptions{}); err != nil && ctx.Err() == nil {
+			n.failed(err)
+		}
+		next.Reset(naiveReads)
+	}
+}
+
+// fleetClaim is an address that a pod of node elsewhere has claimed.
+func fleetClaim(i int) *v1alpha1.AddressClaim {
+	addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xc0, 14: byte(i >> 8), 15: byte(i)})
+	c := &v1alpha1.AddressClaim{Spec: v1alpha1.AddressClaimSpec{Address: addr.String(), PodNamespace: fleetNamespace(0), PodName: "elsewhere", PodUID: "elsewhere", NodeName: elsewhere}}
+	c.Name = v1alpha1.AddressClaimName(addr)
+	return c
+}

@@ -1,0 +1,215 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/klog/v2"
+
+	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/pkg/kube"
+)
+
+// fleetCost measures what many nodes' agents cost an API server. It needs no pods of a lab,
+// only its programs.
+var fleetCost = Bench{
+	Name:  fleetName,
+	About: fmt.Sprintf("%d hollow agents on an API server of their own, whatever n is, against as many clients that follow all namespaces, pods and claims", fullFleet.nodes),
+	Run: func(ctx context.Context, l *cluster.Lab, _ int) ([]Result, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		return measureFleet(ctx, fullFleet, fleetPlaces{l.Programs, filepath.Join(l.Checkout, "deploy"), filepath.Dir(self)})
+	},
+	OnNode: func(ctx context.Context, input json.RawMessage) (any, error) {
+		var in naiveInput
+		if err := json.Unmarshal(input, &in); err != nil {
+			return nil, err
+		}
+		return nil, followNaively(ctx, in)
+	},
+}
+
+// fleetSize is what is measured, and how long.
+type fleetSize struct {
+	nodes, namespaces, pods, claims int
+	// changes are how often a namespace changes.
+	changes int
+	// survivors of the naive clients stay for the quiet time.
+	survivors int
+	// looks is within which time each agent compares the pod CIDRs of all nodes. An agent takes
+	// five minutes from its start; here all do it after that, to be measured apart.
+	looks time.Duration
+	// minReady is between two waves.
+	minReady int
+	// quiet is how long nothing changes. client-go renews a watch every five to ten minutes:
+	// in eight minutes that begin four after the start, each is renewed as often as in any
+	// other eight.
+	untilQuiet, quiet time.Duration
+}
+
+var fullFleet = fleetSize{
+	nodes: 1000, namespaces: 200, pods: 1000, claims: 500, changes: 20, survivors: 100,
+	looks: time.Minute, minReady: 2, untilQuiet: 4 * time.Minute, quiet: 8 * time.Minute,
+}
+
+// fleetPlaces are directories.
+type fleetPlaces struct {
+	programs string // kube-apiserver and kubectl
+	deploy   string // flock's manifests
+	bin      string // flock-agent
+}
+
+const (
+	fleetName     = "fleet"
+	elsewhere     = "elsewhere" // a node without an agent
+	fleetTemplate = "all"
+	// rollOutPatience is for all nodes to follow a change of the template.
+	rollOutPatience = 15 * time.Minute
+)
+
+func fleetNamespace(i int) string { return fmt.Sprint("fleet-", i) }
+func fleetNode(i int) string      { return fmt.Sprint("hollow", i) }
+
+// fleetRun is one run of the benchmark.
+type fleetRun struct {
+	fleetSize
+	fleetPlaces
+	server *apiServer
+	admin  kubernetes.Interface
+	flock  *kube.Client
+
+	agents, control, others traffic // of the hollow agents, of flock-controller, and of the naive clients
+	namespacesSeen          atomic.Int64
+	look                    chan struct{} // closed when agents may compare all nodes' pod CIDRs
+
+	mu       sync.Mutex // guards below
+	began    time.Time  // what reports are timed from
+	reports  map[int64]map[string]time.Duration
+	failures int
+	failure  error // the last one
+	progress chan struct{}
+}
+
+func measureFleet(ctx context.Context, size fleetSize, in fleetPlaces) (results []Result, err error) {
+	// What client-go says of a busy API server it would say for each agent. Failures are counted.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancelCause(ctx)
+	s, err := startAPIServer(ctx, cancel, in.programs, in.deploy)
+	if err != nil {
+		return nil, err
+	}
+	// All clients end before the server does.
+	var running sync.WaitGroup
+	defer func() { cancel(nil); running.Wait(); err = errors.Join(err, s.close()) }()
+	f := &fleetRun{fleetSize: size, fleetPlaces: in, server: s, reports: map[int64]map[string]time.Duration{}, progress: make(chan struct{}, 1), look: make(chan struct{})}
+	if f.admin, err = kubernetes.NewForConfig(s.admin(nil)); err != nil {
+		return nil, err
+	}
+	if f.flock, err = kube.NewClient(s.admin(nil)); err != nil {
+		return nil, err
+	}
+	if err := f.fill(ctx); err != nil {
+		return nil, err
+	}
+	return f.phases(ctx, &running)
+}
+
+// cost is what something has cost: of the API server's processor, and what each group asked for.
+type cost struct {
+	took, cpu               time.Duration
+	agents, control, others usage
+}
+
+func (f *fleetRun) measure(do func() error) (c cost, err error) {
+	before, err := f.server.cpu()
+	if err != nil {
+		return c, err
+	}
+	agents, control, others, began := f.agents.now(), f.control.now(), f.others.now(), time.Now()
+	if err := do(); err != nil {
+		return c, err
+	}
+	c.took = time.Since(began)
+	after, err := f.server.cpu()
+	c.cpu = after - before
+	c.agents, c.control, c.others = f.agents.now().since(agents), f.control.now().since(control), f.others.now().since(others)
+	return c, err
+}
+
+// heap is what this process has in use.
+func heap() float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
+}
+
+func (f *fleetRun) phases(ctx context.Context, running *sync.WaitGroup) ([]Result, error) {
+	var m fleetFigures
+	m.fleetSize = f.fleetSize
+	empty := heap()
+	most, stopMost := context.WithCancel(ctx)
+	var leaving sync.WaitGroup
+	defer func() { stopMost(); leaving.Wait() }()
+	var err error
+	if m.naive.start, err = f.measure(func() error { return f.startNaive(ctx, running, most, &leaving, &m.naive.took) }); err != nil {
+		return nil, fmt.Errorf("start of the naive clients: %w", err)
+	}
+	m.naive.heap = heap() - empty
+	if m.naive.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "naive", f.nodes) }); err != nil {
+		return nil, fmt.Errorf("changes of a namespace: %w", err)
+	}
+	stopMost()
+	leaving.Wait()
+
+	if err := f.template(ctx, 1400, "100%", 0); err != nil {
+		return nil, err
+	}
+	running.Go(func() { f.runController(ctx) })
+	empty = heap()
+	began := time.Now()
+	if m.flock.start, err = f.measure(func() error { return f.startAgents(ctx, running, &m.flock.took) }); err != nil {
+		return nil, fmt.Errorf("start of the agents: %w", err)
+	}
+	m.flock.heap = heap() - empty
+	if m.looks, err = f.measure(func() error { close(f.look); return pause(ctx, f.looks+f.looks/4) }); err != nil {
+		return nil, err
+	}
+	if m.lists, err = f.measure(func() error { return f.listNodeConfigs(ctx) }); err != nil {
+		return nil, fmt.Errorf("lists of all NodeConfigs: %w", err)
+	}
+	if m.flock.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "flock", f.survivors) }); err != nil {
+		return nil, fmt.Errorf("changes of a namespace: %w", err)
+	}
+	for _, change := range []struct {
+		generation int64
+		atOnce     bool
+		of         *templateCost
+	}{{2, true, &m.atOnce}, {3, false, &m.waves}} {
+		if change.of.cost, err = f.measure(func() error { return f.changeTemplate(ctx, change.generation, change.atOnce, &change.of.took) }); err != nil {
+			return nil, fmt.Errorf("change of the template to generation %d: %w", change.generation, err)
+		}
+	}
+	if err := pause(ctx, time.Until(began.Add(f.untilQuiet))); err != nil {
+		return nil, err
+	}
+	if err := f.quietly(ctx, &m); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	m.failures = f.failures
+	f.mu.Unlock()
+	return m.results(), nil
+}
