@@ -75,7 +75,7 @@ func (h *hollow) run(ctx context.Context) {
 	templates := h.client.NodeConfigTemplates(changed)
 	pools := h.client.AddressPools(changed)
 	namespaces := h.client.Namespaces(changed)
-	services := h.client.AnnouncedServices(false, changed)
+	services := h.client.AnnouncedServices(false, changed, func(bool) {})
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	for _, run := range []func(context.Context){

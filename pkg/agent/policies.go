@@ -186,7 +186,7 @@ func (p *policies) set(ref pod.Ref) {
 	if s := p.seen[ref.UID]; s != nil {
 		out.Labels, out.Version = s.Labels, s.Version
 		out.Finished = s.Status.Phase == source.Succeeded || s.Status.Phase == source.Failed
-		for _, port := range s.Ports {
+		for _, port := range slices.Concat(s.Ports, s.InitPorts) {
 			out.Ports = append(out.Ports, policy.NamedPort(port))
 		}
 	}

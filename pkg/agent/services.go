@@ -45,7 +45,8 @@ type services struct {
 
 	local     cell.Cell[bool] // the node's own pods decide about a Service
 	health    cell.Cell[string]
-	reported  cell.Topic // what Report says may have changed
+	offline   cell.Cell[bool] // the API server does not answer
+	reported  cell.Topic      // what Report says may have changed
 	durations *prometheus.HistogramVec
 	podNames  map[pod.UID]bool // podChanged's own
 }
@@ -84,7 +85,7 @@ func newServices(c servicesConfig) (s *services, err error) {
 		s.routes.Close()
 		return nil, err
 	}
-	s.controller = service.NewController(service.Config{Routes: s.routes, Proxy: s.reader, OnTransitions: s.transitions, Log: c.log})
+	s.controller = service.NewController(service.Config{Routes: s.routes, Proxy: s.reader, OnTransitions: s.transitions, OnStatus: s.reported.Wake, Log: c.log})
 	return s, nil
 }
 
@@ -173,7 +174,9 @@ func (s *services) followServices(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		objects.follow(ctx, fmt.Sprint(w.all), func(changed func()) followed[*corev1.Service] { return s.api.AnnouncedServices(w.all, changed) })
+		objects.follow(ctx, fmt.Sprint(w.all), func(changed func()) followed[*corev1.Service] {
+			return s.api.AnnouncedServices(w.all, changed, func(heard bool) { s.offline.Set(!heard) })
+		})
 		all, known := objects.list()
 		slices.SortFunc(all, byName)
 		if known {
@@ -258,6 +261,7 @@ func (s *services) followNode(ctx context.Context) error {
 	s.departing.Notify(changed)
 	s.nodeChanged.Notify(changed)
 	s.health.Notify(changed)
+	s.offline.Notify(changed)
 	excluded, kept := false, false
 	if last, err := kube.Load[bool](s.excludedPath); err != nil {
 		s.log.Warn("cannot read whether the Node was excluded from load balancers", "error", err)
@@ -276,7 +280,7 @@ func (s *services) followNode(ctx context.Context) error {
 				s.log.Debug("cannot set the MTU of the link for Services' addresses", "error", err)
 			}
 		}
-		now := service.Node{Known: in != nil, NotServing: s.missing.Get(), ProxyUnhealthy: s.health.Get()}
+		now := service.Node{Known: in != nil, NotServing: s.missing.Get(), ProxyUnhealthy: s.health.Get(), Offline: s.offline.Get()}
 		if d := s.departing.Get(); d.Withdraw {
 			now.Departing = d.Reason
 		}

@@ -51,7 +51,48 @@ func TestAPIServer(t *testing.T) {
 	t.Run("namespaces on demand", func(t *testing.T) { namespacesOnDemand(t, s) })
 	t.Run("who may read the metrics", func(t *testing.T) { metricsReaders(t, s) })
 	t.Run("events", func(t *testing.T) { events(t, s) })
+	t.Run("who hears the API server", func(t *testing.T) { hearing(t, s) })
 	t.Run("outage", func(t *testing.T) { outage(t, s) })
+}
+
+// hearing has an agent that follows Services know whether the API server answers.
+func hearing(t *testing.T, s *server) {
+	heard := make(chan bool, 100)
+	services := s.claims(t, "node1").AnnouncedServices(false, func() {}, func(is bool) {
+		select {
+		case heard <- is:
+		default:
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); services.Run(ctx) }()
+	await := func(want bool) {
+		t.Helper()
+		patience := time.After(time.Minute)
+		for {
+			select {
+			case is := <-heard:
+				if is == want {
+					return
+				}
+			case <-patience:
+				t.Fatalf("not heard: %t", want)
+			}
+		}
+	}
+	await(true)
+	s.Down()
+	await(false)
+	s.Up()
+	await(true)
+	cancel()
+	<-done
+	for len(heard) > 0 {
+		if is := <-heard; !is {
+			t.Error("the end of the agent is taken for the API server's")
+		}
+	}
 }
 
 type server struct{ *kubetest.Server }

@@ -1,12 +1,16 @@
 package kube
 
 import (
+	"context"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
@@ -15,13 +19,32 @@ import (
 // AnnouncedServices follows the Services that a node may announce, of which only what
 // decides about that is kept: those of type LoadBalancer, or all. The API server selects by
 // type, so that a node that announces nothing but load balancers costs it nothing for the
-// others.
-func (c *Client) AnnouncedServices(all bool, changed func()) *Cache[*corev1.Service] {
+// others. Heard is called with true when the API server answers, and with false when it does not.
+func (c *Client) AnnouncedServices(all bool, changed func(), heard func(bool)) *Cache[*corev1.Service] {
 	which := fields.OneTermEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer))
 	if all {
 		which = fields.Everything()
 	}
-	return newCache[*corev1.Service](c.core, "services", &corev1.Service{}, which, trimService, changed)
+	from := cache.NewListWatchFromClient(c.core, "services", "", which)
+	list, watching := from.ListWithContextFunc, from.WatchFuncWithContext
+	from.ListWithContextFunc = func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		all, err := list(ctx, o)
+		answers(ctx, err, heard)
+		return all, err
+	}
+	from.WatchFuncWithContext = func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		w, err := watching(ctx, o)
+		answers(ctx, err, heard)
+		return w, err
+	}
+	return newCacheFrom[*corev1.Service](from, &corev1.Service{}, trimService, changed)
+}
+
+// answers says what came of a request. A refusal is an answer, too.
+func answers(ctx context.Context, err error, heard func(bool)) {
+	if ctx.Err() == nil {
+		heard(err == nil || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown)
+	}
 }
 
 func trimService(obj any) (any, error) {
@@ -29,7 +52,11 @@ func trimService(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	svc.ObjectMeta = metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name, UID: svc.UID, ResourceVersion: svc.ResourceVersion}
+	var labels map[string]string
+	if name, ok := svc.Labels[v1alpha1.ServiceProxyNameLabel]; ok {
+		labels = map[string]string{v1alpha1.ServiceProxyNameLabel: name}
+	}
+	svc.ObjectMeta = metav1.ObjectMeta{Namespace: svc.Namespace, Name: svc.Name, UID: svc.UID, ResourceVersion: svc.ResourceVersion, Labels: labels}
 	var ports []corev1.ServicePort
 	for _, p := range svc.Spec.Ports {
 		ports = append(ports, corev1.ServicePort{Name: p.Name, Protocol: p.Protocol, Port: p.Port, TargetPort: p.TargetPort})

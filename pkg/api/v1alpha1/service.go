@@ -10,6 +10,10 @@ package v1alpha1
 // ServiceAddressAssigned, which only it writes.
 const LoadBalancerClass = GroupName + "/bgp"
 
+// ServiceProxyNameLabel is Kubernetes' label that names the proxy of a Service. kube-proxy
+// passes over a Service that has it.
+const ServiceProxyNameLabel = "service.kubernetes.io/service-proxy-name"
+
 // Annotations of these Services.
 const (
 	// ServiceAddressesAnnotation names the addresses that the Service wants, at most one of

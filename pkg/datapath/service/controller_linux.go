@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
+	"flock.fritzlab.net/flock/pkg/pod"
 )
 
 // Config is what a Controller needs.
@@ -19,7 +21,9 @@ type Config struct {
 	// OnTransitions is called in order, once the kernel has the changes, with all transitions
 	// of one turn together. It must not wait. Optional.
 	OnTransitions func([]Transition)
-	Log           *slog.Logger
+	// OnStatus is called when what Status returns has changed. It must not wait. Optional.
+	OnStatus func()
+	Log      *slog.Logger
 }
 
 // Controller owns the state. It acts on each event as it comes, on all that are there at
@@ -27,12 +31,14 @@ type Config struct {
 type Controller struct {
 	cfg   Config
 	inbox *cell.Inbox[message]
+	flows *cell.Inbox[diversion]
 	// questions are what is to be asked of kube-proxy's rules.
 	questions cell.Cell[[]proxy.Question]
 
 	// What follows is Run's alone.
 
 	state   *State
+	interim Interim      // what the kernel was asked to translate last
 	pending []Transition // decided, but not in the kernel yet
 	fault   error        // the kernel's, of the last time
 	pause   backoff.Backoff
@@ -51,10 +57,13 @@ func NewController(c Config) *Controller {
 	if c.OnTransitions == nil {
 		c.OnTransitions = func([]Transition) {}
 	}
+	if c.OnStatus == nil {
+		c.OnStatus = func() {}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Controller{cfg: c, inbox: cell.NewInbox[message](), pause: backoff.Backoff{First: retryMin, Last: retryMax}}
+	return &Controller{cfg: c, inbox: cell.NewInbox[message](), flows: cell.NewInbox[diversion](), pause: backoff.Backoff{First: retryMin, Last: retryMax}}
 }
 
 // Send puts an event into the inbox. It never waits.
@@ -89,7 +98,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.state = NewState(kept, interim)
+	c.state, c.interim = NewState(kept, interim), interim
 	c.apply(c.cfg.Routes.Reset(kept, interim))
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -99,6 +108,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	changed := cell.Signal()
 	running.Go(func() { failed <- c.cfg.Proxy.Watch(ctx, func() { cell.Wake(changed) }) })
 	running.Go(func() { c.look(ctx, changed) })
+	running.Go(func() { c.forgetFlows(ctx) })
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -146,9 +156,11 @@ func (c *Controller) turn(ctx context.Context) {
 	c.state.Apply(now, arrived, events...)
 	want, transitions := c.state.Wanted()
 	c.pending = append(c.pending, transitions...)
+	interim := c.state.Interim()
 	switch {
-	case len(want) > 0:
-		c.apply(c.cfg.Routes.Set(want, c.state.Interim()))
+	case len(want) > 0 || !interim.Equal(c.interim):
+		c.apply(c.cfg.Routes.Set(want, interim))
+		c.diverted(interim)
 	case !c.retry.IsZero() && !now.Before(c.retry):
 		_, err := c.cfg.Routes.Sync(ctx)
 		c.apply(err)
@@ -156,8 +168,49 @@ func (c *Controller) turn(ctx context.Context) {
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}
+	if c.state.Changed() {
+		c.cfg.OnStatus()
+	}
 	for _, ask := range asks {
 		ask <- c.status()
+	}
+}
+
+// diverted passes on which flows of UDP flock translates from now on.
+func (c *Controller) diverted(interim Interim) {
+	var targets []proxy.Target
+	for target, t := range interim {
+		if target.Protocol == pod.Protocols["udp"] && c.interim[target].To != t.To {
+			targets = append(targets, target)
+		}
+	}
+	c.interim = interim
+	if len(targets) > 0 {
+		c.flows.Put(diversion{targets, c.state.podAddrs()})
+	}
+}
+
+// diversion are connections that lead to other pods from now on, and the addresses of the pods
+// that there are.
+type diversion struct {
+	targets []proxy.Target
+	pods    map[netip.Addr]bool
+}
+
+// forgetFlows makes the kernel forget where flows of UDP went that nobody answers any more. It
+// is a goroutine of its own: the kernel goes through all connections for it.
+func (c *Controller) forgetFlows(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.flows.Filled():
+		}
+		for _, d := range c.flows.Take() {
+			if err := c.cfg.Routes.ForgetFlows(d.targets, func(a netip.Addr) bool { return d.pods[a] }); err != nil {
+				c.cfg.Log.Warn("cannot make the kernel forget flows of UDP to Services: clients that send from one port may get no answer until it is idle", "error", err)
+			}
+		}
 	}
 }
 

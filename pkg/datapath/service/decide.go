@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/pod"
@@ -73,6 +74,8 @@ type Node struct {
 	NotServing string
 	// ProxyUnhealthy is what kube-proxy reports of itself; empty: nothing is wrong.
 	ProxyUnhealthy string
+	// Offline: the API server cannot be reached. So kube-proxy learns nothing of pods.
+	Offline bool
 }
 
 // Facts are what a decision about one address of one Service depends on.
@@ -100,8 +103,12 @@ type Facts struct {
 	// Announced: the address is announced for this Service so far.
 	Announced bool
 	// New says of a pod that kube-proxy may not know yet that it is Ready, for the port that
-	// is asked for by its key.
-	New func(pod.UID, proxy.Key) bool
+	// is asked for by its key, and until when. Stale says of kube-proxy's rule that leads to
+	// a pod that it was there before the pod became Ready, and may be about to go.
+	New   func(pod.UID, proxy.Key) (until time.Time, is bool)
+	Stale func(pod.UID, proxy.Key) bool
+	// Clashes says whether another Service at the address has the port, too.
+	Clashes func(Port) bool
 }
 
 // Pod is a pod of the node, as a decision sees it.
@@ -204,14 +211,15 @@ func Decide(f Facts) Decision {
 	var missing, translated []string
 	interim := Interim{}
 	for _, p := range served {
-		if f.programmed(p, policy) {
+		known, lasting := f.programmed(p, policy)
+		if lasting {
 			continue
 		}
 		name := fmt.Sprintf("%s port %d", protocolName(p.Protocol), p.Number)
-		if to, ok := f.interim(p); ok && policy == Local {
+		if to, ok := f.interim(p); ok {
 			interim[f.Service.key(p, f.Address.Addr).Target] = to
 			translated = append(translated, name)
-		} else {
+		} else if !known {
 			missing = append(missing, name)
 		}
 	}
@@ -339,19 +347,26 @@ func (f Facts) hasReady(port Port, which func(Endpoint) bool) bool {
 func (f Facts) rule(p Port) proxy.Rule { return f.Rules[f.Service.key(p, f.Address.Addr)] }
 
 // programmed says whether kube-proxy translates connections to a port to an endpoint that is
-// Ready.
-func (f Facts) programmed(port Port, policy Policy) bool {
+// Ready, and whether it does so knowing that it is.
+func (f Facts) programmed(port Port, policy Policy) (is, lasting bool) {
 	rule := f.rule(port)
-	if policy == Cluster {
-		return rule.Translated
+	switch {
+	case policy == Cluster:
+		is = rule.Translated
+	case f.Service.Selector == nil && !f.SlicesKnown:
+		is = len(rule.Here) > 0
+	case f.Service.Selector == nil:
+		is = f.hasReady(port, func(e Endpoint) bool { return rule.IsHere(e.Addr) })
+	default:
+		for _, p := range f.Pods {
+			if f.serves(p) && slices.ContainsFunc(p.Addrs, rule.IsHere) {
+				is = true
+				lasting = lasting || f.Stale == nil || !f.Stale(p.UID, f.Service.key(port, f.Address.Addr))
+			}
+		}
+		return is, lasting
 	}
-	if f.Service.Selector == nil && !f.SlicesKnown {
-		return len(rule.Here) > 0
-	}
-	if f.Service.Selector == nil {
-		return f.hasReady(port, func(e Endpoint) bool { return rule.IsHere(e.Addr) })
-	}
-	return slices.ContainsFunc(f.Pods, func(p Pod) bool { return f.serves(p) && slices.ContainsFunc(p.Addrs, rule.IsHere) })
+	return is, is
 }
 
 // translatedAnyhow says whether kube-proxy knows of endpoints, on whichever node.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/pod"
@@ -71,7 +72,7 @@ func fresh() Facts {
 	svc.Plain = true
 	f.Service, f.Rules = &svc, nil
 	f.Pods[0].UID = "a"
-	f.New = func(uid pod.UID, _ proxy.Key) bool { return uid == "a" }
+	f.New = func(uid pod.UID, _ proxy.Key) (time.Time, bool) { return then, uid == "a" }
 	return f
 }
 
@@ -84,7 +85,11 @@ var notProgrammed = Decision{Reason: NotProgrammed, Detail: "kube-proxy has no r
 
 func target(p Port) proxy.Target { return proxy.Target{Addr: v4, Protocol: p.Protocol, Port: p.Number} }
 
-func podA(port uint16) netip.AddrPort { return netip.AddrPortFrom(podA4, port) }
+func podA(port uint16) Translation { return Translation{netip.AddrPortFrom(podA4, port), then} }
+
+func stale(pod.UID, proxy.Key) bool { return true }
+
+var then = time.Unix(2000, 0)
 
 func TestDecide(t *testing.T) {
 	t.Parallel()
@@ -124,7 +129,7 @@ func TestDecide(t *testing.T) {
 			f.Rules = rules("web", v4, httpPort, podB4)
 			f.Pods = append(f.Pods, Pod{UID: "b", Name: "b", Addrs: []netip.Addr{podB4}, Ready: pod.Ready})
 		}, Decision{Announce: true, Reason: Serving}},
-		{"interim: kube-proxy knows the pod, and has no rule any more", fresh, func(f *Facts) { f.New = func(pod.UID, proxy.Key) bool { return false } }, notProgrammed},
+		{"interim: kube-proxy knows the pod, and has no rule any more", fresh, func(f *Facts) { f.New = func(pod.UID, proxy.Key) (time.Time, bool) { return time.Time{}, false } }, notProgrammed},
 		{"interim: not Ready", fresh, func(f *Facts) { f.Pods[0].Ready = pod.NotReady }, Decision{Reason: LocalEndpointNotReady, Detail: "pod a"}},
 		{"interim: terminating", fresh, func(f *Facts) { f.Pods[0].Terminating = true }, Decision{Reason: LocalEndpointTerminating, Detail: "pod a"}},
 		{"interim: there is no kube-proxy", fresh, func(f *Facts) { f.Mode = proxy.None }, Decision{Reason: ProxyMissing, Detail: "the kernel has no rules of kube-proxy"}},
@@ -150,6 +155,15 @@ func TestDecide(t *testing.T) {
 			f.Pods[0].Ports = []PodPort{{"dns", 17, 53}}
 			f.Rules = rules("web", v4, dnsPort, podA4)
 		}, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
+		{"interim: SCTP", fresh, func(f *Facts) { f.Service.Ports = []Port{{Protocol: 132, Number: 80, TargetNumber: 8080}} },
+			translated("sctp port 80", Interim{{Addr: v4, Protocol: 132, Port: 80}: podA(8080)})},
+		{"interim: another Service at the address has the port", fresh, func(f *Facts) { f.Clashes = func(Port) bool { return true } }, notProgrammed},
+		{"interim: kube-proxy's rule was there before", fresh, func(f *Facts) {
+			f.Rules, f.Stale = rules("web", v4, httpPort, podA4), stale
+		}, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
+		{"interim: kube-proxy's rule was there before, and flock may not translate", fresh, func(f *Facts) {
+			f.Rules, f.Stale, f.Service.Plain = rules("web", v4, httpPort, podA4), stale, false
+		}, Decision{Announce: true, Reason: Serving}},
 		{"interim: what else is not known decides", fresh, func(f *Facts) { f.Address.Undecided = NamespaceUnknown }, Decision{Reason: NamespaceUnknown}},
 		{"local: Ready, of the other family", local, func(f *Facts) { f.Pods[0].Addrs = f.Pods[0].Addrs[:1] },
 			Decision{Reason: NoLocalEndpoint, Detail: "pod a has no address of this family, or no port of the name that the Service wants", Elsewhere: true}},
@@ -269,7 +283,9 @@ func FuzzDecide(f *testing.F) {
 			s.Endpoints[0].Ready = next()
 		}
 		isNew := next()
-		facts.New = func(pod.UID, proxy.Key) bool { return isNew }
+		facts.New = func(pod.UID, proxy.Key) (time.Time, bool) { return then, isNew }
+		isStale := next()
+		facts.Stale = func(pod.UID, proxy.Key) bool { return isStale }
 		svc := *facts.Service
 		svc.Plain = next()
 		facts.Service = &svc

@@ -62,28 +62,45 @@ func newFabric(t *testing.T) *fabric {
 		f.client.IP("route", "add", netip.PrefixFrom(here[i], bits).Masked().String(), "via", node[i].String())
 		f.client.IP("route", "add", netip.PrefixFrom(vip[i], bits).Masked().String(), "via", node[i].String())
 	}
-	var host *wiring.Host
 	f.node.Run(func() {
 		var err error
-		if host, err = wiring.Open(); err != nil {
-			t.Fatal(err)
-		}
 		if f.fib, err = openFIB(); err != nil {
 			t.Fatal(err)
 		}
 	})
-	t.Cleanup(host.Close)
 	t.Cleanup(f.fib.Close)
-	if _, err := host.Attach(f.pod.File(), wiring.Attachment{
-		ContainerID: "a", HostIf: wiring.HostIfName("a"), PodIf: "eth0", Alias: "shop/a", Addrs: here[:], Routed: here[:],
-	}); err != nil {
-		t.Fatal(err)
-	}
+	f.attach(f.pod, "a", here)
 	answers(t, f.pod, "here", podPort)
 	answers(t, f.other, "there", podPort)
 	answers(t, f.node, "node", servicePort)
 	answers(t, f.node, "node", podPort)
 	return f
+}
+
+// attach makes a namespace a pod's of the node.
+func (f *fabric) attach(ns *nettest.NS, name string, own addrs) {
+	f.t.Helper()
+	var host *wiring.Host
+	f.node.Run(func() {
+		var err error
+		if host, err = wiring.Open(); err != nil {
+			f.t.Fatal(err)
+		}
+	})
+	defer host.Close()
+	if _, err := host.Attach(ns.File(), wiring.Attachment{
+		ContainerID: name, HostIf: wiring.HostIfName(name), PodIf: "eth0", Alias: "shop/" + name, Addrs: own[:], Routed: own[:],
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// addPod adds a pod of the node, which answers with its name.
+func (f *fabric) addPod(name string, own addrs) {
+	f.t.Helper()
+	ns := nettest.New(f.t)
+	f.attach(ns, name, own)
+	answers(f.t, ns, name, podPort)
 }
 
 // announce has the kernel have the routes to the Service's addresses.
@@ -93,7 +110,7 @@ func (f *fabric) announce() {
 	for _, a := range vip {
 		want[netip.PrefixFrom(a, a.BitLen())] = Entry{Announced: true, Local: true}
 	}
-	if _, err := f.fib.Load(true, 0); err != nil {
+	if _, err := f.fib.Load(true, 0, nil); err != nil {
 		f.t.Fatal(err)
 	}
 	if err := f.fib.Apply(Plan(want, f.fib.Actual())); err != nil {

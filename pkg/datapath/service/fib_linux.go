@@ -42,6 +42,9 @@ type fib struct {
 // best first: the kernel may lack some. A bridge without ports is one.
 var kinds = []string{"dummy", "ifb", "bridge"}
 
+// sendBuffer, in bytes, holds the translations to thousands of pods in one transaction.
+const sendBuffer = 8 << 20
+
 // openFIB opens the kernel of the calling thread's network namespace. It changes nothing.
 func openFIB() (*fib, error) {
 	node, err := sys.Open("/proc/thread-self/ns/net")
@@ -51,6 +54,9 @@ func openFIB() (*fib, error) {
 	f := &fib{netns: node, entries: map[netip.Prefix]Entry{}, interim: Interim{}}
 	if f.conn, err = rtnl.Dial(); err == nil {
 		f.tables, err = nft.Dial()
+	}
+	if err == nil {
+		err = f.tables.SetSendBuffer(sendBuffer)
 	}
 	if err != nil {
 		f.Close()
@@ -78,15 +84,21 @@ func (f *fib) Actual() map[netip.Prefix]Entry { return f.entries }
 // link to what they have to be; otherwise it takes both away. It deletes routes of flock's
 // protocol on the link that are none of its own. MTU is that of the link, in bytes: what a
 // process of the node takes for the MTU of the path to a Service; 0 is the kernel's default.
-func (f *fib) Load(wanted bool, mtu int) (repairs []datapath.Repair, err error) {
+// Interim are the connections that a guard which is made anew translates. After an error,
+// Actual has the routes that could be read.
+func (f *fib) Load(wanted bool, mtu int, interim Interim) (repairs []datapath.Repair, err error) {
 	f.entries = map[netip.Prefix]Entry{}
 	if !wanted {
 		return f.takeAway()
 	}
 	// The guard is first: without it nothing is refused, and senders wait.
-	repairs, err = f.syncGuard()
+	repairs, err = f.syncGuard(interim)
 	if err != nil {
-		return repairs, err
+		entries, again := f.peek()
+		if again == nil {
+			f.entries = entries
+		}
+		return repairs, errors.Join(err, again)
 	}
 	more, err := f.syncLink(mtu)
 	repairs = append(repairs, more...)
@@ -100,7 +112,7 @@ func (f *fib) Load(wanted bool, mtu int) (repairs []datapath.Repair, err error) 
 	return repairs, err
 }
 
-// peek reads the routes that are there, and changes nothing.
+// peek reads the link and the routes that are there, and changes nothing.
 func (f *fib) peek() (map[netip.Prefix]Entry, error) {
 	entries := map[netip.Prefix]Entry{}
 	l, err := f.conn.LinkByName(kernel.ServiceLink)
@@ -112,6 +124,7 @@ func (f *fib) peek() (map[netip.Prefix]Entry, error) {
 	case !slices.Contains(kinds, l.Kind):
 		return entries, nil
 	}
+	f.link = l.Index
 	_, err = f.readRoutes(l.Index, entries)
 	return entries, err
 }

@@ -28,7 +28,7 @@ func openTestFIB(t *testing.T, ns *nettest.NS) (f *fib) {
 
 func load(t *testing.T, f *fib, wanted bool) []string {
 	t.Helper()
-	repairs, err := f.Load(wanted, 0)
+	repairs, err := f.Load(wanted, 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestLinkOfAnother(t *testing.T) {
 	ns.IP("link", "add", kernel.ServiceLink, "type", "veth", "peer", "name", "other")
 	f := openTestFIB(t, ns)
 	before := ns.IP("link")
-	_, err := f.Load(true, 0)
+	_, err := f.Load(true, 0, nil)
 	if err == nil || !strings.Contains(err.Error(), "rename it") || ns.IP("link") != before {
 		t.Errorf("%v\n%s", err, ns.IP("link"))
 	}

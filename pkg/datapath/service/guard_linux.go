@@ -2,6 +2,7 @@ package service
 
 import (
 	"errors"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -65,8 +66,9 @@ func chains(nat bool) []ruled {
 	return all
 }
 
-// syncGuard makes the kernel's table the guard's.
-func (f *fib) syncGuard() (repairs []datapath.Repair, err error) {
+// syncGuard makes the kernel's table the guard's. One that is made anew has these connections
+// translated.
+func (f *fib) syncGuard(interim Interim) (repairs []datapath.Repair, err error) {
 	generation, err := f.tables.Generation()
 	if err != nil {
 		return nil, err
@@ -82,7 +84,7 @@ func (f *fib) syncGuard() (repairs []datapath.Repair, err error) {
 		return nil, err
 	}
 	if found != "" {
-		if err := f.replaceGuard(); err != nil {
+		if err := f.replaceGuard(interim); err != nil {
 			return nil, err
 		}
 		return []datapath.Repair{{Kind: kernel.NFTables, Object: "table " + table.String(), Found: found}}, nil
@@ -135,14 +137,14 @@ func (f *fib) guardDiffers() (found string, err error) {
 	return "", nil
 }
 
-// replaceGuard writes the table in one transaction, without connections that flock
+// replaceGuard writes the table in one transaction, with the connections that flock
 // translates. The count of refused packets begins again. A kernel without NAT in nf_tables
 // has no chain for them.
-func (f *fib) replaceGuard() error {
-	err := f.writeGuard()
+func (f *fib) replaceGuard(interim Interim) error {
+	err := f.writeGuard(interim)
 	if !f.noNAT && isMissing(err) {
 		f.noNAT = true
-		err = f.writeGuard()
+		err = f.writeGuard(nil)
 	}
 	return err
 }
@@ -153,7 +155,10 @@ func isMissing(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
 }
 
-func (f *fib) writeGuard() error {
+func (f *fib) writeGuard(interim Interim) error {
+	if f.noNAT {
+		interim = nil
+	}
 	var b nft.Batch
 	b.AddTable(table) // or it could not be deleted
 	b.DelTable(table)
@@ -166,10 +171,16 @@ func (f *fib) writeGuard() error {
 		b.AddChain(r.chain)
 		b.AddRules(r.chain, r.rules...)
 	}
+	var c interimChange
+	for from, t := range interim {
+		c.insert(from, t)
+	}
+	c.appendTo(&b)
 	if err := f.tables.Commit(&b); err != nil {
 		return err
 	}
 	f.interim = Interim{}
+	maps.Copy(f.interim, interim)
 	return nil
 }
 

@@ -7,18 +7,26 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/netns"
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
+	"flock.fritzlab.net/flock/pkg/netlink/conntrack"
 	"flock.fritzlab.net/flock/pkg/netlink/nft"
 )
 
 // beforeProxy is the priority of the chain that translates. kube-proxy's is dstnat (-100);
 // the first of the chains of type nat that translates a connection is the last that is asked.
 const beforeProxy = -105
+
+// The kernel ends a translation by itself, so that an agent that does not run leaves none
+// before kube-proxy's rules. It does so a little later than the agent, which withdraws the
+// address first. Ends that differ by less than the slack are the same.
+const interimMargin, interimSlack = 5 * time.Second, 2 * time.Second
 
 // interimMap is the map of a family, from a Service's address, protocol and port to a pod's
 // address and port.
@@ -36,7 +44,7 @@ var interimMaps = []interimMap{
 
 func newInterimMap(name string, proto, destination uint32, addr nft.Field) interimMap {
 	return interimMap{
-		set:   nft.Set{Table: table, Name: name, Key: []nft.Field{addr, nft.InetProto, nft.InetPort}, Data: []nft.Field{addr, nft.InetPort}},
+		set:   nft.Set{Table: table, Name: name, Key: []nft.Field{addr, nft.InetProto, nft.InetPort}, Data: []nft.Field{addr, nft.InetPort}, Expires: true},
 		proto: proto, destination: destination, addr: addr,
 	}
 }
@@ -101,13 +109,56 @@ func (f *fib) readInterim() (Interim, error) {
 		} else if err != nil {
 			return nil, err
 		}
+		now := time.Now()
 		for _, e := range elements {
-			if from, to, ok := m.parse(e); ok {
-				all[from] = to
+			from, to, ok := m.parse(e)
+			if !ok {
+				continue
 			}
+			t := Translation{To: to}
+			if e.Timeout > 0 {
+				t.Until = now.Add(e.Timeout - interimMargin)
+			}
+			all[from] = t
 		}
 	}
 	return all, nil
+}
+
+// same says whether the kernel's translation needs no change to become the other.
+func (t Translation) same(want Translation) bool {
+	return t.To == want.To && t.Until.Sub(want.Until).Abs() <= interimSlack
+}
+
+// interimChange are elements by map, as a transaction deletes and adds them.
+type interimChange struct {
+	del, add map[string][]nft.Element
+}
+
+func (c *interimChange) delete(from proxy.Target, t Translation) {
+	m := interimMapOf(from.Addr)
+	put(&c.del, m.set.Name, m.element(from, t.To))
+}
+
+func (c *interimChange) insert(from proxy.Target, t Translation) {
+	m := interimMapOf(from.Addr)
+	e := m.element(from, t.To)
+	e.Timeout = max(time.Until(t.Until)+interimMargin, time.Millisecond)
+	put(&c.add, m.set.Name, e)
+}
+
+func put(all *map[string][]nft.Element, name string, e nft.Element) {
+	if *all == nil {
+		*all = map[string][]nft.Element{}
+	}
+	(*all)[name] = append((*all)[name], e)
+}
+
+func (c *interimChange) appendTo(b *nft.Batch) {
+	for _, m := range interimMaps {
+		b.Delete(m.set, c.del[m.set.Name]...)
+		b.Add(m.set, c.add[m.set.Name]...)
+	}
 }
 
 // addInterim has the kernel translate these connections. Those that lead elsewhere lead to
@@ -116,33 +167,41 @@ func (f *fib) addInterim(want Interim) error {
 	if f.noNAT && len(want) > 0 {
 		return errNoNAT
 	}
-	return f.changeInterim(func(b *nft.Batch) {
-		for from, to := range want {
-			have, there := f.interim[from]
-			if there && have == to {
-				continue
+	return f.changeInterim(func(c *interimChange, have Interim) {
+		for from, t := range want {
+			if is, there := have[from]; !there || !is.same(t) {
+				if there {
+					c.delete(from, is)
+				}
+				c.insert(from, t)
+				have[from] = t
 			}
-			m := interimMapOf(from.Addr)
-			if there {
-				b.Delete(m.set, m.element(from, have))
-			}
-			b.Add(m.set, m.element(from, to))
-			f.interim[from] = to
 		}
 	})
 }
 
 // pruneInterim has the kernel translate no other connections than these.
 func (f *fib) pruneInterim(want Interim) error {
-	return f.changeInterim(func(b *nft.Batch) {
-		for from, to := range maps.Clone(f.interim) {
-			if _, ok := want[from]; !ok {
-				m := interimMapOf(from.Addr)
-				b.Delete(m.set, m.element(from, to))
-				delete(f.interim, from)
+	return f.changeInterim(func(c *interimChange, have Interim) {
+		maps.DeleteFunc(have, func(from proxy.Target, t Translation) bool {
+			_, ok := want[from]
+			if !ok {
+				c.delete(from, t)
 			}
-		}
+			return !ok
+		})
 	})
+}
+
+// lacks says whether the kernel does not translate all of these connections that go to a
+// prefix.
+func (f *fib) lacks(want Interim, p netip.Prefix) bool {
+	for from, t := range want {
+		if p.Contains(from.Addr) && f.interim[from].To != t.To {
+			return true
+		}
+	}
+	return false
 }
 
 // interimRepairs are the differences in words, where they were not decided but found.
@@ -151,11 +210,15 @@ func interimRepairs(want, have Interim) (repairs []datapath.Repair) {
 		repairs = append(repairs, datapath.Repair{Kind: kernel.NFTables, Found: found, Object: fmt.Sprintf("element %v of map %v",
 			netip.AddrPortFrom(from.Addr, from.Port), interimMapOf(from.Addr).set)})
 	}
-	for from, to := range want {
-		if is, ok := have[from]; !ok {
+	for from, t := range want {
+		is, ok := have[from]
+		switch {
+		case !ok:
 			add(from, datapath.Missing)
-		} else if is != to {
-			add(from, fmt.Sprintf("leads to %v, want %v", is, to))
+		case is.To != t.To:
+			add(from, fmt.Sprintf("leads to %v, want %v", is.To, t.To))
+		case !is.same(t):
+			add(from, "another timeout")
 		}
 	}
 	for from := range have {
@@ -166,15 +229,43 @@ func interimRepairs(want, have Interim) (repairs []datapath.Repair) {
 	return repairs
 }
 
-func (f *fib) changeInterim(change func(*nft.Batch)) error {
-	var b nft.Batch
-	change(&b)
-	if b.Len() == 0 {
-		return nil
+// changeInterim makes a change in one transaction. An element that is to be deleted may have
+// gone since the last look. Then the change is made of what there is.
+func (f *fib) changeInterim(change func(*interimChange, Interim)) error {
+	for again := false; ; again = true {
+		var c interimChange
+		have := maps.Clone(f.interim)
+		change(&c, have)
+		var b nft.Batch
+		c.appendTo(&b)
+		if b.Len() == 0 {
+			return nil
+		}
+		err := f.tables.Commit(&b)
+		switch {
+		case err == nil:
+			f.interim = have
+			return nil
+		case again || !errors.Is(err, unix.ENOENT) || len(c.del) == 0:
+			f.looks = 0 // what the kernel has is to be read again
+			return err
+		}
+		if f.interim, err = f.readInterim(); err != nil {
+			f.interim, f.looks = Interim{}, 0
+			return err
+		}
 	}
-	if err := f.tables.Commit(&b); err != nil {
-		f.looks = 0 // what the kernel has is to be read again
-		return err
-	}
-	return nil
+}
+
+// forgetFlows makes the kernel decide again for flows of UDP to where these connections go,
+// but for those whose server lives.
+func (f *fib) forgetFlows(targets []proxy.Target, lives func(netip.Addr) bool) error {
+	return netns.Do(f.netns, func() error {
+		var errs []error
+		for _, target := range targets {
+			to := netip.AddrPortFrom(target.Addr, target.Port)
+			errs = append(errs, conntrack.ForgetUDP(target.Port, func(flow conntrack.Flow) bool { return flow.To == to && !lives(flow.Server.Addr()) }))
+		}
+		return errors.Join(errs...)
+	})
 }

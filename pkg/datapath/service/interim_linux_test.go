@@ -2,23 +2,29 @@ package service
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
+	"flock.fritzlab.net/flock/pkg/netlink/nft"
 	"flock.fritzlab.net/flock/pkg/pod"
 )
 
-// toPod are the connections to the Service's addresses, led to the pod.
-func toPod(port uint16) Interim {
+// toPod are the connections to the Service's addresses, led to the pod for a minute.
+func toPod(port uint16) Interim { return toPodUntil(port, time.Now().Add(time.Minute)) }
+
+func toPodUntil(port uint16, end time.Time) Interim {
 	all := Interim{}
 	for i, a := range vip {
 		for _, protocol := range []byte{6, 17} {
-			all[proxy.Target{Addr: a, Protocol: protocol, Port: port}] = netip.AddrPortFrom(here[i], podPort)
+			all[proxy.Target{Addr: a, Protocol: protocol, Port: port}] = Translation{netip.AddrPortFrom(here[i], podPort), end}
 		}
 	}
 	return all
@@ -54,6 +60,18 @@ func TestInterimTranslates(t *testing.T) {
 				}
 				expect("translated", "tcp", servicePort, reached...)
 				expect("translated", "udp", servicePort, reached...)
+				// Pods and the node have what kube-proxy makes of theirs.
+				for _, ns := range []*nettest.NS{f.pod, f.node} {
+					for i, a := range vip {
+						want := "there "
+						if where == "none" { // as in TestRoute
+							want = []string{noAnswer, refusedAtOnce}[i]
+						}
+						if got := ask(t, ns, "tcp", a, servicePort); got != refusedAtOnce && !strings.HasPrefix(got, want) {
+							t.Errorf("from within, to %v: %q, want %q", a, got, want)
+						}
+					}
+				}
 				expect("another port", "tcp", podPort, refused...)
 				// A flow of UDP stays where it was; the next one is refused.
 				if err := f.fib.pruneInterim(nil); err != nil {
@@ -99,7 +117,7 @@ func TestInterimConverges(t *testing.T) {
 	has := func(when string, want Interim) {
 		t.Helper()
 		_, got, err := r.Kept()
-		if err != nil || !maps.Equal(got, want) {
+		if err != nil || !maps.EqualFunc(got, want, Translation.same) {
 			t.Errorf("%s: the kernel translates %v, %v; want %v", when, got, err, want)
 		}
 	}
@@ -107,6 +125,7 @@ func TestInterimConverges(t *testing.T) {
 	for what, meddle := range map[string][]string{
 		"an element is gone":     {"delete", "element", "inet", "flock-service", "interim4", "{ 203.0.113.7 . tcp . 80 }"},
 		"an element is added":    {"add", "element", "inet", "flock-service", "interim6", "{ 2001:db8:5::7 . tcp . 443 : 2001:db8:100:1::a . 1 }"},
+		"an element never ends":  {"delete element inet flock-service interim4 { 203.0.113.7 . tcp . 80 }; add element inet flock-service interim4 { 203.0.113.7 . tcp . 80 : 10.244.1.10 . 8080 }"},
 		"all elements are gone":  {"flush", "map", "inet", "flock-service", "interim6"},
 		"the chain is gone":      {"delete", "chain", "inet", "flock-service", "interim"},
 		"the rules are gone":     {"flush", "chain", "inet", "flock-service", "interim"},
@@ -121,6 +140,10 @@ func TestInterimConverges(t *testing.T) {
 		if err != nil || len(repairs) == 0 {
 			t.Errorf("%s: repairs %v, %v", what, repairs, err)
 		}
+		// A table that is made anew has its elements at once.
+		if strings.Contains(fmt.Sprint(repairs), "table") && len(repairs) != 1 {
+			t.Errorf("%s: repairs %v, want one", what, repairs)
+		}
 		has(what, want)
 		if repairs, err := r.Sync(t.Context()); err != nil || len(repairs) > 0 {
 			t.Errorf("%s, again: repairs %v, %v", what, repairs, err)
@@ -130,7 +153,7 @@ func TestInterimConverges(t *testing.T) {
 	// deleted.
 	want = maps.Clone(want)
 	first := proxy.Target{Addr: vip[0], Protocol: 6, Port: 80}
-	want[first] = netip.AddrPortFrom(there[0], 8081)
+	want[first] = Translation{netip.AddrPortFrom(there[0], 8081), time.Now().Add(time.Minute)}
 	if err := r.Set(nil, want); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +184,7 @@ func TestInterimWithoutKernelNAT(t *testing.T) {
 	if err := f.fib.addInterim(toPod(servicePort)); !errors.Is(err, errNoNAT) {
 		t.Errorf("error %v, want %v", err, errNoNAT)
 	}
-	if repairs, err := f.fib.Load(true, 0); err != nil || len(repairs) > 0 {
+	if repairs, err := f.fib.Load(true, 0, nil); err != nil || len(repairs) > 0 {
 		t.Errorf("repairs %v, %v; want none", repairs, err)
 	}
 	if got := ask(t, f.client, "tcp", vip[0], servicePort); got != refusedAtOnce {
@@ -212,5 +235,290 @@ func TestControllerTranslates(t *testing.T) {
 			}
 			reached("by kube-proxy")
 		})
+	}
+}
+
+// openRoutes opens the Services' part of a namespace, with no kernel NAT if nat is false.
+func openRoutes(t *testing.T, ns *nettest.NS, nat bool) (r *Routes) {
+	t.Helper()
+	ns.Run(func() {
+		var err error
+		if r, err = Open(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(r.Close)
+	r.fib.noNAT = !nat
+	return r
+}
+
+func announcedAt(addrs ...netip.Addr) map[netip.Prefix]Entry {
+	all := map[netip.Prefix]Entry{}
+	for _, a := range addrs {
+		all[hostPrefix(a)] = Entry{Announced: true, Local: true}
+	}
+	return all
+}
+
+// The kernel ends a translation by itself, so that an agent that does not run leaves none. A
+// longer one is told to it.
+func TestInterimEndsInTheKernel(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	has := func(want Interim) bool {
+		t.Helper()
+		_, got, err := r.Kept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return maps.EqualFunc(got, want, Translation.same)
+	}
+	// It is not the agent that waits here, which would be later.
+	soon := toPodUntil(80, time.Now().Add(-interimMargin+time.Second))
+	if err := r.Reset(announcedAt(vip[:]...), soon); err != nil {
+		t.Fatal(err)
+	}
+	if !has(soon) {
+		t.Error("the kernel has nothing")
+	}
+	nettest.Await(t, "the end in the kernel", func() bool { return has(Interim{}) })
+	// Deleting what has ended is no error.
+	if err := r.Set(nil, nil); err != nil {
+		t.Error(err)
+	}
+	if err := r.Set(nil, soon); err != nil {
+		t.Fatal(err)
+	}
+	long := toPodUntil(80, time.Now().Add(time.Minute))
+	if err := r.Set(nil, long); err != nil || !has(long) {
+		t.Errorf("a longer one is not in the kernel: %v", err)
+	}
+	if repairs, err := r.Sync(t.Context()); err != nil || len(repairs) > 0 {
+		t.Errorf("repairs %v, %v", repairs, err)
+	}
+	if out := ns.Exec("nft", "list", "map", "inet", "flock-service", "interim4"); strings.Count(out, "expires") != 2 {
+		t.Errorf("elements without an end:\n%s", out)
+	}
+}
+
+// What keeps one address from being announced keeps no translation from ending, and no other
+// address from being withdrawn.
+func TestInterimEndsBesideARefusedRoute(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	ns.IP("route", "add", "unreachable", vip[1].String(), "metric", "640")
+	if err := r.Reset(announcedAt(vip[:]...), toPod(80)); err == nil {
+		t.Fatal("another program's route is no error")
+	}
+	for _, again := range []func() error{
+		func() error { return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
+		func() error {
+			return errors.Join(r.Set(announcedAt(vip[0]), toPod(80)), r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil))
+		},
+	} {
+		if err := again(); err == nil {
+			t.Error("another program's route is no error")
+		}
+		if entries, interim, err := r.Kept(); err != nil || len(interim) > 0 || entries[hostPrefix(vip[0])].Announced {
+			t.Errorf("the kernel has %v and translates %v, %v", entries, interim, err)
+		}
+	}
+}
+
+// An address whose connections the kernel does not translate is not announced. All others are
+// announced and withdrawn.
+func TestInterimThatFailsStopsNothingElse(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	other := netip.MustParseAddr("203.0.113.99")
+	if err := r.Reset(announcedAt(vip[0]), nil); err != nil {
+		t.Fatal(err)
+	}
+	r.fib.noNAT = true // from now on
+	changes := announcedAt(vip[1], other)
+	changes[hostPrefix(vip[0])] = Entry{}
+	interim := toPod(80)
+	maps.DeleteFunc(interim, func(from proxy.Target, _ Translation) bool { return from.Addr != vip[1] })
+	if err := r.Set(changes, interim); !errors.Is(err, errNoNAT) {
+		t.Errorf("error %v", err)
+	}
+	want := announcedAt(other)
+	want[hostPrefix(vip[1])] = Entry{Local: true}
+	if got := r.Actual(); !maps.Equal(got, want) {
+		t.Errorf("the kernel has %v, want %v", got, want)
+	}
+}
+
+// So many connections come at once after a node's start.
+func TestInterimOfManyServices(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	want := Interim{}
+	addr := netip.MustParseAddr("2001:db8:5::1:0")
+	for range 5000 {
+		addr = addr.Next()
+		want[proxy.Target{Addr: addr, Protocol: 6, Port: 80}] = Translation{netip.AddrPortFrom(here[0], 8080), time.Now().Add(time.Minute)}
+	}
+	if err := r.Reset(announcedAt(vip[0]), want); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Set(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Set(nil, want); err != nil {
+		t.Fatal(err)
+	}
+	if _, got, err := r.Kept(); err != nil || !maps.EqualFunc(got, want, Translation.same) {
+		t.Errorf("%d of %d are there, %v", len(got), len(want), err)
+	}
+}
+
+// kill -9 between a node's first translation and its route leaves elements without routes.
+func TestInterimWithoutAddress(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	first := openRoutes(t, ns, true)
+	if err := first.Reset(announcedAt(vip[0]), toPod(80)); err != nil {
+		t.Fatal(err)
+	}
+	ns.IP("link", "del", "flock-service")
+	r := openRoutes(t, ns, true)
+	entries, interim, err := r.Kept()
+	if err != nil || len(entries) > 0 || len(interim) == 0 {
+		t.Fatalf("kept %v, %v, %v", entries, interim, err)
+	}
+	if err := r.Reset(entries, interim); err != nil {
+		t.Error(err)
+	}
+	if err := r.Set(nil, nil); err != nil {
+		t.Error(err)
+	}
+	if err := r.Set(announcedAt(vip[0]), toPod(80)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A client that sends from one port is led to the new pod, though conntrack leads it to one
+// that is gone. One whose pod is there stays with it.
+func TestInterimOfUDPFlows(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	draining := addrs{netip.MustParseAddr("2001:db8:100:1::b"), netip.MustParseAddr("10.244.1.11")}
+	gone := addrs{netip.MustParseAddr("2001:db8:100:1::c"), netip.MustParseAddr("10.244.1.12")}
+	f.addPod("draining", draining)
+	f.addPod("gone", gone)
+	f.program(nftables, proxytest.Port{Name: "shop/web:dns", Protocol: "udp", Port: servicePort, Local: true})
+	c, _ := run(t, f.node, nil)
+	svc := plain(vip[0], vip[1])
+	svc.Ports = []Port{{Name: "dns", Protocol: 17, Number: servicePort, TargetNumber: podPort}}
+	c.Send(NodeChanged{Node{Known: true}})
+	c.Send(Services{All: []*Service{svc}})
+	c.Send(PodsSynced{})
+	ready := func(name string, is pod.Readiness, own addrs) {
+		t.Helper()
+		c.Send(report(name, is, appWeb, own[0], own[1]))
+		want := LocalEndpointNotReady
+		if is == pod.Ready {
+			want = Serving
+		}
+		nettest.Await(t, "pod "+name, func() bool {
+			s, _ := c.Status(t.Context())
+			return len(s.Paths) == 2 && s.Paths[0].Reason == want && s.Paths[1].Reason == want
+		})
+	}
+	clients := func(name string) (both [2]func() string) {
+		t.Helper()
+		for i, a := range vip {
+			both[i] = flow(t, f.client, a)
+			nettest.Eventually(t, func() error { return answer(both[i], name) })
+		}
+		return both
+	}
+	ready("draining", pod.Ready, draining)
+	stay := clients("draining")
+	ready("draining", pod.NotReady, draining)
+	ready("gone", pod.Ready, gone)
+	move := clients("gone")
+	c.Send(PodGone{"gone"})
+	ready("a", pod.Ready, here)
+	for i := range vip {
+		nettest.Eventually(t, func() error { return answer(move[i], "here") })
+		// The kernel has gone through the flows.
+		if err := answer(stay[i], "draining"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// answer fails if a client is answered by another than a pod.
+func answer(client func() string, by string) error {
+	if got := client(); !strings.HasPrefix(got, by+" ") {
+		return fmt.Errorf("answer %q, want it from %s", got, by)
+	}
+	return nil
+}
+
+// flow asks again and again from one port.
+func flow(t *testing.T, ns *nettest.NS, addr netip.Addr) func() string {
+	t.Helper()
+	var c net.Conn
+	ns.Run(func() {
+		var err error
+		if c, err = net.Dial("udp", netip.AddrPortFrom(addr, servicePort).String()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { c.Close() })
+	return func() string {
+		_ = c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		b := make([]byte, 100)
+		_, _ = c.Write([]byte("?"))
+		n, err := c.Read(b)
+		if err != nil {
+			return err.Error()
+		}
+		return string(b[:n])
+	}
+}
+
+// An nftables that cannot be asked keeps no address from being withdrawn.
+func TestWithdrawalWithoutNFTables(t *testing.T) {
+	t.Parallel()
+	for what, withdraw := range map[string]func(*Routes) error{
+		"one of two": func(r *Routes) error { return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
+		"after a look": func(r *Routes) error {
+			if _, err := r.Sync(t.Context()); err == nil {
+				t.Error("a look without a socket is no error")
+			}
+			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
+		},
+		"the last": func(r *Routes) error {
+			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}, hostPrefix(vip[1]): {}}, nil)
+		},
+		"a restart": func(r *Routes) error { return r.Reset(announcedAt(vip[1]), nil) },
+	} {
+		ns := nettest.New(t)
+		r := openRoutes(t, ns, true)
+		if err := r.Reset(announcedAt(vip[:]...), nil); err != nil {
+			t.Fatal(err)
+		}
+		r.fib.tables.Close()
+		_ = withdraw(r)
+		ns.Run(func() {
+			var err error
+			if r.fib.tables, err = nft.Dial(); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if entries, _, err := r.Kept(); err != nil || entries[hostPrefix(vip[0])].Announced {
+			t.Errorf("%s: the kernel has %v, %v", what, entries, err)
+		}
+		if _, err := r.Sync(t.Context()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -16,19 +16,45 @@ func plain(addrs ...netip.Addr) *Service {
 	return svc
 }
 
-func (s *script) wantInterim(what string, want Interim) {
+// leads is where connections lead.
+type leads map[proxy.Target]netip.AddrPort
+
+// until has them do so for a while.
+func (l leads) until(end time.Time) Interim {
+	out := Interim{}
+	for from, to := range l {
+		out[from] = Translation{to, end}
+	}
+	return out
+}
+
+func leadsOf(i Interim) leads {
+	out := leads{}
+	for from, t := range i {
+		out[from] = t.To
+	}
+	return out
+}
+
+func (s *script) wantInterim(what string, want leads) {
 	s.t.Helper()
-	if got := s.Interim(); !maps.Equal(got, want) {
+	got := s.Interim()
+	if !maps.Equal(leadsOf(got), want) {
 		s.t.Errorf("%s: flock translates %v, want %v", what, got, want)
+	}
+	for _, t := range got {
+		if left := t.Until.Sub(s.now); left <= 0 || left > InterimTime {
+			s.t.Errorf("%s: to %v for %v", what, t.To, left)
+		}
 	}
 }
 
 // interimOf leads from an address of Service web to a pod's.
-func interimOf(from, to netip.Addr) Interim {
-	return Interim{{Addr: from, Protocol: httpPort.Protocol, Port: httpPort.Number}: netip.AddrPortFrom(to, httpPort.TargetNumber)}
+func interimOf(from, to netip.Addr) leads {
+	return leads{{Addr: from, Protocol: httpPort.Protocol, Port: httpPort.Number}: netip.AddrPortFrom(to, httpPort.TargetNumber)}
 }
 
-func both(a, b Interim) Interim {
+func both(a, b leads) leads {
 	out := maps.Clone(a)
 	maps.Copy(out, b)
 	return out
@@ -127,7 +153,7 @@ func TestInterimSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	host := v4.String() + "/32"
 	s := newScript(t, map[netip.Prefix]Entry{netip.MustParsePrefix(host): {Announced: true, Local: true}})
-	s.State = NewState(s.kernel, interimOf(v4, podA4))
+	s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(20*time.Second)))
 	has := func(when string) {
 		t.Helper()
 		s.want(when, host+" announced")
@@ -149,7 +175,7 @@ func TestInterimSurvivesARestart(t *testing.T) {
 
 	// What nothing accounts for goes.
 	s = newScript(t, nil)
-	s.State = NewState(nil, interimOf(v4, podA4))
+	s.State = NewState(nil, interimOf(v4, podA4).until(s.now.Add(time.Minute)))
 	s.do(Services{})
 	s.wantInterim("no Service", nil)
 }
@@ -171,17 +197,326 @@ func TestInterimWithoutNAT(t *testing.T) {
 	s.want("programmed", v4.String()+"/32 announced")
 }
 
+// dns is another Service with the pods of web. dnsLeads leads to one of them.
+func dns(addr netip.Addr) *Service {
+	svc := plain(addr)
+	svc.Ref.Name, svc.Ports = "dns", []Port{{Name: "dns", Protocol: 17, Number: 53, TargetNumber: 5353}}
+	return svc
+}
+
+var dnsLeads = leads{{Addr: v4, Protocol: 17, Port: 53}: netip.AddrPortFrom(podA4, 5353)}
+
 // An address that two Services have is translated for each port's own.
 func TestInterimOfSharedAddress(t *testing.T) {
 	t.Parallel()
 	s := newScript(t, nil)
 	s.do(healthy...)
-	dns := plain(v4)
-	dns.Ref.Name, dns.Ports = "dns", []Port{{Name: "dns", Protocol: 17, Number: 53, TargetNumber: 5353}}
-	s.do(Services{All: []*Service{plain(v4), dns}}, PodsSynced{})
+	s.do(Services{All: []*Service{plain(v4), dns(v4)}}, PodsSynced{})
 	s.looked()
 	s.do(report("a", pod.Ready, appWeb, podA4))
-	s.wantInterim("Ready", both(interimOf(v4, podA4), Interim{{Addr: v4, Protocol: 17, Port: 53}: netip.AddrPortFrom(podA4, 5353)}))
+	s.wantInterim("Ready", both(interimOf(v4, podA4), dnsLeads))
 	s.program(v4, podA4)
-	s.wantInterim("one is programmed", Interim{proxy.Target{Addr: v4, Protocol: 17, Port: 53}: netip.AddrPortFrom(podA4, 5353)})
+	s.wantInterim("one is programmed", dnsLeads)
+}
+
+// After a restart, each of two Services that share an address has its own.
+func TestInterimOfSharedAddressSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.State = NewState(s.kernel, both(interimOf(v4, podA4), dnsLeads).until(s.now.Add(time.Minute)))
+	s.do(Services{All: []*Service{plain(v4), dns(v4)}}, report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("at the start", both(interimOf(v4, podA4), dnsLeads))
+	s.do(Services{All: []*Service{plain(v4)}})
+	s.wantInterim("one is deleted", interimOf(v4, podA4))
+}
+
+// Of two Services that have the same port at an address, kube-proxy alone says which one has
+// it, until flock-controller has seen to it.
+func TestInterimOfClashingPorts(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	other := plain(v4)
+	other.Ref.Name = "other"
+	s.do(Services{All: []*Service{plain(v4), dns(v4)}}, PodsSynced{})
+	s.looked()
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("other ports", both(interimOf(v4, podA4), dnsLeads))
+	s.do(Services{All: []*Service{plain(v4), dns(v4), other}})
+	s.looked()
+	s.wantInterim("the same port", dnsLeads)
+	s.do(Services{All: []*Service{plain(v4), dns(v4)}})
+	s.looked()
+	s.wantInterim("not any more", both(interimOf(v4, podA4), dnsLeads))
+}
+
+// A pod that is not Ready for a moment has a rule of kube-proxy's when it is Ready again,
+// which is about to go: kube-proxy hears of both later. The address stays announced, and
+// reached, all the time.
+func TestInterimBridgesARuleThatGoes(t *testing.T) {
+	t.Parallel()
+	ready := func(is pod.Readiness) PodReported { return report("a", is, appWeb, podA4) }
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(ready(pod.Ready))
+	s.program(v4, podA4)
+	s.wantInterim("programmed", nil)
+	s.do(ready(pod.NotReady))
+	s.wantInterim("not Ready", nil)
+	s.do(ready(pod.Ready))
+	s.log = nil
+	is := func(when string, want leads) {
+		t.Helper()
+		s.want(when, v4.String()+"/32 announced")
+		s.wantInterim(when, want)
+		s.wantLog()
+	}
+	is("Ready again, with the rule of before", interimOf(v4, podA4))
+	s.looked()
+	is("the same rule", interimOf(v4, podA4))
+	s.program(v4)
+	is("the rule has gone", interimOf(v4, podA4))
+	s.program(v4, podA4)
+	is("it has come back", nil)
+	// Now kube-proxy knows better.
+	s.program(v4)
+	s.wantInterim("dropped", nil)
+	s.want("dropped", v4.String()+"/32 local")
+
+	// kube-proxy has not noticed.
+	s.program(v4, podA4)
+	s.do(ready(pod.NotReady))
+	s.do(ready(pod.Ready))
+	s.log = nil
+	is("not noticed", interimOf(v4, podA4))
+	s.wait(InterimTime)
+	is("after a minute", nil)
+	// Where flock may not translate, the rule of before counts.
+	svc := plain(v4)
+	svc.Plain = false
+	s.do(Services{All: []*Service{svc}})
+	s.do(ready(pod.NotReady))
+	s.do(ready(pod.Ready))
+	s.log = nil
+	is("with affinity", nil)
+}
+
+// A restart of the agent does not prolong a translation, and one that is kept ends in time.
+func TestInterimEndsAfterARestart(t *testing.T) {
+	t.Parallel()
+	start := func() *script {
+		s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+		s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(20*time.Second)))
+		return s
+	}
+	for what, events := range map[string][]Event{
+		"nothing is known":         nil,
+		"the pod is known":         {report("a", pod.Ready, appWeb, podA4)},
+		"Services are not known":   {fit, Slices{}, report("a", pod.Ready, appWeb, podA4), PodsSynced{All: []pod.UID{"a"}}},
+		"the node is not known":    {Slices{}, report("a", pod.Ready, appWeb, podA4), Services{All: []*Service{plain(v4)}}, PodsSynced{All: []pod.UID{"a"}}},
+		"kube-proxy is not known":  {fit, Slices{}, report("a", pod.Ready, appWeb, podA4), Services{All: []*Service{plain(v4)}}, PodsSynced{All: []pod.UID{"a"}}},
+		"kube-proxy lacks the pod": {fit, Slices{}, report("a", pod.Ready, appWeb, podA4), Services{All: []*Service{plain(v4)}}, PodsSynced{All: []pod.UID{"a"}}, Looked{Asked: questions(plain(v4)), Look: proxy.Look{Mode: proxy.NFTables}}},
+		"pods are not known":       {fit, Slices{}, Services{All: []*Service{plain(v4)}}},
+	} {
+		s := start()
+		s.do(events...)
+		s.wantInterim(what, interimOf(v4, podA4))
+		if next := s.Next(); next.IsZero() || next.After(s.now.Add(20*time.Second)) {
+			t.Errorf("%s: something is due at %v", what, next)
+		}
+		s.wait(20*time.Second - 1)
+		s.wantInterim(what+", just before", interimOf(v4, podA4))
+		s.wait(1)
+		s.wantInterim(what+", after", nil)
+	}
+}
+
+// questions are what is asked of kube-proxy for a Service.
+func questions(svc *Service) map[proxy.Key]bool {
+	asked := map[proxy.Key]bool{}
+	for _, a := range svc.Addresses {
+		for _, p := range svc.Ports {
+			asked[svc.key(p, a.Addr)] = true
+		}
+	}
+	return asked
+}
+
+// While something else is not known, what is translated stays, but for what is known to be
+// wrong.
+func TestInterimThatIsKeptFollowsWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	change := func(f func(*Service)) Event {
+		svc := plain(v4)
+		f(svc)
+		return Services{All: []*Service{svc}}
+	}
+	more := Port{Name: "more", Protocol: 6, Number: 81, TargetNumber: 81}
+	for what, c := range map[string]struct {
+		event Event
+		stays bool
+	}{
+		"NotReady":                         {report("a", pod.NotReady, appWeb, podA4), false},
+		"exit":                             {Exited{"id-a"}, false},
+		"deleting":                         {PodDeleting{"a"}, false},
+		"gone":                             {PodGone{"a"}, false},
+		"others exist":                     {PodsSynced{All: []pod.UID{"b"}}, false},
+		"another label":                    {report("a", pod.Ready, map[string]string{"app": "db"}, podA4), false},
+		"another port":                     {change(func(s *Service) { s.Ports = []Port{more} }), false},
+		"a port more":                      {change(func(s *Service) { s.Ports = append([]Port{more}, s.Ports...) }), true},
+		"policy Cluster":                   {change(func(s *Service) { s.External = Cluster }), false},
+		"affinity":                         {change(func(s *Service) { s.Plain = false }), false},
+		"no selector":                      {change(func(s *Service) { s.Selector = nil }), false},
+		"not Ready too":                    {change(func(s *Service) { s.PublishNotReady = true }), false},
+		"readiness of the kubelet unknown": {report("a", pod.Unknown, appWeb, podA4), true},
+		"kube-proxy has the pod":           {Looked{Asked: questions(plain(v4)), Look: proxy.Look{Mode: proxy.NFTables, At: rules("web", v4, httpPort, podA4)}}, false},
+		"Services are unchanged":           {Services{All: []*Service{plain(v4)}}, true},
+	} {
+		for _, b := range []bool{false, true} { // with another pod that serves
+			s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+			s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(time.Minute)))
+			s.do(report("a", pod.Ready, appWeb, podA4), Services{All: []*Service{plain(v4)}})
+			if b {
+				s.do(report("b", pod.Ready, appWeb, podB4))
+			}
+			s.wantInterim(what+": before", interimOf(v4, podA4))
+			s.do(c.event)
+			want := leads{}
+			if c.stays {
+				want = interimOf(v4, podA4)
+			}
+			s.wantInterim(what, want)
+		}
+	}
+	// Before Services are known, pods are.
+	for what, e := range map[string]Event{"NotReady": report("a", pod.NotReady, appWeb, podA4), "gone": PodsSynced{}} {
+		s := newScript(t, nil)
+		s.State = NewState(nil, interimOf(v4, podA4).until(s.now.Add(time.Minute)))
+		s.wantInterim("at the start", interimOf(v4, podA4))
+		s.do(e)
+		s.wantInterim(what, nil)
+	}
+}
+
+// Without API server kube-proxy learns nothing. The minute begins when there is one again.
+func TestInterimLastsWithoutAPIServer(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wait(10 * time.Second)
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	for range 20 {
+		next := s.Next()
+		if next.IsZero() || next.After(s.now.Add(InterimTime)) {
+			t.Fatalf("something is due at %v, it is %v", next, s.now)
+		}
+		s.wait(next.Sub(s.now))
+		s.wantInterim("offline", interimOf(v4, podA4))
+	}
+	s.do(NodeChanged{Node{Known: true}})
+	s.wait(InterimTime/2 - 1)
+	s.wantInterim("online", interimOf(v4, podA4))
+	s.wait(InterimTime/2 + 1)
+	s.wantInterim("online for a minute", nil)
+	s.want("online for a minute", v4.String()+"/32 local")
+	// What has ended does not begin again.
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.wait(time.Hour)
+	s.wantInterim("offline again", nil)
+}
+
+// A change of the words of a reason is one of the status.
+func TestChanged(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.Changed()
+	s.looked()
+	if s.Changed() {
+		t.Error("a look that says the same is a change")
+	}
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	if !s.Changed() {
+		t.Error("becoming Ready is no change")
+	}
+	s.program(v4, podA4)
+	if !s.Changed() {
+		t.Error("the end of the translation is no change")
+	}
+}
+
+// Whatever happens in whatever order, flock translates only to pods that may serve, only what
+// no other Service has, and for a minute at most.
+func FuzzInterim(f *testing.F) {
+	for _, seed := range []string{"", "0123456789", "abcdefghijklmnopqrstuvwxyz", "\x00\x10\x05\x03\x11\x21\x05\x06"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, steps []byte) {
+		s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+		s.State = NewState(s.kernel, both(interimOf(v4, podA4), dnsLeads).until(s.now.Add(time.Minute)))
+		services := [][]*Service{nil, {plain(v4)}, {plain(v4), dns(v4)}, {web("web", Cluster, v4)}, {plain(v4, v6)}, {web("web", Local, v4), dns(v4)}}
+		is := []pod.Readiness{pod.NotReady, pod.Ready, pod.Unknown}
+		for _, b := range steps[:min(len(steps), 200)] {
+			arg := int(b / 16)
+			name, addr := "a", podA4
+			if arg%2 == 1 {
+				name, addr = "b", podB4
+			}
+			switch b % 10 {
+			case 0, 1:
+				s.do(report(name, is[arg/2%3], appWeb, addr))
+			case 2:
+				s.do(PodDeleting{pod.UID(name)})
+			case 3:
+				s.do(PodGone{pod.UID(name)})
+			case 4:
+				s.do(PodsSynced{All: []pod.UID{"a", "b"}[:arg%3]})
+			case 5:
+				s.do(Services{All: services[arg%len(services)]})
+			case 6:
+				s.program(v4, []netip.Addr{podA4, podB4}[:arg%3]...)
+			case 7:
+				s.do(NodeChanged{Node{Known: arg%4 > 0, Offline: arg%2 > 0}})
+			case 8:
+				s.wait(time.Duration(arg) * 7 * time.Second)
+			case 9:
+				s.do(Exited{"id-" + name}, Slices{})
+			}
+			for target, tr := range s.Interim() {
+				if left := tr.Until.Sub(s.now); left <= 0 || left > InterimTime {
+					t.Fatalf("to %v for %v", tr.To, left)
+				}
+				if next := s.Next(); next.IsZero() || next.After(tr.Until) {
+					t.Fatalf("due at %v, and a translation ends at %v", next, tr.Until)
+				}
+				for _, p := range s.pods {
+					if p.Addrs[0] == tr.To.Addr() && (p.pod().Ready == pod.NotReady || p.Terminating) {
+						t.Fatalf("%v leads to pod %s, which does not serve", target, p.Name)
+					}
+				}
+				if !s.servicesKnown {
+					continue
+				}
+				owners := 0
+				for _, svc := range s.services {
+					if svc.has(target.Protocol, target.Port) && svc.paths[target.Addr] != nil {
+						owners++
+						if !svc.Plain || svc.External != Local {
+							t.Fatalf("%v is translated for Service %v", target, svc.Ref)
+						}
+					}
+				}
+				if owners != 1 {
+					t.Fatalf("%v is translated for %d Services", target, owners)
+				}
+			}
+		}
+	})
 }

@@ -29,13 +29,14 @@ type Admission struct {
 // reason, except for kinds that are not announced and that each Service has.
 func Parse(in []*corev1.Service, a Admission) (out []*Service) {
 	for _, svc := range in {
+		_, otherProxy := svc.Labels[v1alpha1.ServiceProxyNameLabel]
 		s := &Service{
 			Ref:             Ref{svc.Namespace, svc.Name},
 			Selector:        svc.Spec.Selector,
 			External:        Policy(svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal),
 			Internal:        Policy(svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal),
 			PublishNotReady: svc.Spec.PublishNotReadyAddresses,
-			Plain:           svc.Spec.SessionAffinity != corev1.ServiceAffinityClientIP && len(svc.Spec.LoadBalancerSourceRanges) == 0,
+			Plain:           svc.Spec.SessionAffinity == corev1.ServiceAffinityNone && len(svc.Spec.LoadBalancerSourceRanges) == 0 && !otherProxy,
 		}
 		if len(s.Selector) == 0 {
 			s.Selector = nil

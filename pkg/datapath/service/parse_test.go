@@ -28,7 +28,7 @@ func object() *corev1.Service {
 				{Name: "http", Port: 80, TargetPort: intstr.FromInt32(8080)},
 				{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP, TargetPort: intstr.FromString("domain")},
 			},
-			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal,
+			ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, SessionAffinity: corev1.ServiceAffinityNone,
 		},
 		Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{
 			{IP: "2001:db8:5::7", IPMode: ptr(corev1.LoadBalancerIPModeVIP)}, {IP: "203.0.113.7"},
@@ -134,12 +134,15 @@ func TestParse(t *testing.T) {
 	if len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Errorf("%+v\nwant %+v", got, want)
 	}
-	for what, change := range map[string]func(*corev1.ServiceSpec){
-		"affinity":      func(s *corev1.ServiceSpec) { s.SessionAffinity = corev1.ServiceAffinityClientIP },
-		"source ranges": func(s *corev1.ServiceSpec) { s.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} },
+	for what, change := range map[string]func(*corev1.Service){
+		"affinity":            func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP },
+		"affinity not kept":   func(s *corev1.Service) { s.Spec.SessionAffinity = "" },
+		"source ranges":       func(s *corev1.Service) { s.Spec.LoadBalancerSourceRanges = []string{"192.0.2.0/24"} },
+		"another proxy":       func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.ServiceProxyNameLabel: "mesh"} },
+		"another, of no name": func(s *corev1.Service) { s.Labels = map[string]string{v1alpha1.ServiceProxyNameLabel: ""} },
 	} {
 		svc := object()
-		change(&svc.Spec)
+		change(svc)
 		if got := Parse([]*corev1.Service{svc}, Admission{Kinds: byDefault, Pools: pools(), Labels: teamShop}); got[0].Plain {
 			t.Errorf("with %s, any connection may go to any pod", what)
 		}

@@ -19,11 +19,12 @@ type podState struct {
 	// readiness is the last that was known; why explains it.
 	readiness pod.Readiness
 	why       string
-	// since is when it became Ready, as long as it is new; zero otherwise. known are the
-	// keys for which kube-proxy has led to it since.
-	since time.Time
-	known map[proxy.Key]bool
-	exits map[string]bool // IDs of its containers that have ended
+	// until is when it is not new any more; zero if it is not. known are the keys for which
+	// kube-proxy has led to it since it became Ready, and stale those for which it has not
+	// ceased to.
+	until        time.Time
+	known, stale map[proxy.Key]bool
+	exits        map[string]bool // IDs of its containers that have ended
 }
 
 // PodReport is what a source of pods says of one.
@@ -157,6 +158,7 @@ func (s *State) forget(now time.Time, uid pod.UID) {
 	}
 	delete(s.pods, uid)
 	delete(s.new, p)
+	s.unlead(p.Addrs)
 	s.touchNamespace(p.Namespace)
 }
 
@@ -171,4 +173,15 @@ func (s *State) doesNotServe(svc *Service, uid pod.UID) bool {
 	}
 	is := p.pod()
 	return is.Terminating || is.Ready == pod.NotReady
+}
+
+// podAddrs are the addresses of the pods of the node.
+func (s *State) podAddrs() map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, p := range s.pods {
+		for _, a := range p.Addrs {
+			all[a] = true
+		}
+	}
+	return all
 }

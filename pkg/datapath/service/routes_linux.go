@@ -5,10 +5,12 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
+	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 )
 
 var _ datapath.Feature = (*Routes)(nil)
@@ -66,11 +68,11 @@ func (r *Routes) Reset(all map[netip.Prefix]Entry, interim Interim) error {
 
 // Set changes the entries of some prefixes; the zero Entry removes one. Interim are all the
 // connections that flock translates. If the kernel refuses, it has what it could get; Sync
-// tries again.
+// tries again. Withdrawals wait for nothing else.
 func (r *Routes) Set(changes map[netip.Prefix]Entry, interim Interim) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before, changed := len(r.desired), !maps.Equal(r.interim, interim)
+	before, changed := len(r.desired), !r.interim.Equal(interim)
 	r.interim = interim
 	for p, e := range changes {
 		changed = changed || r.desired[p] != e
@@ -83,11 +85,14 @@ func (r *Routes) Set(changes map[netip.Prefix]Entry, interim Interim) error {
 	if !r.known || !changed && !r.stale {
 		return nil
 	}
+	plan := Plan(changes, r.fib.Actual())
 	// The first needs link and guard, and the last takes them away.
 	if !r.stale && before > 0 && len(r.desired) > 0 {
-		if err := r.apply(Plan(changes, r.fib.Actual())); err == nil {
+		if err := r.apply(plan); err == nil {
 			return nil
 		}
+	} else {
+		_ = r.fib.Apply(withdrawals(plan)) // what it refuses, converge meets again
 	}
 	_, err := r.converge()
 	return err
@@ -108,15 +113,42 @@ func (r *Routes) SetMTU(mtu int) error {
 }
 
 // apply makes changes of routes. Connections to an address are translated before it is
-// announced, and until it is withdrawn.
+// announced, and until it is withdrawn. What the kernel refuses keeps nothing else from being
+// done.
 func (r *Routes) apply(plan []Change) error {
-	if err := r.fib.addInterim(r.interim); err != nil {
-		return err
+	interim := r.translated()
+	first := withdrawals(plan)
+	errs := []error{r.fib.Apply(first)}
+	rest := plan[len(first):]
+	if err := r.fib.addInterim(interim); err != nil {
+		errs = append(errs, err)
+		rest = slices.DeleteFunc(slices.Clone(rest), func(c Change) bool { return c.Op == Announce && r.fib.lacks(interim, c.Prefix) })
 	}
-	if err := r.fib.Apply(plan); err != nil {
-		return err
+	errs = append(errs, r.fib.Apply(rest), r.fib.pruneInterim(interim))
+	return errors.Join(errs...)
+}
+
+// translated are the connections that flock translates. Without an address there is no guard,
+// and none.
+func (r *Routes) translated() Interim {
+	if len(r.desired) == 0 {
+		return nil
 	}
-	return r.fib.pruneInterim(r.interim)
+	return r.interim
+}
+
+// withdrawals are the changes of a plan, its first, that take routes away.
+func withdrawals(plan []Change) []Change {
+	if n := slices.IndexFunc(plan, func(c Change) bool { return c.Op > DelLocal }); n >= 0 {
+		return plan[:n]
+	}
+	return plan
+}
+
+// ForgetFlows makes the kernel decide again for flows of UDP to where these connections go,
+// but for those whose server lives.
+func (r *Routes) ForgetFlows(targets []proxy.Target, lives func(netip.Addr) bool) error {
+	return r.fib.forgetFlows(targets, lives)
 }
 
 // Translates says whether the kernel can translate, as far as it was tried.
@@ -161,10 +193,8 @@ func (r *Routes) Sync(context.Context) ([]datapath.Repair, error) {
 // converge reads what the kernel has, and applies the difference to what is desired.
 func (r *Routes) converge() ([]datapath.Repair, error) {
 	r.stale = true
-	repairs, err := r.fib.Load(len(r.desired) > 0, r.mtu)
-	if err != nil {
-		return repairs, err
-	}
+	interim := r.translated()
+	repairs, err := r.fib.Load(len(r.desired) > 0, r.mtu, interim)
 	want := maps.Clone(r.desired)
 	for p := range r.fib.Actual() {
 		if _, ok := want[p]; !ok {
@@ -172,9 +202,12 @@ func (r *Routes) converge() ([]datapath.Repair, error) {
 		}
 	}
 	plan := Plan(want, r.fib.Actual())
-	differs := interimRepairs(r.interim, r.fib.interim)
+	if err != nil { // withdrawals need neither guard nor link
+		return repairs, errors.Join(err, r.fib.Apply(withdrawals(plan)))
+	}
+	differs := interimRepairs(interim, r.fib.interim)
 	if err := r.apply(plan); err != nil {
-		_, again := r.fib.Load(len(r.desired) > 0, r.mtu) // what the kernel took
+		_, again := r.fib.Load(len(r.desired) > 0, r.mtu, interim) // what the kernel took
 		return repairs, errors.Join(err, again)
 	}
 	r.stale = false

@@ -2,6 +2,7 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/pod"
@@ -27,8 +28,9 @@ type Service struct {
 	External, Internal Policy
 	// PublishNotReady: pods count whether they are Ready or not (publishNotReadyAddresses).
 	PublishNotReady bool
-	// Plain: connections from outside go to any pod, whoever makes them. There is no session
-	// affinity and there are no loadBalancerSourceRanges.
+	// Plain: connections from outside go to any pod, whoever makes them, and kube-proxy sees
+	// to them. There is no session affinity, there are no loadBalancerSourceRanges, and no
+	// label names another proxy.
 	Plain bool
 }
 
@@ -82,6 +84,11 @@ func (s *Service) key(p Port, a netip.Addr) proxy.Key {
 		Target: proxy.Target{Addr: a, Protocol: p.Protocol, Port: p.Number},
 		Owner:  proxy.Owner{Namespace: s.Namespace, Name: s.Name, PortName: p.Name},
 	}
+}
+
+// has says whether the Service has a port.
+func (s *Service) has(protocol byte, number uint16) bool {
+	return slices.ContainsFunc(s.Ports, func(p Port) bool { return p.Protocol == protocol && p.Number == number })
 }
 
 // policy is the traffic policy for connections to an address from outside.

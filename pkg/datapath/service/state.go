@@ -52,6 +52,7 @@ type State struct {
 	touched     map[Ref]struct{} // Services to decide about
 	dirty       map[netip.Prefix]struct{}
 	transitions []Transition
+	changed     bool // a reason, or its detail
 }
 
 type serviceState struct {
@@ -229,7 +230,11 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 			// Of an earlier run it is announced until all is known.
 			p.announced = p.kept.Announced || a.Aggregate.IsValid() && s.kept[a.Aggregate].Announced
 			p.decision.Announce = p.announced
-			s.translate(p, s.keptInterim.at(addr))
+			kept := maps.Clone(s.keptInterim)
+			maps.DeleteFunc(kept, func(t proxy.Target, _ Translation) bool {
+				return t.Addr != addr || !svc.has(t.Protocol, t.Port) // another Service's
+			})
+			s.translate(p, kept)
 			svc.paths[addr] = p
 			if s.at[addr] == nil {
 				s.at[addr] = map[*path]struct{}{}
@@ -244,6 +249,9 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 		}
 		p.address = a
 		s.touchAddr(addr)
+		for other := range s.at[addr] { // its ports may clash with these
+			s.touched[other.service.Ref] = struct{}{}
+		}
 	}
 }
 
@@ -386,7 +394,10 @@ func (s *State) decide(now, arrived time.Time) {
 				announced, reason, detail = false, SharedBlocked, "Service "+blocks.service.String()+": "+string(blocks.decision.Reason)
 			}
 			s.move(now, arrived, p, announced, reason, detail)
-			if announced && reason != Kept { // what is kept stays as it was
+			switch {
+			case announced && reason == Kept:
+				s.translate(p, s.staying(now, p))
+			case announced:
 				s.translate(p, p.decision.Interim)
 			}
 		}
@@ -398,15 +409,19 @@ func (s *State) facts(svc *Service, p *path) Facts {
 	f := Facts{
 		Service: svc, Address: p.address, Node: s.node, Taken: s.taken[p.address.Addr],
 		PodsKnown: s.podsSynced, Slices: s.slices[svc.Ref], SlicesKnown: knows(s.slicesOf, svc.Ref),
-		Gone:  func(uid pod.UID) bool { return s.doesNotServe(svc, uid) },
-		New:   s.isNew,
+		Gone: func(uid pod.UID) bool { return s.doesNotServe(svc, uid) },
+		New:  s.isNew, Stale: s.isStale, Clashes: func(port Port) bool { return s.clashes(p, port) },
 		Rules: map[proxy.Key]proxy.Rule{}, Mode: s.mode, ProxyKnown: len(svc.Ports) > 0,
 		Announced: p.decision.Announce,
 	}
 	var here []proxy.Rule
+	var seen []proxy.Key
 	for _, port := range svc.Ports {
 		key := svc.key(port, p.address.Addr)
 		f.ProxyKnown = f.ProxyKnown && s.asked[key]
+		if s.asked[key] {
+			seen = append(seen, key)
+		}
 		if rule, ok := s.rules[key]; ok {
 			f.Rules[key] = rule
 			here = append(here, rule)
@@ -421,7 +436,9 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		drifted := !candidate.HostNetwork && candidate.Namespace == svc.Namespace && slices.ContainsFunc(here, func(r proxy.Rule) bool {
 			return slices.ContainsFunc(candidate.Addrs, r.IsHere)
 		})
-		candidate.knownBy(f.Rules)
+		for _, key := range seen {
+			candidate.learn(key, s.rules[key])
+		}
 		if drifted || svc.selects(candidate.Namespace, candidate.Labels) {
 			f.Pods = append(f.Pods, candidate.pod())
 		}
@@ -435,6 +452,7 @@ func (s *State) move(now, arrived time.Time, p *path, announced bool, reason Rea
 	if p.reason != reason || p.announced != announced {
 		p.since = now
 	}
+	s.changed = s.changed || p.reason != reason || p.detail != detail
 	was := p.announced
 	p.announced, p.reason, p.detail = announced, reason, detail
 	if !announced {
@@ -490,12 +508,7 @@ func (s *State) Tick(now time.Time) {
 			s.dirty[prefix] = struct{}{}
 		}
 	}
-	for p := range s.new {
-		if !now.Before(p.since.Add(InterimTime)) {
-			s.notNew(p)
-			s.touchNamespace(p.Namespace)
-		}
-	}
+	s.tickInterim(now)
 }
 
 // Next returns when Tick has something to do, or zero if never.
@@ -503,10 +516,7 @@ func (s *State) Next() (next time.Time) {
 	for _, end := range s.linger {
 		next = earliest(next, end)
 	}
-	for p := range s.new {
-		next = earliest(next, p.since.Add(InterimTime))
-	}
-	return next
+	return earliest(next, s.nextInterim())
 }
 
 // earliest is the earlier of two times, of which zero is none.
@@ -515,6 +525,13 @@ func earliest(a, b time.Time) time.Time {
 		return b
 	}
 	return a
+}
+
+// Changed says whether a path's reason, or its detail, has changed since the last call.
+func (s *State) Changed() bool {
+	was := s.changed
+	s.changed = false
+	return was
 }
 
 // Wanted returns the entries of the prefixes that may have changed since its last call, and

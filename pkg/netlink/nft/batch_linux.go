@@ -269,6 +269,9 @@ func appendElement(a *netlink.Request, e *Element, verdict bool) {
 		if verdict {
 			a.Nest(unix.NFTA_SET_ELEM_DATA, func() { e.Verdict.appendTo(a) })
 		}
+		if e.Timeout > 0 {
+			a.BE64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(max(1, e.Timeout.Milliseconds())))
+		}
 		if e.Data != "" {
 			a.Nest(unix.NFTA_SET_ELEM_DATA, func() { a.Bytes(unix.NFTA_DATA_VALUE, []byte(e.Data)) })
 		}
@@ -322,6 +325,9 @@ func (s Set) flags() (flags uint32) {
 	}
 	if s.Dynamic {
 		flags |= unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT
+	}
+	if s.Expires {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	return flags
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -276,6 +277,31 @@ func TestCounts(t *testing.T) {
 	wantKeys(t, c, []string{})
 	if list := ns.Exec("nft", "list", "chain", "inet", "test", "out"); strings.Contains(list, "oifname") {
 		t.Errorf("rules are left: %s", list)
+	}
+}
+
+// Elements have their own time, which the kernel counts, or none.
+func TestElementsExpire(t *testing.T) {
+	t.Parallel()
+	c, ns := dial(t)
+	s := Set{Table: table, Name: "expire", Key: []Field{InetPort}, Data: []Field{InetPort}, Expires: true}
+	var b Batch
+	b.AddSet(s)
+	b.Add(s, Element{Key: "\x00\x01", Data: "\x00\x02", Timeout: time.Hour}, Element{Key: "\x00\x03", Data: "\x00\x04"}, Element{Key: "\x00\x05", Data: "\x00\x06", Timeout: 100 * time.Millisecond})
+	commit(t, c, &b)
+	nettest.Eventually(t, func() error {
+		es, err := c.Elements(s)
+		if err != nil || len(es) != 2 || es[0].Timeout > time.Hour || es[0].Timeout < 59*time.Minute || es[1].Timeout != 0 || es[0].Data != "\x00\x02" {
+			return fmt.Errorf("elements %+v, %v", es, err)
+		}
+		return nil
+	})
+	if list := ns.Exec("nft", "list", "map", "inet", "test", "expire"); !strings.Contains(list, "1 timeout 1h expires 59m") || !strings.Contains(list, "flags timeout") {
+		t.Errorf("nft lists:\n%s", list)
+	}
+	contents, err := c.Contents(table)
+	if err != nil || contents.Sets["expire"] != s.Definition() {
+		t.Errorf("definition %q, want %q (%v)", contents.Sets["expire"], s.Definition(), err)
 	}
 }
 

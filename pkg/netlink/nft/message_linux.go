@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +48,11 @@ func (e *Element) parse(b []byte) error {
 			e.End, err = within(v, unix.NFTA_DATA_VALUE)
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.last = be32(v)&unix.NFT_SET_ELEM_INTERVAL_END != 0
+		case unix.NFTA_SET_ELEM_EXPIRATION:
+			if len(v) != 8 {
+				return netlink.ErrShort
+			}
+			e.Timeout = time.Duration(binary.BigEndian.Uint64(v)) * time.Millisecond
 		case unix.NFTA_SET_ELEM_DATA:
 			var verdict string
 			if verdict, err = within(v, unix.NFTA_DATA_VERDICT); err == nil {

@@ -68,6 +68,8 @@ type Set struct {
 	Dynamic bool
 	Size    uint32
 	Timeout time.Duration
+	// Expires: elements may have a Timeout of their own.
+	Expires bool
 }
 
 func (s Set) String() string { return s.Table.String() + " " + s.Name }
@@ -171,6 +173,10 @@ type Element struct {
 	Data     string
 	Verdict  Verdict
 	Count
+	// Timeout is after how long the kernel forgets the element, in a set with Expires; 0 is
+	// never. Of an element that was read, it is what is left of it. The kernel counts
+	// milliseconds.
+	Timeout time.Duration
 	// last marks what the kernel has for the end of an interval of one field.
 	last bool
 }

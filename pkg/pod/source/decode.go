@@ -57,11 +57,15 @@ func convert(in *corev1.Pod) *Pod {
 	}
 	for _, c := range in.Spec.InitContainers {
 		p.Containers = append(p.Containers, Container{Name: c.Name, Image: c.Image, Init: true})
-		p.addPorts(c.Ports)
+		if sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways; sidecar {
+			p.Ports = append(p.Ports, namedPorts(c.Ports)...)
+		} else {
+			p.InitPorts = append(p.InitPorts, namedPorts(c.Ports)...)
+		}
 	}
 	for _, c := range in.Spec.Containers {
 		p.Containers = append(p.Containers, Container{Name: c.Name, Image: c.Image})
-		p.addPorts(c.Ports)
+		p.Ports = append(p.Ports, namedPorts(c.Ports)...)
 	}
 	for _, ip := range in.Status.PodIPs {
 		if addr, err := netip.ParseAddr(ip.IP); err == nil {
@@ -77,12 +81,13 @@ func convert(in *corev1.Pod) *Pod {
 	return p
 }
 
-func (p *Pod) addPorts(ports []corev1.ContainerPort) {
+func namedPorts(ports []corev1.ContainerPort) (named []NamedPort) {
 	for _, port := range ports {
 		if port.Name != "" {
-			p.Ports = append(p.Ports, NamedPort{port.Name, cmp.Or(port.Protocol, corev1.ProtocolTCP), uint16(port.ContainerPort)})
+			named = append(named, NamedPort{port.Name, cmp.Or(port.Protocol, corev1.ProtocolTCP), uint16(port.ContainerPort)})
 		}
 	}
+	return named
 }
 
 // readyCondition reads the Ready condition. A pod that has none yet is new, and

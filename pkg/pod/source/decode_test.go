@@ -13,6 +13,7 @@ import (
 
 func TestDecode(t *testing.T) {
 	yes, deletion := true, metav1.NewTime(at(30))
+	always := corev1.ContainerRestartPolicyAlways
 	in := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "shop", Name: "web-0", UID: "uid-1",
@@ -25,9 +26,12 @@ func TestDecode(t *testing.T) {
 			},
 		},
 		Spec: corev1.PodSpec{
-			HostNetwork:    true,
-			InitContainers: []corev1.Container{{Name: "fetch", Image: "fetch:1"}},
-			Containers:     []corev1.Container{{Name: "web", Image: "web:2", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}, {Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP}}}, {Name: "log", Image: "log:3"}},
+			HostNetwork: true,
+			InitContainers: []corev1.Container{
+				{Name: "fetch", Image: "fetch:1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8}}},
+				{Name: "proxy", Image: "proxy:1", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "admin", ContainerPort: 9}}},
+			},
+			Containers: []corev1.Container{{Name: "web", Image: "web:2", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}, {Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP}}}, {Name: "log", Image: "log:3"}},
 		},
 		Status: corev1.PodStatus{
 			Phase:  corev1.PodRunning,
@@ -51,8 +55,9 @@ func TestDecode(t *testing.T) {
 			{APIVersion: "v1", Kind: "Node", Name: "node1", UID: "uid-n"},
 			{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "web", UID: "uid-s", Controller: true},
 		},
-		Containers:  []Container{{"fetch", "fetch:1", true}, {"web", "web:2", false}, {"log", "log:3", false}},
-		Ports:       []NamedPort{{"http", corev1.ProtocolTCP, 80}, {"dns", corev1.ProtocolUDP, 53}},
+		Containers:  []Container{{"fetch", "fetch:1", true}, {"proxy", "proxy:1", true}, {"web", "web:2", false}, {"log", "log:3", false}},
+		InitPorts:   []NamedPort{{"http", corev1.ProtocolTCP, 8}},
+		Ports:       []NamedPort{{"admin", corev1.ProtocolTCP, 9}, {"http", corev1.ProtocolTCP, 80}, {"dns", corev1.ProtocolUDP, 53}},
 		HostNetwork: true,
 		Deletion:    at(30),
 		Status: PodStatus{

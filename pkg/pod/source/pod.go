@@ -27,7 +27,9 @@ type Pod struct {
 	// Containers are those of the spec: init containers first, each kind in
 	// its order.
 	Containers []Container
-	Ports      []NamedPort // of all containers
+	Ports      []NamedPort // of all containers but those of InitPorts
+	// InitPorts are those of init containers that end before the pod is Ready.
+	InitPorts []NamedPort
 	// HostNetwork: the pod is in the node's network namespace.
 	HostNetwork bool
 	// Deletion is when the pod is to be gone, the grace period included
