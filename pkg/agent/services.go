@@ -94,7 +94,7 @@ func (s *services) Close() { s.reader.Close() }
 
 // Run follows everything that the controller decides by.
 func (s *services) Run(ctx context.Context) error {
-	return together(ctx, s.controller.Run, s.followServices, s.followNode, s.followHeld, s.followHealth)
+	return together(ctx, s.controller.Run, s.followServices, s.followNode, s.followHeld, s.followHealth, s.followAPIServer)
 }
 
 // wanted is what of the Services matters to the node, by its configuration.
@@ -356,6 +356,30 @@ func proxyHealth(ctx context.Context, client *http.Client, url string) string {
 	return fmt.Sprintf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(body)))
 }
 
+// followAPIServer asks whether the API server answers, while there are pods that kube-proxy may
+// not know. The watch of Services notices at once if it does not, but not if its packets are
+// dropped.
+func (s *services) followAPIServer(ctx context.Context) error {
+	const every, patience = 10 * time.Second, 5 * time.Second
+	hasNew, changed := s.controller.HasNew(), cell.Signal()
+	hasNew.Notify(changed)
+	for {
+		var again <-chan time.Time
+		if hasNew.Get() {
+			if is := s.api.Answers(ctx, patience); ctx.Err() == nil {
+				s.offline.Set(!is)
+			}
+			again = time.After(every)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+	}
+}
+
 // podChanged passes a report of the source of pods to the controller.
 func (s *services) podChanged(e source.Event) {
 	switch e.Type {
@@ -377,6 +401,7 @@ func podReport(p *source.Pod) service.PodReport {
 		Detail:      strings.TrimSuffix(strings.TrimPrefix(p.Status.Ready.Reason+": "+p.Status.Ready.Message, ": "), ": "),
 		Terminating: !p.Deletion.IsZero() || p.Status.Phase == source.Succeeded || p.Status.Phase == source.Failed,
 	}
+	r.Finished = p.Status.Phase == source.Succeeded || p.Status.Phase == source.Failed
 	for _, port := range p.Ports {
 		r.Ports = append(r.Ports, service.PodPort{Name: port.Name, Protocol: pod.Protocols[strings.ToLower(string(port.Protocol))], Number: port.Number})
 	}

@@ -58,7 +58,14 @@ func TestAPIServer(t *testing.T) {
 // hearing has an agent that follows Services know whether the API server answers.
 func hearing(t *testing.T, s *server) {
 	heard := make(chan bool, 100)
-	services := s.claims(t, "node1").AnnouncedServices(false, func() {}, func(is bool) {
+	agent := s.claims(t, "node1")
+	answers := func(want bool) {
+		t.Helper()
+		if is := agent.Answers(t.Context(), 10*time.Second); is != want {
+			t.Errorf("the server answers: %t, want %t", is, want)
+		}
+	}
+	services := agent.AnnouncedServices(false, func() {}, func(is bool) {
 		select {
 		case heard <- is:
 		default:
@@ -82,8 +89,10 @@ func hearing(t *testing.T, s *server) {
 		}
 	}
 	await(true)
+	answers(true)
 	s.Down()
 	await(false)
+	answers(false)
 	s.Up()
 	await(true)
 	cancel()

@@ -2,7 +2,10 @@ package kube
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -40,11 +43,22 @@ func (c *Client) AnnouncedServices(all bool, changed func(), heard func(bool)) *
 	return newCacheFrom[*corev1.Service](from, &corev1.Service{}, trimService, changed)
 }
 
-// answers says what came of a request. A refusal is an answer, too.
+// answers says what came of a request. A refusal is an answer, too, but not an error of the
+// server's, or of one between.
 func answers(ctx context.Context, err error, heard func(bool)) {
-	if ctx.Err() == nil {
-		heard(err == nil || apierrors.ReasonForError(err) != metav1.StatusReasonUnknown)
+	if ctx.Err() != nil {
+		return
 	}
+	var status apierrors.APIStatus
+	heard(err == nil || errors.As(err, &status) && status.Status().Code > 0 && status.Status().Code < http.StatusInternalServerError)
+}
+
+// Answers asks whether the API server, and what it keeps its objects in, is there. It returns
+// after patience, in which time a server that drops packets does not answer.
+func (c *Client) Answers(ctx context.Context, patience time.Duration) (is bool) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return c.core.Get().AbsPath("/readyz").Do(ctx).Error() == nil
 }
 
 func trimService(obj any) (any, error) {

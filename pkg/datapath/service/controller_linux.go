@@ -34,11 +34,13 @@ type Controller struct {
 	flows *cell.Inbox[diversion]
 	// questions are what is to be asked of kube-proxy's rules.
 	questions cell.Cell[[]proxy.Question]
+	hasNew    cell.Cell[bool]
 
 	// What follows is Run's alone.
 
 	state   *State
 	interim Interim      // what the kernel was asked to translate last
+	led     Interim      // what it has translated last
 	pending []Transition // decided, but not in the kernel yet
 	fault   error        // the kernel's, of the last time
 	pause   backoff.Backoff
@@ -69,6 +71,10 @@ func NewController(c Config) *Controller {
 // Send puts an event into the inbox. It never waits.
 func (c *Controller) Send(e Event) { c.inbox.Put(message{event: e, arrived: time.Now()}) }
 
+// HasNew says whether there is a pod that kube-proxy may not know. Then it matters whether the
+// API server answers ([Node]).
+func (c *Controller) HasNew() cell.Reader[bool] { return &c.hasNew }
+
 // Status is the Services' addresses on the node.
 type Status struct {
 	// Mode is kube-proxy's.
@@ -98,7 +104,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.state, c.interim = NewState(kept, interim), interim
+	c.state, c.interim, c.led = NewState(kept, interim), interim, interim
 	c.apply(c.cfg.Routes.Reset(kept, interim))
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -159,8 +165,8 @@ func (c *Controller) turn(ctx context.Context) {
 	interim := c.state.Interim()
 	switch {
 	case len(want) > 0 || !interim.Equal(c.interim):
+		c.interim = interim
 		c.apply(c.cfg.Routes.Set(want, interim))
-		c.diverted(interim)
 	case !c.retry.IsZero() && !now.Before(c.retry):
 		_, err := c.cfg.Routes.Sync(ctx)
 		c.apply(err)
@@ -168,6 +174,7 @@ func (c *Controller) turn(ctx context.Context) {
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}
+	c.hasNew.Set(c.state.HasNew())
 	if c.state.Changed() {
 		c.cfg.OnStatus()
 	}
@@ -176,15 +183,15 @@ func (c *Controller) turn(ctx context.Context) {
 	}
 }
 
-// diverted passes on which flows of UDP flock translates from now on.
-func (c *Controller) diverted(interim Interim) {
+// diverted passes on which flows of UDP the kernel translates from now on.
+func (c *Controller) diverted() {
 	var targets []proxy.Target
-	for target, t := range interim {
-		if target.Protocol == pod.Protocols["udp"] && c.interim[target].To != t.To {
+	for target, t := range c.interim {
+		if target.Protocol == pod.Protocols["udp"] && c.led[target].To != t.To {
 			targets = append(targets, target)
 		}
 	}
-	c.interim = interim
+	c.led = c.interim
 	if len(targets) > 0 {
 		c.flows.Put(diversion{targets, c.state.podAddrs()})
 	}
@@ -207,7 +214,7 @@ func (c *Controller) forgetFlows(ctx context.Context) {
 		case <-c.flows.Filled():
 		}
 		for _, d := range c.flows.Take() {
-			if err := c.cfg.Routes.ForgetFlows(d.targets, func(a netip.Addr) bool { return d.pods[a] }); err != nil {
+			if err := c.cfg.Routes.ForgetFlows(ctx, d.targets, func(a netip.Addr) bool { return d.pods[a] }); err != nil {
 				c.cfg.Log.Warn("cannot make the kernel forget flows of UDP to Services: clients that send from one port may get no answer until it is idle", "error", err)
 			}
 		}
@@ -222,6 +229,7 @@ func (c *Controller) apply(err error) {
 		}
 		c.fault, c.retry = nil, time.Time{}
 		c.pause.Reset()
+		c.diverted()
 	} else {
 		after := c.pause.Next()
 		c.cfg.Log.Error("cannot set routes to Services' addresses, will retry", "error", err, "after", after)

@@ -104,7 +104,7 @@ type Facts struct {
 	Announced bool
 	// New says of a pod that kube-proxy may not know yet that it is Ready, for the port that
 	// is asked for by its key, and until when. Stale says of kube-proxy's rule that leads to
-	// a pod that it was there before the pod became Ready, and may be about to go.
+	// a pod that it may be about to go.
 	New   func(pod.UID, proxy.Key) (until time.Time, is bool)
 	Stale func(pod.UID, proxy.Key) bool
 	// Clashes says whether another Service at the address has the port, too.
@@ -119,6 +119,8 @@ type Pod struct {
 	Ports []PodPort
 	// HostNetwork: its addresses are the node's.
 	HostNetwork bool
+	// Selected: the Service selects it, by the labels that the agent knows.
+	Selected bool
 	// Ready is what the last report says that knew it.
 	Ready       pod.Readiness
 	Terminating bool
@@ -226,6 +228,9 @@ func Decide(f Facts) Decision {
 	// What is announced stays while a port works: a port that is added must not take the
 	// others away.
 	if len(missing) == len(served) || len(missing) > 0 && !f.Announced {
+		if policy == Local && f.Service.Selector != nil && !f.PodsKnown { // it may have others
+			return unknown(EndpointsUnknown)
+		}
 		return no(NotProgrammed, "kube-proxy has no rule for %s yet", strings.Join(missing, ", "))
 	}
 	if f.Address.Undecided != "" {

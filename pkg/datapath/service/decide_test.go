@@ -71,7 +71,7 @@ func fresh() Facts {
 	svc := *f.Service
 	svc.Plain = true
 	f.Service, f.Rules = &svc, nil
-	f.Pods[0].UID = "a"
+	f.Pods[0].UID, f.Pods[0].Selected = "a", true
 	f.New = func(uid pod.UID, _ proxy.Key) (time.Time, bool) { return then, uid == "a" }
 	return f
 }

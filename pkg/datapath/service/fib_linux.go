@@ -91,14 +91,20 @@ func (f *fib) Load(wanted bool, mtu int, interim Interim) (repairs []datapath.Re
 	if !wanted {
 		return f.takeAway()
 	}
-	// The guard is first: without it nothing is refused, and senders wait.
-	repairs, err = f.syncGuard(interim)
-	if err != nil {
+	defer func() {
+		if err == nil {
+			return
+		}
 		entries, again := f.peek()
 		if again == nil {
 			f.entries = entries
 		}
-		return repairs, errors.Join(err, again)
+		err = errors.Join(err, again)
+	}()
+	// The guard is first: without it nothing is refused, and senders wait.
+	repairs, err = f.syncGuard(interim)
+	if err != nil {
+		return repairs, err
 	}
 	more, err := f.syncLink(mtu)
 	repairs = append(repairs, more...)

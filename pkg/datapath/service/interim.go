@@ -44,7 +44,7 @@ func (f Facts) interim(port Port) (out Translation, ok bool) {
 	for _, p := range f.Pods {
 		targets := p.targets(port)
 		// Of two ports of one name, kube-proxy's choice depends on their containers.
-		if !f.serves(p) || p.HostNetwork || len(targets) != 1 {
+		if !f.serves(p) || !p.Selected || p.HostNetwork || len(targets) != 1 {
 			continue
 		}
 		until, is := f.New(p.UID, key)
@@ -68,73 +68,81 @@ func (s *Service) translatable(a Address) bool {
 
 // becomes takes in that a pod's readiness was another before.
 func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
-	switch is := p.pod().Ready; {
+	is := p.pod().Ready
+	if was == pod.NotReady || is == pod.NotReady {
+		p.early = false
+	}
+	switch {
 	case is == pod.NotReady:
+		if was == pod.Ready {
+			p.ceased = now
+		}
 		s.notNew(p)
-	case is == pod.Ready && was != pod.Ready && s.podsSynced:
-		p.until, p.known, p.stale = now.Add(InterimTime), map[proxy.Key]bool{}, map[proxy.Key]bool{}
+	case is == pod.Ready && was != pod.Ready && !p.early:
+		p.until = now.Add(InterimTime)
+		p.suspect = !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime
 		for key, rule := range s.rules {
 			if p.isHere(rule) {
 				p.stale[key] = true
 			}
 		}
 		s.new[p] = struct{}{}
-	case is == pod.Ready && was != pod.Ready:
-		// Before all pods are known, those that are Ready became so before this run of the
-		// agent. An earlier one has left which of them are new.
-		if until := s.endOf(p.Addrs); until.After(now) {
-			p.until, p.known, p.stale = until, map[proxy.Key]bool{}, nil
-			s.new[p] = struct{}{}
-		}
 	}
 }
 
 func (s *State) notNew(p *podState) {
-	p.until, p.known, p.stale = time.Time{}, nil, nil
+	p.until, p.suspect = time.Time{}, false
+	p.known, p.stale = map[proxy.Key]bool{}, map[proxy.Key]bool{}
 	delete(s.new, p)
 }
 
-// endOf is when the last translation to one of these addresses ends; zero if there is none.
-func (s *State) endOf(addrs []netip.Addr) (end time.Time) {
-	last := func(all Interim) {
-		for _, t := range all {
-			if slices.Contains(addrs, t.To.Addr()) && t.Until.After(end) {
-				end = t.Until
-			}
-		}
+// newUntil is until when kube-proxy may not know of a pod, for a key; zero if it is not new. Of
+// pods that were Ready before this run of the agent, an earlier one has left for which keys.
+func (s *State) newUntil(p *podState, key proxy.Key) time.Time {
+	switch {
+	case p.known[key]:
+		return time.Time{}
+	case !p.until.IsZero():
+		return p.until
+	case p.early:
+		return s.left[key.Target]
 	}
-	last(s.keptInterim)
-	for p := range s.translated {
-		last(p.interim)
-	}
-	return end
+	return time.Time{}
 }
 
 // isNew says of a pod that kube-proxy may not know yet that it is Ready, and until when.
 func (s *State) isNew(uid pod.UID, key proxy.Key) (until time.Time, is bool) {
 	p := s.pods[uid]
-	if s.cannot || p == nil || p.until.IsZero() || p.known[key] {
+	if s.cannot || p == nil {
 		return until, false
 	}
-	return p.until, true
+	until = s.newUntil(p, key)
+	return until, !until.IsZero()
 }
 
-// isStale says of kube-proxy's rule that leads to a pod that it was there when the pod became
-// Ready.
+// isStale says of kube-proxy's rule that leads to a pod that it says nothing.
 func (s *State) isStale(uid pod.UID, key proxy.Key) bool {
 	p := s.pods[uid]
-	return p != nil && p.stale[key]
+	return p != nil && (p.suspect || p.stale[key])
 }
 
 // learn takes in which rule kube-proxy has. Once it has had one that leads to the pod, it knows
-// better than this agent if the rule goes. A rule that was there when the pod became Ready
-// says nothing: kube-proxy is about to remove it if it has heard that the pod was not Ready.
-func (p *podState) learn(key proxy.Key, rule proxy.Rule) {
+// better than this agent if the rule goes. A rule says nothing that was there when the pod
+// became Ready, or when this run of the agent began to look, or that comes within a minute
+// after the pod was Ready before: kube-proxy is about to remove it if it has heard that the
+// pod was not Ready.
+func (s *State) learn(p *podState, key proxy.Key, rule proxy.Rule) {
+	if s.newUntil(p, key).IsZero() {
+		return
+	}
+	first := !p.seen[key]
+	p.seen[key] = true
 	switch here := p.isHere(rule); {
-	case p.until.IsZero():
+	case here && p.early && first:
+		p.stale[key] = true
 	case !here:
 		delete(p.stale, key)
-	case !p.stale[key]:
+	case !p.stale[key] && !p.suspect:
 		p.known[key] = true
 	}
 }
@@ -174,15 +182,23 @@ func (s *State) translate(p *path, interim Interim) {
 // staying are those of a path's translations that may stay while something else is not known.
 func (s *State) staying(now time.Time, p *path) Interim {
 	out := Interim{}
-	for target, t := range p.interim {
-		if s.cannot || !now.Before(t.Until) || !p.service.translatable(p.address) || !s.mayServe(t.To.Addr(), p.service.Service) {
+	if s.cannot || !p.service.translatable(p.address) {
+		return out
+	}
+	for _, port := range p.service.Ports {
+		key := p.service.key(port, p.address.Addr)
+		t, ok := p.interim[key.Target]
+		if !ok || s.clashes(p, port) {
 			continue
 		}
-		for _, port := range p.service.Ports {
-			key := p.service.key(port, p.address.Addr)
-			if key.Target == target && !s.clashes(p, port) && !s.rules[key].IsHere(t.To.Addr()) {
-				out[target] = t
-			}
+		serves, known := s.mayServe(t.To.Addr(), p.service.Service)
+		if known != nil {
+			t.Until = s.newUntil(known, key)
+		} else {
+			t.Until = s.left[key.Target]
+		}
+		if serves && now.Before(t.Until) {
+			out[key.Target] = t
 		}
 	}
 	return out
@@ -190,37 +206,49 @@ func (s *State) staying(now time.Time, p *path) Interim {
 
 // unlead ends what leads to one of these addresses, of a pod that is gone.
 func (s *State) unlead(addrs []netip.Addr) {
+	other := func(addr netip.Addr) bool {
+		for _, p := range s.pods {
+			if slices.Contains(p.Addrs, addr) {
+				return true
+			}
+		}
+		return false
+	}
 	without := func(all Interim) Interim {
 		all = maps.Clone(all)
-		maps.DeleteFunc(all, func(_ proxy.Target, t Translation) bool { return slices.Contains(addrs, t.To.Addr()) })
+		maps.DeleteFunc(all, func(_ proxy.Target, t Translation) bool {
+			return slices.Contains(addrs, t.To.Addr()) && !other(t.To.Addr())
+		})
 		return all
 	}
 	s.keptInterim = without(s.keptInterim)
 	for p := range s.translated {
 		s.translate(p, without(p.interim))
+		s.touched[p.service.Ref] = struct{}{}
 	}
 }
 
-// mayServe says whether a pod with an address may serve a Service; nil: any.
-func (s *State) mayServe(addr netip.Addr, svc *Service) bool {
-	known := false
+// mayServe says whether a pod with an address may serve a Service, nil: any; and which one, if
+// it is known.
+func (s *State) mayServe(addr netip.Addr, svc *Service) (may bool, known *podState) {
 	for _, p := range s.pods {
 		if !slices.Contains(p.Addrs, addr) {
 			continue
 		}
-		known = true
+		known = p
 		if is := p.pod(); is.Ready != pod.NotReady && !is.Terminating && (svc == nil || svc.selects(p.Namespace, p.Labels)) {
-			return true
+			return true, p
 		}
 	}
-	return !known && !s.podsSynced
+	return known == nil && !s.podsSynced, nil
 }
 
 // Interim are all connections that flock has to translate.
 func (s *State) Interim() Interim {
 	all := Interim{}
 	for target, t := range s.keptInterim {
-		if s.mayServe(t.To.Addr(), nil) {
+		t.Until = s.left[target]
+		if may, _ := s.mayServe(t.To.Addr(), nil); may && !t.Until.IsZero() {
 			all[target] = t
 		}
 	}
@@ -230,49 +258,70 @@ func (s *State) Interim() Interim {
 	return all
 }
 
+// offline takes in whether the API server answers. Once it does again, kube-proxy needs longer
+// to learn: others that make EndpointSlices have to connect first.
+func (s *State) offline(now time.Time, is bool) {
+	if is || !s.node.Offline {
+		return
+	}
+	s.renew(now.Add(afterOutage))
+}
+
+// afterOutage is the time that a pod is new when the API server answers again.
+const afterOutage = 2 * InterimTime
+
+// renew has what is new be so until then.
+func (s *State) renew(until time.Time) {
+	for p := range s.new {
+		p.until = until
+		s.touchNamespace(p.Namespace)
+	}
+	if len(s.left) == 0 {
+		return
+	}
+	for target := range s.left {
+		s.left[target] = until
+	}
+	s.touchAll()
+}
+
 // tickInterim ends what has lasted long enough.
 func (s *State) tickInterim(now time.Time) {
-	maps.DeleteFunc(s.keptInterim, func(_ proxy.Target, t Translation) bool { return !now.Before(t.Until) })
+	next := s.nextInterim()
+	if next.IsZero() || now.Before(next) {
+		return
+	}
+	if s.node.Offline {
+		s.renew(now.Add(InterimTime))
+		return
+	}
 	for p := range s.new {
-		switch {
-		case s.node.Offline && now.Before(s.renewal(p)):
-		case s.node.Offline:
-			p.until = now.Add(InterimTime)
-			s.touchNamespace(p.Namespace)
-		case !now.Before(p.until):
+		if !now.Before(p.until) {
 			s.notNew(p)
 			s.touchNamespace(p.Namespace)
 		}
 	}
-	for p := range s.translated {
-		for _, t := range p.interim {
-			if !now.Before(t.Until) {
-				s.touched[p.service.Ref] = struct{}{}
-			}
+	for target, end := range s.left {
+		if !now.Before(end) {
+			delete(s.left, target)
+			s.touchAll()
 		}
 	}
 }
 
-// renewal is when a new pod is new for another while, if there is no API server.
-func (s *State) renewal(p *podState) time.Time { return p.until.Add(-InterimTime / 2) }
+// HasNew says whether there is a pod that kube-proxy may not know.
+func (s *State) HasNew() bool { return len(s.new) > 0 || len(s.left) > 0 }
 
 // nextInterim is when tickInterim has something to do, or zero if never.
 func (s *State) nextInterim() (next time.Time) {
 	for p := range s.new {
-		if s.node.Offline {
-			next = earliest(next, s.renewal(p))
-		} else {
-			next = earliest(next, p.until)
-		}
+		next = earliest(next, p.until)
 	}
-	end := func(all Interim) {
-		for _, t := range all {
-			next = earliest(next, t.Until)
-		}
+	for _, end := range s.left {
+		next = earliest(next, end)
 	}
-	end(s.keptInterim)
-	for p := range s.translated {
-		end(p.interim)
+	if s.node.Offline && !next.IsZero() {
+		next = next.Add(-InterimTime / 2)
 	}
 	return next
 }

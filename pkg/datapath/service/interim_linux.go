@@ -1,10 +1,12 @@
 package service
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/internal/netns"
+	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
@@ -180,15 +183,16 @@ func (f *fib) addInterim(want Interim) error {
 	})
 }
 
-// pruneInterim has the kernel translate no other connections than these.
+// pruneInterim has the kernel translate no other connections than these, and those to no other
+// pods.
 func (f *fib) pruneInterim(want Interim) error {
 	return f.changeInterim(func(c *interimChange, have Interim) {
 		maps.DeleteFunc(have, func(from proxy.Target, t Translation) bool {
-			_, ok := want[from]
-			if !ok {
+			wrong := want[from].To != t.To
+			if wrong {
 				c.delete(from, t)
 			}
-			return !ok
+			return wrong
 		})
 	})
 }
@@ -257,14 +261,36 @@ func (f *fib) changeInterim(change func(*interimChange, Interim)) error {
 	}
 }
 
-// forgetFlows makes the kernel decide again for flows of UDP to where these connections go,
-// but for those whose server lives.
-func (f *fib) forgetFlows(targets []proxy.Target, lives func(netip.Addr) bool) error {
+// forgetFlows makes the kernel decide again for flows of UDP from outside to where these
+// connections go, but for those that lead to a pod. What the node and its pods send may go to
+// pods of other nodes.
+func (f *fib) forgetFlows(ctx context.Context, targets []proxy.Target, isPod func(netip.Addr) bool) error {
+	byPort := map[uint16]map[netip.Addr]bool{}
+	for _, t := range targets {
+		if byPort[t.Port] == nil {
+			byPort[t.Port] = map[netip.Addr]bool{}
+		}
+		byPort[t.Port][t.Addr] = true
+	}
 	return netns.Do(f.netns, func() error {
+		own, err := sys.InterfaceAddrs()
+		if err != nil {
+			return err
+		}
+		isOwn := func(a netip.Addr) bool {
+			return slices.ContainsFunc(own, func(o net.Addr) bool {
+				p, err := netip.ParsePrefix(o.String())
+				return err == nil && p.Addr().Unmap() == a
+			})
+		}
 		var errs []error
-		for _, target := range targets {
-			to := netip.AddrPortFrom(target.Addr, target.Port)
-			errs = append(errs, conntrack.ForgetUDP(target.Port, func(flow conntrack.Flow) bool { return flow.To == to && !lives(flow.Server.Addr()) }))
+		for port, addrs := range byPort {
+			if ctx.Err() != nil {
+				return nil
+			}
+			errs = append(errs, conntrack.ForgetUDP(port, func(flow conntrack.Flow) bool {
+				return addrs[flow.To.Addr()] && !isPod(flow.Server.Addr()) && !isPod(flow.From.Addr()) && !isOwn(flow.From.Addr())
+			}))
 		}
 		return errors.Join(errs...)
 	})

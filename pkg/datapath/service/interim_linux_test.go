@@ -352,6 +352,27 @@ func TestInterimThatFailsStopsNothingElse(t *testing.T) {
 	}
 }
 
+// A connection that cannot be led to another pod is led to none.
+func TestInterimThatCannotMoveEnds(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	if err := r.Reset(announcedAt(vip[0]), toPod(80)); err != nil {
+		t.Fatal(err)
+	}
+	want := Interim{}
+	for from, is := range toPod(80) {
+		is.To = netip.AddrPortFrom(there[0], 8080) // which the map of IPv4 refuses
+		want[from] = is
+	}
+	if err := r.Set(nil, want); err == nil {
+		t.Error("an element with an address of the other family is no error")
+	}
+	if _, got, err := r.Kept(); err != nil || len(got) > 0 {
+		t.Errorf("the kernel translates %v, %v", got, err)
+	}
+}
+
 // So many connections come at once after a node's start.
 func TestInterimOfManyServices(t *testing.T) {
 	t.Parallel()
@@ -485,7 +506,7 @@ func flow(t *testing.T, ns *nettest.NS, addr netip.Addr) func() string {
 	}
 }
 
-// An nftables that cannot be asked keeps no address from being withdrawn.
+// An nftables that cannot be asked, or a link that cannot be changed, keeps no address from being withdrawn.
 func TestWithdrawalWithoutNFTables(t *testing.T) {
 	t.Parallel()
 	for what, withdraw := range map[string]func(*Routes) error{
@@ -506,7 +527,9 @@ func TestWithdrawalWithoutNFTables(t *testing.T) {
 		if err := r.Reset(announcedAt(vip[:]...), nil); err != nil {
 			t.Fatal(err)
 		}
-		r.fib.tables.Close()
+		if what != "the link cannot be changed" {
+			r.fib.tables.Close()
+		}
 		_ = withdraw(r)
 		ns.Run(func() {
 			var err error

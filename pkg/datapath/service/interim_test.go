@@ -43,7 +43,7 @@ func (s *script) wantInterim(what string, want leads) {
 		s.t.Errorf("%s: flock translates %v, want %v", what, got, want)
 	}
 	for _, t := range got {
-		if left := t.Until.Sub(s.now); left <= 0 || left > InterimTime {
+		if left := t.Until.Sub(s.now); left <= 0 || left > afterOutage {
 			s.t.Errorf("%s: to %v for %v", what, t.To, left)
 		}
 	}
@@ -72,6 +72,7 @@ func TestInterim(t *testing.T) {
 		s.do(report("a", pod.NotReady, appWeb, podA4, podA6))
 		s.program(v4)
 		s.program(v6)
+		s.wait(InterimTime)
 		s.wantInterim("not Ready", nil)
 		s.do(report("a", pod.Ready, appWeb, podA4, podA6))
 		s.want("Ready", v4.String()+"/32 announced", v6.String()+"/128 announced")
@@ -279,20 +280,41 @@ func TestInterimBridgesARuleThatGoes(t *testing.T) {
 	s.program(v4)
 	is("the rule has gone", interimOf(v4, podA4))
 	s.program(v4, podA4)
-	is("it has come back", nil)
+	is("it has come back", interimOf(v4, podA4))
+	s.wait(InterimTime)
+	is("after a minute", nil)
 	// Now kube-proxy knows better.
 	s.program(v4)
 	s.wantInterim("dropped", nil)
 	s.want("dropped", v4.String()+"/32 local")
 
-	// kube-proxy has not noticed.
-	s.program(v4, podA4)
+	// kube-proxy lags behind all of it.
+	s.wait(InterimTime)
+	s.do(ready(pod.NotReady))
+	s.wait(InterimTime)
+	s.do(ready(pod.Ready))
 	s.do(ready(pod.NotReady))
 	s.do(ready(pod.Ready))
 	s.log = nil
-	is("not noticed", interimOf(v4, podA4))
+	is("no rule yet", interimOf(v4, podA4))
+	s.program(v4, podA4)
+	is("the rule of the first time", interimOf(v4, podA4))
+	s.program(v4)
+	is("it has gone", interimOf(v4, podA4))
+	s.program(v4, podA4)
 	s.wait(InterimTime)
-	is("after a minute", nil)
+	is("at last", nil)
+
+	// It has not heard for long that the pod was not Ready.
+	s.do(ready(pod.NotReady))
+	s.wait(2 * InterimTime)
+	s.do(ready(pod.Ready))
+	s.log = nil
+	is("the rule is there", interimOf(v4, podA4))
+	s.program(v4)
+	is("it has gone", interimOf(v4, podA4))
+	s.program(v4, podA4)
+	is("it has come back", nil)
 	// Where flock may not translate, the rule of before counts.
 	svc := plain(v4)
 	svc.Plain = false
@@ -371,8 +393,8 @@ func TestInterimThatIsKeptFollowsWhatIsKnown(t *testing.T) {
 		"no selector":                      {change(func(s *Service) { s.Selector = nil }), false},
 		"not Ready too":                    {change(func(s *Service) { s.PublishNotReady = true }), false},
 		"readiness of the kubelet unknown": {report("a", pod.Unknown, appWeb, podA4), true},
-		"kube-proxy has the pod":           {Looked{Asked: questions(plain(v4)), Look: proxy.Look{Mode: proxy.NFTables, At: rules("web", v4, httpPort, podA4)}}, false},
-		"Services are unchanged":           {Services{All: []*Service{plain(v4)}}, true},
+		"kube-proxy has the pod, perhaps since before": {Looked{Asked: questions(plain(v4)), Look: proxy.Look{Mode: proxy.NFTables, At: rules("web", v4, httpPort, podA4)}}, true},
+		"Services are unchanged":                       {Services{All: []*Service{plain(v4)}}, true},
 	} {
 		for _, b := range []bool{false, true} { // with another pod that serves
 			s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
@@ -400,7 +422,97 @@ func TestInterimThatIsKeptFollowsWhatIsKnown(t *testing.T) {
 	}
 }
 
-// Without API server kube-proxy learns nothing. The minute begins when there is one again.
+// After a restart, what was translated is, whichever pod serves it, and whichever is reported
+// first.
+func TestInterimOfSeveralPodsSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	reports := map[string]Event{"a": report("a", pod.Ready, appWeb, podA4), "b": report("b", pod.Ready, appWeb, podB4)}
+	for _, order := range [][]string{{"a", "b"}, {"b", "a"}} {
+		s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+		s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(30*time.Second)))
+		s.do(NodeChanged{Node{Known: true, Offline: true}}, Slices{}, Services{All: []*Service{plain(v4)}})
+		s.program(v4)
+		for _, name := range order {
+			s.do(reports[name])
+			s.want(name+" is known", v4.String()+"/32 announced")
+		}
+		s.do(PodsSynced{All: []pod.UID{"a", "b"}})
+		s.want("all are known", v4.String()+"/32 announced")
+		s.do(report("a", pod.NotReady, appWeb, podA4))
+		s.wantInterim("a is not Ready", interimOf(v4, podB4))
+		for range 30 {
+			s.wait(InterimTime / 2)
+		}
+		s.wantInterim("long offline", interimOf(v4, podB4))
+		s.wantLog()
+		// What was not translated is not.
+		s.do(Services{All: []*Service{plain(v4), dns(v4)}})
+		s.looked()
+		s.wantInterim("another port", interimOf(v4, podB4))
+	}
+}
+
+// A pod that kube-proxy does not have is no reason to withdraw an address after a restart, as
+// long as others may not be known.
+func TestRestartWithPodsUnknown(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.do(fit, Slices{}, Services{All: []*Service{plain(v4)}})
+	s.program(v4, podA4)
+	for _, e := range []Event{report("b", pod.Ready, appWeb, podB4), report("a", pod.Ready, appWeb, podA4), PodsSynced{All: []pod.UID{"a", "b"}}} {
+		s.do(e)
+		s.want("announced", v4.String()+"/32 announced")
+	}
+	s.wantLog()
+}
+
+// A pod that is known late, after a restart of the kubelet, has not become Ready.
+func TestInterimOfAPodThatWasUnknown(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, report("a", pod.Unknown, appWeb, podA4), PodsSynced{All: []pod.UID{"a"}})
+	s.program(v4)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("Ready", nil)
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("Ready again", interimOf(v4, podA4))
+}
+
+// A pod that the Service does not select is led to by kube-proxy alone, as long as it has not
+// heard.
+func TestInterimOfDriftedPods(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4, podA4)
+	s.do(report("c", pod.Ready, map[string]string{"app": "db"}, podA4))
+	s.wantInterim("of another app", nil)
+}
+
+// An address that a pod of another namespace had, which is gone only now, is still led to.
+func TestInterimOfAReusedAddress(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	job := report("job", pod.NotReady, nil, podA4)
+	job.Namespace, job.Finished, job.Terminating = "jobs", true, true
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, job)
+	s.program(v4)
+	if pods := s.podAddrs(); len(pods) > 0 {
+		t.Errorf("pods at %v", pods)
+	}
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("Ready", interimOf(v4, podA4))
+	s.do(PodGone{"job"})
+	s.wantInterim("the other is gone", interimOf(v4, podA4))
+	s.do(PodGone{"a"})
+	s.wantInterim("both are gone", nil)
+}
+
+// Without API server kube-proxy learns nothing. Once there is one again, it has some time.
 func TestInterimLastsWithoutAPIServer(t *testing.T) {
 	t.Parallel()
 	s := newScript(t, nil)
@@ -419,11 +531,11 @@ func TestInterimLastsWithoutAPIServer(t *testing.T) {
 		s.wantInterim("offline", interimOf(v4, podA4))
 	}
 	s.do(NodeChanged{Node{Known: true}})
-	s.wait(InterimTime/2 - 1)
+	s.wait(afterOutage - 1)
 	s.wantInterim("online", interimOf(v4, podA4))
-	s.wait(InterimTime/2 + 1)
-	s.wantInterim("online for a minute", nil)
-	s.want("online for a minute", v4.String()+"/32 local")
+	s.wait(1)
+	s.wantInterim("online for long", nil)
+	s.want("online for long", v4.String()+"/32 local")
 	// What has ended does not begin again.
 	s.do(NodeChanged{Node{Known: true, Offline: true}})
 	s.wait(time.Hour)
@@ -490,7 +602,7 @@ func FuzzInterim(f *testing.F) {
 				s.do(Exited{"id-" + name}, Slices{})
 			}
 			for target, tr := range s.Interim() {
-				if left := tr.Until.Sub(s.now); left <= 0 || left > InterimTime {
+				if left := tr.Until.Sub(s.now); left <= 0 || left > afterOutage {
 					t.Fatalf("to %v for %v", tr.To, left)
 				}
 				if next := s.Next(); next.IsZero() || next.After(tr.Until) {

@@ -19,12 +19,15 @@ type podState struct {
 	// readiness is the last that was known; why explains it.
 	readiness pod.Readiness
 	why       string
-	// until is when it is not new any more; zero if it is not. known are the keys for which
-	// kube-proxy has led to it since it became Ready, and stale those for which it has not
-	// ceased to.
-	until        time.Time
-	known, stale map[proxy.Key]bool
-	exits        map[string]bool // IDs of its containers that have ended
+	// until is when it is not new any more; zero if it is not. ceased is when it was Ready
+	// last, before it is; suspect: that was less than a minute before. early: it was there
+	// before all pods were known, and has not become Ready since.
+	until, ceased  time.Time
+	suspect, early bool
+	// known are the keys for which kube-proxy has led to it since it became Ready, stale those
+	// for which it has not ceased to, and seen those that were looked at.
+	known, stale, seen map[proxy.Key]bool
+	exits              map[string]bool // IDs of its containers that have ended
 }
 
 // PodReport is what a source of pods says of one.
@@ -38,6 +41,8 @@ type PodReport struct {
 	Ready       pod.Readiness
 	Detail      string // why it is not Ready
 	Terminating bool
+	// Finished: all its containers have ended for good.
+	Finished bool
 	// Containers are those that run as long as the pod does.
 	Containers []Container
 }
@@ -68,7 +73,7 @@ func (p *podState) pod() Pod {
 func (s *State) report(now time.Time, r PodReport) {
 	p := s.pods[r.UID]
 	if p == nil {
-		p = &podState{readiness: pod.Unknown}
+		p = &podState{readiness: pod.Unknown, early: !s.podsSynced, known: map[proxy.Key]bool{}, stale: map[proxy.Key]bool{}, seen: map[proxy.Key]bool{}}
 		s.pods[r.UID] = p
 	}
 	was := p.pod().Ready
@@ -175,10 +180,13 @@ func (s *State) doesNotServe(svc *Service, uid pod.UID) bool {
 	return is.Terminating || is.Ready == pod.NotReady
 }
 
-// podAddrs are the addresses of the pods of the node.
+// podAddrs are the addresses of the pods of the node that run.
 func (s *State) podAddrs() map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, p := range s.pods {
+		if p.Finished {
+			continue
+		}
 		for _, a := range p.Addrs {
 			all[a] = true
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
@@ -51,6 +52,12 @@ func (r *Routes) Kept() (map[netip.Prefix]Entry, Interim, error) {
 		return nil, nil, err
 	}
 	interim, err := r.fib.readInterim()
+	for from, t := range interim {
+		if t.Until.IsZero() { // of an earlier version
+			t.Until = time.Now().Add(InterimTime)
+			interim[from] = t
+		}
+	}
 	return entries, interim, err
 }
 
@@ -145,10 +152,10 @@ func withdrawals(plan []Change) []Change {
 	return plan
 }
 
-// ForgetFlows makes the kernel decide again for flows of UDP to where these connections go,
-// but for those whose server lives.
-func (r *Routes) ForgetFlows(targets []proxy.Target, lives func(netip.Addr) bool) error {
-	return r.fib.forgetFlows(targets, lives)
+// ForgetFlows makes the kernel decide again for flows of UDP from outside to where these
+// connections go, but for those that lead to a pod.
+func (r *Routes) ForgetFlows(ctx context.Context, targets []proxy.Target, isPod func(netip.Addr) bool) error {
+	return r.fib.forgetFlows(ctx, targets, isPod)
 }
 
 // Translates says whether the kernel can translate, as far as it was tried.

@@ -44,6 +44,8 @@ type State struct {
 	// known yet, and keptInterim the same of translations.
 	kept        map[netip.Prefix]Entry
 	keptInterim Interim
+	// left are the ends of the translations that an earlier run left, by target.
+	left map[proxy.Target]time.Time
 	// translated are the paths with connections that flock translates.
 	translated map[*path]struct{}
 	cannot     bool                       // the kernel cannot translate
@@ -103,13 +105,17 @@ func (t Transition) Latency() time.Duration { return t.Applied.Sub(t.Cause) }
 
 // NewState starts from what the kernel has of an earlier run.
 func NewState(kernel map[netip.Prefix]Entry, interim Interim) *State {
+	left := map[proxy.Target]time.Time{}
+	for target, t := range interim {
+		left[target] = t.Until
+	}
 	return &State{
 		services: map[Ref]*serviceState{}, byNamespace: map[string]map[Ref]*serviceState{},
 		at: map[netip.Addr]map[*path]struct{}{}, inside: map[netip.Prefix]map[netip.Addr]struct{}{},
 		slices: map[Ref][]Slice{}, slicesOf: map[string]bool{}, taken: map[netip.Addr]string{}, rules: map[proxy.Key]proxy.Rule{}, asked: map[proxy.Key]bool{},
 		pods: map[pod.UID]*podState{}, owner: map[string]*podState{}, orphans: map[string]time.Time{}, deleting: map[pod.UID]bool{}, gone: map[pod.UID]time.Time{},
 		new: map[*podState]struct{}{}, translated: map[*path]struct{}{},
-		kept: maps.Clone(kernel), keptInterim: maps.Clone(interim), linger: map[netip.Prefix]time.Time{},
+		kept: maps.Clone(kernel), keptInterim: maps.Clone(interim), left: left, linger: map[netip.Prefix]time.Time{},
 		touched: map[Ref]struct{}{}, dirty: map[netip.Prefix]struct{}{},
 	}
 }
@@ -123,6 +129,7 @@ func (s *State) Apply(now, arrived time.Time, events ...Event) {
 		case Slices:
 			s.setSlices(e)
 		case NodeChanged:
+			s.offline(now, e.Node.Offline)
 			if s.node != e.Node {
 				s.node = e.Node
 				s.touchAll()
@@ -437,10 +444,12 @@ func (s *State) facts(svc *Service, p *path) Facts {
 			return slices.ContainsFunc(candidate.Addrs, r.IsHere)
 		})
 		for _, key := range seen {
-			candidate.learn(key, s.rules[key])
+			s.learn(candidate, key, s.rules[key])
 		}
-		if drifted || svc.selects(candidate.Namespace, candidate.Labels) {
-			f.Pods = append(f.Pods, candidate.pod())
+		if selected := svc.selects(candidate.Namespace, candidate.Labels); drifted || selected {
+			p := candidate.pod()
+			p.Selected = selected
+			f.Pods = append(f.Pods, p)
 		}
 	}
 	slices.SortFunc(f.Pods, func(a, b Pod) int { return cmp.Compare(a.Name, b.Name) })

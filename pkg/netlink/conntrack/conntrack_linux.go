@@ -32,8 +32,8 @@ const (
 
 // Flow is a flow of UDP.
 type Flow struct {
-	// To is where the client sends its packets.
-	To netip.AddrPort
+	// From is the client, and To is where it sends its packets.
+	From, To netip.AddrPort
 	// Server is who gets them, after translation.
 	Server netip.AddrPort
 }
@@ -101,7 +101,7 @@ func parse(body []byte) (tuple []byte, flow Flow, udp bool, err error) {
 		switch typ {
 		case ctaTupleOrig:
 			tuple = append([]byte(nil), v...)
-			_, flow.To, udp, err = parseTuple(v)
+			flow.From, flow.To, udp, err = parseTuple(v)
 		case ctaTupleReply:
 			flow.Server, _, _, err = parseTuple(v)
 		}

@@ -54,6 +54,10 @@ func TestForgetUDP(t *testing.T) {
 		var err error
 		server.Run(func() {
 			err = ForgetUDP(port, func(f Flow) bool {
+				if from := f.From.Addr(); from != netip.MustParseAddr("192.0.2.1") && from != netip.MustParseAddr("2001:db8::1") {
+					t.Errorf("flow %v", f)
+				}
+				f.From = netip.AddrPort{}
 				seen[f] = true
 				return forget && f.Server.Port() == 54
 			})
@@ -63,8 +67,8 @@ func TestForgetUDP(t *testing.T) {
 		}
 		return seen
 	}
-	translated4 := Flow{netip.MustParseAddrPort("192.0.2.2:53"), netip.MustParseAddrPort("192.0.2.3:54")}
-	translated6 := Flow{netip.MustParseAddrPort("[2001:db8::2]:53"), netip.MustParseAddrPort("[2001:db8::3]:54")}
+	translated4 := Flow{To: netip.MustParseAddrPort("192.0.2.2:53"), Server: netip.MustParseAddrPort("192.0.2.3:54")}
+	translated6 := Flow{To: netip.MustParseAddrPort("[2001:db8::2]:53"), Server: netip.MustParseAddrPort("[2001:db8::3]:54")}
 	nettest.Await(t, "four flows", func() bool { return len(flows(53, false)) == 4 })
 	if all := flows(53, true); !all[translated4] || !all[translated6] {
 		t.Errorf("flows %v", all)

@@ -52,7 +52,7 @@ func (e *Element) parse(b []byte) error {
 			if len(v) != 8 {
 				return netlink.ErrShort
 			}
-			e.Timeout = time.Duration(binary.BigEndian.Uint64(v)) * time.Millisecond
+			e.Timeout = max(time.Duration(binary.BigEndian.Uint64(v))*time.Millisecond, 1) // 0 is never
 		case unix.NFTA_SET_ELEM_DATA:
 			var verdict string
 			if verdict, err = within(v, unix.NFTA_DATA_VERDICT); err == nil {
