@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -47,6 +48,7 @@ func TestSameBytesTwice(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 
+	krewInstalls(t, outs[0])
 	index, _, cleanup, err := readArchive(filepath.Join(outs[0], "flock_v1.2.3_image.tar"))
 	if err != nil {
 		t.Fatal(err)
@@ -82,6 +84,49 @@ func TestSameBytesTwice(t *testing.T) {
 		if m.Platform.Architecture == "amd64" {
 			starts(t, root)
 		}
+	}
+}
+
+// krewInstalls has the real krew install flockctl from the release, by its manifest, and
+// executes what kubectl would.
+func krewInstalls(t *testing.T, out string) {
+	t.Helper()
+	archive := filepath.Join(out, "flockctl_v1.2.3_linux_"+runtime.GOARCH+".tar.gz")
+	if _, err := os.Stat(archive); err != nil {
+		t.Logf("krew was not tried: the release has no flockctl for %s", runtime.GOARCH)
+		return
+	}
+	dir := t.TempDir()
+	run := func(name string, args ...string) (string, error) {
+		cmd := exec.Command(name, args...)
+		cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOWORK=off", "KREW_ROOT="+filepath.Join(dir, "krew-root"), "KREW_NO_UPGRADE_CHECK=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run("go", "install", "sigs.k8s.io/krew/cmd/krew@v0.4.3"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	install := []string{"install", "--manifest=" + filepath.Join(out, "krew.yaml"), "--archive=" + archive}
+	if out, err := run(filepath.Join(dir, "krew"), install...); err != nil || !strings.Contains(out, "Installed plugin: flock") {
+		t.Fatalf("krew %q: %v: %s", install, err, out)
+	}
+	plugin := filepath.Join(dir, "krew-root", "bin", "kubectl-flock")
+	if out, err := run(plugin, "version"); err != nil || !strings.Contains(out, "v1.2.3") {
+		t.Errorf("kubectl flock version: %v: %s, want v1.2.3", err, out)
+	}
+	if license := must(filepath.Glob(filepath.Join(dir, "krew-root", "store", "flock", "*", "LICENSE"))); len(license) != 1 {
+		t.Errorf("krew's copy has the licenses %v, want one", license)
+	}
+	// It holds the archive to the manifest's sum.
+	other := filepath.Join(dir, "other.tar.gz")
+	if err := os.WriteFile(other, append(must(os.ReadFile(archive)), 0), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "krew-root")); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(filepath.Join(dir, "krew"), "install", install[1], "--archive="+other); err == nil || !strings.Contains(out, "checksum") {
+		t.Errorf("krew takes an archive with another sum: %v: %s", err, out)
 	}
 }
 
