@@ -91,7 +91,7 @@ func (m fleetFigures) extrapolated() []Result {
 		return r
 	}
 	const ms, kB = "%.3f ms / 1000", "%.3f KB / 1000"
-	look := float64(m.looks.agents.bytes) / 1000 / nodes * times
+	look, lookCPU := float64(m.looks.agents.bytes)/1000/nodes*times, m.looks.cpu.Seconds()*1000/nodes*times
 	namespace := each("namespace.received", "MB", float64(m.flock.namespace.agents.bytes)/1000/changes/nodes, 1000, kB)
 	base := each("namespace.received", "MB", float64(m.naive.namespace.others.bytes)/1000/changes/nodes, 1000, kB)
 	base.Name = fmt.Sprintf("naive.%d.namespace.received", largeFleet)
@@ -100,6 +100,7 @@ func (m fleetFigures) extrapolated() []Result {
 	return []Result{
 		each("start.cpu", "s", m.flock.start.cpu.Seconds()*1000/nodes, 1000, ms),
 		each("start.received", "MB", float64(m.flock.start.agents.bytes)/1000/nodes, 1000, kB),
+		each("looks.cpu", "s", lookCPU, 1000, fmt.Sprintf("%g × %.3f ms = %%.3f ms / 1000", times, lookCPU/times)),
 		each("looks.received", "MB", look, 1000, fmt.Sprintf("%g × %.3f KB = %%.3f KB / 1000", times, look/times)),
 		namespace,
 		each("template.cpu", "s", m.waves.cpu.Seconds()*1000/nodes, 1000, ms),

@@ -120,7 +120,7 @@ func TestFleetFigures(t *testing.T) {
 	m.flock.start = cost{cpu: 20 * time.Second, agents: usage{reads: 12000, writes: 2000, bytes: 32e6}}
 	m.naive.start = cost{cpu: 10 * time.Second, others: usage{reads: 5000, bytes: 96e6}}
 	m.naive.namespace = cost{others: usage{bytes: 8e6}}
-	m.looks = cost{agents: usage{bytes: 100e6}}
+	m.looks = cost{cpu: 20 * time.Second, agents: usage{bytes: 100e6}}
 	m.waves.cost = cost{agents: usage{writes: 3000}, control: usage{writes: 1100}}
 	m.quiet = cost{took: 2 * time.Minute, cpu: 6 * time.Second, agents: usage{reads: 2400}, others: usage{reads: 300}}
 	got := map[string]Result{}
@@ -131,7 +131,7 @@ func TestFleetFigures(t *testing.T) {
 		"fleet.start.cpu": {20, 10}, "fleet.start.received": {32, 96}, "fleet.start.reads": {12, 5}, "fleet.start.writes": {2, 0},
 		"fleet.namespace.received": {0, 400}, "fleet.template.writes": {4.1, 0}, "fleet.steady.reads": {1.2, 1.5},
 		"fleet.steady.cpu": {3, 0}, "fleet.agent.rss": {30, 60},
-		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.looks.received": {2500, 0}, "fleet.5000.namespace.received": {0, 2},
+		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.looks.received": {2500, 0}, "fleet.5000.looks.cpu": {500, 0}, "fleet.5000.namespace.received": {0, 2},
 		"fleet.5000.steady.reads": {100, 0}, "fleet.5000.steady.cpu": {25, 0},
 	} {
 		r, base := got[name], 0.0
