@@ -97,18 +97,32 @@ func drained(nc *v1alpha1.NodeConfig) bool {
 	return c != nil && c.Status == metav1.ConditionFalse
 }
 
+// silent says whether flock-controller has turned a condition to Unknown because nothing is
+// heard of the node. It leaves the rest of the status as the agent wrote it last.
+func silent(nc *v1alpha1.NodeConfig) bool {
+	return slices.ContainsFunc(nc.Status.Conditions, func(c metav1.Condition) bool {
+		return (c.Type == "Ready" || c.Type == "Announcing") && c.Status == metav1.ConditionUnknown && c.Reason == v1alpha1.ReasonNodeUnknown
+	})
+}
+
 // announcedOnlyBy are the addresses, of pods and of Services, that the node announces and no
-// other does. The status of a node holds a limited number: remarks says what may be missing.
+// other of which something is heard does. The status of a node holds a limited number, and that
+// of a silent one what was: remarks says what may be missing.
 func announcedOnlyBy(node string, all []v1alpha1.NodeConfig) (only, remarks []string) {
 	type announced struct{ address, by string }
 	var here []announced
 	elsewhere := map[string]bool{}
+	before := map[string][]string{} // the silent nodes that announced an address
 	for _, nc := range all {
 		mine := nc.Name == node
+		dead := !mine && silent(&nc)
 		note := func(address, by string) {
-			if mine {
+			switch {
+			case mine:
 				here = append(here, announced{address, by})
-			} else {
+			case dead:
+				before[address] = append(before[address], nc.Name)
+			default:
 				elsewhere[address] = true
 			}
 		}
@@ -129,7 +143,7 @@ func announcedOnlyBy(node string, all []v1alpha1.NodeConfig) (only, remarks []st
 			switch {
 			case full && mine:
 				remarks = append(remarks, fmt.Sprintf("the status of %s has its limit of %s: it may announce more, of which nothing is said here", node, what))
-			case full:
+			case full && !dead:
 				remarks = append(remarks, fmt.Sprintf("the status of %s has its limit of %s: it may announce some of those above", nc.Name, what))
 			}
 		}
@@ -138,8 +152,14 @@ func announcedOnlyBy(node string, all []v1alpha1.NodeConfig) (only, remarks []st
 	slices.SortFunc(here, func(a, b announced) int {
 		return cmp.Or(byAddress(a.address, b.address), strings.Compare(a.by, b.by))
 	})
+	var lost []string
 	for _, a := range slices.Compact(here) {
 		only = append(only, a.address+a.by)
+		lost = append(lost, before[a.address]...)
+	}
+	slices.Sort(lost)
+	for _, name := range slices.Compact(lost) {
+		remarks = append(remarks, fmt.Sprintf("nothing is heard of %s: its status says that it announces some of those above, which does not count", name))
 	}
 	slices.Sort(remarks)
 	return only, remarks

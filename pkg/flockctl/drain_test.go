@@ -86,7 +86,8 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestAnnouncedOnlyBy: what the limits of statuses leave out is said.
+// TestAnnouncedOnlyBy: what the limits of statuses leave out is said, and a node of which
+// nothing is heard does not count, though its status still has what it announced.
 func TestAnnouncedOnlyBy(t *testing.T) {
 	services := func(n int, announced bool) (all []v1alpha1.ServiceStatus) {
 		for i := range n {
@@ -99,6 +100,15 @@ func TestAnnouncedOnlyBy(t *testing.T) {
 		nc.Status.Services = services
 		return nc
 	}
+	path := func(nc v1alpha1.NodeConfig, address string) v1alpha1.NodeConfig {
+		nc.Status.Anycast = []v1alpha1.AnycastStatus{{Address: address, Pod: "dns/resolver", Announced: true, Reason: "Ready"}}
+		return nc
+	}
+	says := func(nc v1alpha1.NodeConfig, condition string, status metav1.ConditionStatus, reason string) v1alpha1.NodeConfig {
+		nc.Status.Conditions = []metav1.Condition{{Type: "Fickle", Status: metav1.ConditionTrue}, {Type: condition, Status: status, Reason: reason}}
+		return nc
+	}
+	unknown, lost := metav1.ConditionUnknown, "nothing is heard of node2: its status says that it announces some of those above, which does not count"
 	for name, c := range map[string]struct {
 		all           []v1alpha1.NodeConfig
 		only, remarks []string
@@ -111,6 +121,13 @@ func TestAnnouncedOnlyBy(t *testing.T) {
 			[]string{"the status of node1 has its limit of 256 addresses of Services: it may announce more, of which nothing is said here"}},
 		"another's is full": {[]v1alpha1.NodeConfig{node("node1", services(1, true)), node("node2", services(256, false))}, []string{"203.0.113.0 of Service shop/web-0"},
 			[]string{"the status of node2 has its limit of 256 addresses of Services: it may announce some of those above"}},
+		"another is silent":                   {[]v1alpha1.NodeConfig{node("node1", services(1, true)), says(node("node2", services(1, true)), "Ready", unknown, "NodeUnknown")}, []string{"203.0.113.0 of Service shop/web-0"}, []string{lost}},
+		"its path is silent":                  {[]v1alpha1.NodeConfig{path(node("node1", nil), "203.0.113.53"), says(path(node("node2", nil), "203.0.113.53"), "Announcing", unknown, "NodeUnknown")}, []string{"203.0.113.53"}, []string{lost}},
+		"a third announces":                   {[]v1alpha1.NodeConfig{node("node1", services(1, true)), says(node("node2", services(1, true)), "Ready", unknown, "NodeUnknown"), node("node3", services(1, true))}, nil, nil},
+		"a silent one that announced nothing": {[]v1alpha1.NodeConfig{node("node1", services(1, true)), says(node("node2", services(256, false)), "Ready", unknown, "NodeUnknown")}, []string{"203.0.113.0 of Service shop/web-0"}, nil},
+		// The agent itself says Unknown, with another reason, or of something else.
+		"another says Unknown": {[]v1alpha1.NodeConfig{node("node1", services(1, true)), says(node("node2", services(1, true)), "Ready", unknown, "Starting")}, nil, nil},
+		"it is silent itself":  {[]v1alpha1.NodeConfig{says(node("node1", services(1, true)), "Ready", unknown, "NodeUnknown")}, []string{"203.0.113.0 of Service shop/web-0"}, nil},
 	} {
 		if only, remarks := announcedOnlyBy("node1", c.all); !slices.Equal(only, c.only) || !slices.Equal(remarks, c.remarks) {
 			t.Errorf("%s: %q and %q, want %q and %q", name, only, remarks, c.only, c.remarks)
