@@ -116,7 +116,13 @@ func serviceWithoutAPIServer(t *testing.T, clients *serviceClients) {
 	}
 	late.setReady(t, true)
 	late.reached(t, "without API server")
-	time.Sleep(10 * time.Second)
+	// For longer than flock's translation lasts otherwise, and over a restart of the agent.
+	time.Sleep(20 * time.Second)
+	if killed := killOn(t, late.node, "/usr/local/bin/flock-agent"); killed != 1 {
+		t.Errorf("%d agents killed", killed)
+	}
+	time.Sleep(70 * time.Second)
+	late.reached(t, "without API server for long")
 	mustLab(t, "up")
 	eventually(t, 90*time.Second, func() error {
 		for i, name := range []string{"interim6", "interim4"} {
