@@ -45,6 +45,7 @@ type services struct {
 
 	local     cell.Cell[bool] // the node's own pods decide about a Service
 	health    cell.Cell[string]
+	unwatched cell.Cell[bool] // the watch of Services was not answered
 	offline   cell.Cell[bool] // the API server does not answer
 	reported  cell.Topic      // what Report says may have changed
 	durations *prometheus.HistogramVec
@@ -175,7 +176,7 @@ func (s *services) followServices(ctx context.Context) error {
 			continue
 		}
 		objects.follow(ctx, fmt.Sprint(w.all), func(changed func()) followed[*corev1.Service] {
-			return s.api.AnnouncedServices(w.all, changed, func(heard bool) { s.offline.Set(!heard) })
+			return s.api.AnnouncedServices(w.all, changed, func(heard bool) { s.unwatched.Set(!heard) })
 		})
 		all, known := objects.list()
 		slices.SortFunc(all, byName)
@@ -356,21 +357,32 @@ func proxyHealth(ctx context.Context, client *http.Client, url string) string {
 	return fmt.Sprintf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(body)))
 }
 
-// followAPIServer asks whether the API server answers, while there are pods that kube-proxy may
-// not know. The watch of Services notices at once if it does not, but not if its packets are
-// dropped.
+// followAPIServer finds out whether the API server answers. The watch of Services notices at
+// once if it does not, but not if its packets are dropped. So the agent asks it, while flock
+// translates to pods that kube-proxy may not know: two questions without answer count.
 func (s *services) followAPIServer(ctx context.Context) error {
-	const every, patience = 10 * time.Second, 5 * time.Second
-	hasNew, changed := s.controller.HasNew(), cell.Signal()
-	hasNew.Notify(changed)
+	const every, patience, enough = 10 * time.Second, 5 * time.Second, 2
+	translates, changed := s.controller.Translates(), cell.Signal()
+	translates.Notify(changed)
+	s.unwatched.Notify(changed)
+	silent := 0
+	var last time.Time
 	for {
 		var again <-chan time.Time
-		if hasNew.Get() {
-			if is := s.api.Answers(ctx, patience); ctx.Err() == nil {
-				s.offline.Set(!is)
+		if !translates.Get() {
+			silent = 0
+		} else if wait := time.Until(last.Add(every)); wait > 0 {
+			again = time.After(wait)
+		} else {
+			last = time.Now()
+			if s.api.Answers(ctx, s.node, patience) {
+				silent = 0
+			} else if ctx.Err() == nil {
+				silent++
 			}
 			again = time.After(every)
 		}
+		s.offline.Set(s.unwatched.Get() || silent >= enough)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -61,7 +61,7 @@ func hearing(t *testing.T, s *server) {
 	agent := s.claims(t, "node1")
 	answers := func(want bool) {
 		t.Helper()
-		if is := agent.Answers(t.Context(), 10*time.Second); is != want {
+		if is := agent.Answers(t.Context(), "node1", 10*time.Second); is != want {
 			t.Errorf("the server answers: %t, want %t", is, want)
 		}
 	}

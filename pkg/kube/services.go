@@ -43,22 +43,27 @@ func (c *Client) AnnouncedServices(all bool, changed func(), heard func(bool)) *
 	return newCacheFrom[*corev1.Service](from, &corev1.Service{}, trimService, changed)
 }
 
-// answers says what came of a request. A refusal is an answer, too, but not an error of the
-// server's, or of one between.
+// answers says what came of a request.
 func answers(ctx context.Context, err error, heard func(bool)) {
-	if ctx.Err() != nil {
-		return
+	if ctx.Err() == nil {
+		heard(isAnswer(err))
 	}
-	var status apierrors.APIStatus
-	heard(err == nil || errors.As(err, &status) && status.Status().Code > 0 && status.Status().Code < http.StatusInternalServerError)
 }
 
-// Answers asks whether the API server, and what it keeps its objects in, is there. It returns
-// after patience, in which time a server that drops packets does not answer.
-func (c *Client) Answers(ctx context.Context, patience time.Duration) (is bool) {
+// isAnswer says whether the API server has answered. A refusal is an answer, too, but not an
+// error of the server's, or of one between.
+func isAnswer(err error) bool {
+	var status apierrors.APIStatus
+	return err == nil || errors.As(err, &status) && status.Status().Code > 0 && status.Status().Code < http.StatusInternalServerError
+}
+
+// Answers asks the API server for a node's Node, as it is stored now, and says whether it answers
+// within patience.
+func (c *Client) Answers(ctx context.Context, node string, patience time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return c.core.Get().AbsPath("/readyz").Do(ctx).Error() == nil
+	_, err := c.GetNode(ctx, node)
+	return isAnswer(err)
 }
 
 func trimService(obj any) (any, error) {

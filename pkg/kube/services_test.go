@@ -1,12 +1,17 @@
 package kube
 
 import (
+	"context"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/rest"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 )
@@ -38,4 +43,45 @@ func TestTrimService(t *testing.T) {
 	if err != nil || !reflect.DeepEqual(got, &kept) {
 		t.Errorf("kept %+v, %v; want %+v", got, err, &kept)
 	}
+}
+
+// A server that refuses answers; one that has failed, is silent or is gone does not.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	silence, cancel := context.WithCancel(t.Context())
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	for what, c := range map[string]struct {
+		answer http.HandlerFunc
+		want   bool
+	}{
+		"a Node": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1"}}`))
+		}, true},
+		"forbidden":         {status(http.StatusForbidden), true},
+		"not found":         {status(http.StatusNotFound), true},
+		"too many requests": {status(http.StatusTooManyRequests), true},
+		"no etcd":           {status(http.StatusInternalServerError), false},
+		"of a proxy":        {status(http.StatusBadGateway), false},
+		"unavailable":       {status(http.StatusServiceUnavailable), false},
+		"silent":            {func(http.ResponseWriter, *http.Request) { <-silence.Done() }, false},
+		"gone":              {nil, false},
+	} {
+		s := httptest.NewServer(c.answer)
+		client, err := NewClient(&rest.Config{Host: s.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.answer == nil {
+			s.Close()
+		} else {
+			defer s.Close()
+		}
+		if got := client.Answers(t.Context(), "node1", 300*time.Millisecond); got != c.want {
+			t.Errorf("%s: answers %t, want %t", what, got, c.want)
+		}
+	}
+	cancel()
 }

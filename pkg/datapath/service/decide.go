@@ -107,6 +107,8 @@ type Facts struct {
 	// a pod that it may be about to go.
 	New   func(pod.UID, proxy.Key) (until time.Time, is bool)
 	Stale func(pod.UID, proxy.Key) bool
+	// Led are the connections that flock translates so far.
+	Led Interim
 	// Clashes says whether another Service at the address has the port, too.
 	Clashes func(Port) bool
 }

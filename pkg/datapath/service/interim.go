@@ -48,22 +48,37 @@ func (f Facts) interim(port Port) (out Translation, ok bool) {
 			continue
 		}
 		until, is := f.New(p.UID, key)
-		if !is {
+		i := slices.IndexFunc(p.Addrs, f.sameFamily)
+		if !is || i < 0 {
 			continue
 		}
-		for _, addr := range p.Addrs {
-			if f.sameFamily(addr) {
-				return Translation{netip.AddrPortFrom(addr, targets[0]), until}, true
+		to := netip.AddrPortFrom(p.Addrs[i], targets[0])
+		if led := f.Led[key.Target].To == to; !ok || led {
+			out, ok = Translation{to, until}, true
+			if led { // it stays with its pod
+				break
 			}
 		}
 	}
-	return out, false
+	return out, ok
 }
 
 // translatable says whether connections to an address may go to any pod of the node that is
 // Ready. Several Services may have one external IP and port, of which kube-proxy serves one.
 func (s *Service) translatable(a Address) bool {
 	return s.Plain && !s.PublishNotReady && s.Selector != nil && a.Kind == LoadBalancer && s.policy(a) == Local
+}
+
+// doubtTime is for how long a rule of kube-proxy's that leads to a pod may be about to go, after
+// the pod became Ready: kube-proxy has not heard yet that it was not.
+const doubtTime = 10 * time.Second
+
+// A mark is what has been seen of kube-proxy's rule for a key since a pod is Ready.
+type mark struct {
+	before bool // it led to the pod already
+	was    bool // it has led to the pod
+	gone   bool // it does not any more, or did not for a moment
+	known  bool // it leads to the pod because the pod is Ready
 }
 
 // becomes takes in that a pod's readiness was another before.
@@ -79,11 +94,12 @@ func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
 		}
 		s.notNew(p)
 	case is == pod.Ready && was != pod.Ready && !p.early:
-		p.until = now.Add(InterimTime)
-		p.suspect = !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime
+		p.until, p.doubt = now.Add(InterimTime), now.Add(doubtTime)
+		p.flapped = !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime
+		p.marks = map[proxy.Key]mark{}
 		for key, rule := range s.rules {
 			if p.isHere(rule) {
-				p.stale[key] = true
+				p.marks[key] = mark{before: true, was: true}
 			}
 		}
 		s.new[p] = struct{}{}
@@ -91,8 +107,7 @@ func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
 }
 
 func (s *State) notNew(p *podState) {
-	p.until, p.suspect = time.Time{}, false
-	p.known, p.stale = map[proxy.Key]bool{}, map[proxy.Key]bool{}
+	p.until, p.doubt, p.flapped, p.marks = time.Time{}, time.Time{}, false, nil
 	delete(s.new, p)
 }
 
@@ -100,7 +115,7 @@ func (s *State) notNew(p *podState) {
 // pods that were Ready before this run of the agent, an earlier one has left for which keys.
 func (s *State) newUntil(p *podState, key proxy.Key) time.Time {
 	switch {
-	case p.known[key]:
+	case p.marks[key].known:
 		return time.Time{}
 	case !p.until.IsZero():
 		return p.until
@@ -120,31 +135,37 @@ func (s *State) isNew(uid pod.UID, key proxy.Key) (until time.Time, is bool) {
 	return until, !until.IsZero()
 }
 
-// isStale says of kube-proxy's rule that leads to a pod that it says nothing.
+// isStale says of kube-proxy's rule that leads to a pod that it may be about to go.
 func (s *State) isStale(uid pod.UID, key proxy.Key) bool {
 	p := s.pods[uid]
-	return p != nil && (p.suspect || p.stale[key])
+	return p != nil && s.doubts(p, p.marks[key])
 }
 
-// learn takes in which rule kube-proxy has. Once it has had one that leads to the pod, it knows
-// better than this agent if the rule goes. A rule says nothing that was there when the pod
-// became Ready, or when this run of the agent began to look, or that comes within a minute
-// after the pod was Ready before: kube-proxy is about to remove it if it has heard that the
-// pod was not Ready.
+// doubts says whether kube-proxy's rule may be there though kube-proxy does not know that the
+// pod is Ready: it was there before, or the pod has just been Ready before. Once it has gone
+// and come back, it is there because the pod is Ready. Without API server it cannot go.
+func (s *State) doubts(p *podState, m mark) bool {
+	return s.now.Before(p.doubt) && !s.node.Offline && !m.gone && (m.before || p.flapped)
+}
+
+// learn takes in which rule kube-proxy has. Once it has one because the pod is Ready, it knows
+// better than this agent if the rule goes.
 func (s *State) learn(p *podState, key proxy.Key, rule proxy.Rule) {
 	if s.newUntil(p, key).IsZero() {
 		return
 	}
-	first := !p.seen[key]
-	p.seen[key] = true
-	switch here := p.isHere(rule); {
-	case here && p.early && first:
-		p.stale[key] = true
-	case !here:
-		delete(p.stale, key)
-	case !p.stale[key] && !p.suspect:
-		p.known[key] = true
+	here := p.isHere(rule)
+	m, seen := p.marks[key]
+	if !seen && p.early {
+		m.before = here // perhaps
 	}
+	m.gone = m.gone || m.was && !here
+	m.was = m.was || here
+	m.known = here && !s.doubts(p, m)
+	if p.marks == nil {
+		p.marks = map[proxy.Key]mark{}
+	}
+	p.marks[key] = m
 }
 
 func (p *podState) isHere(rule proxy.Rule) bool { return slices.ContainsFunc(p.Addrs, rule.IsHere) }
@@ -258,17 +279,20 @@ func (s *State) Interim() Interim {
 	return all
 }
 
-// offline takes in whether the API server answers. Once it does again, kube-proxy needs longer
-// to learn: others that make EndpointSlices have to connect first.
-func (s *State) offline(now time.Time, is bool) {
-	if is || !s.node.Offline {
-		return
+// setOffline takes in whether the API server answers. Once it does again after a while, kube-proxy
+// needs time to learn: others that make EndpointSlices have to connect first.
+func (s *State) setOffline(now time.Time, is bool) {
+	switch {
+	case is && !s.node.Offline:
+		s.offlineSince = now
+	case !is && s.node.Offline && now.Sub(s.offlineSince) >= outage:
+		s.renew(now.Add(afterOutage))
 	}
-	s.renew(now.Add(afterOutage))
 }
 
-// afterOutage is the time that a pod is new when the API server answers again.
-const afterOutage = 2 * InterimTime
+// An outage of the API server is longer than the other interruptions. After one, a pod is new
+// for a longer time.
+const outage, afterOutage = 10 * time.Second, 2 * InterimTime
 
 // renew has what is new be so until then.
 func (s *State) renew(until time.Time) {
@@ -287,8 +311,13 @@ func (s *State) renew(until time.Time) {
 
 // tickInterim ends what has lasted long enough.
 func (s *State) tickInterim(now time.Time) {
-	next := s.nextInterim()
-	if next.IsZero() || now.Before(next) {
+	for p := range s.new {
+		if !p.doubt.IsZero() && !now.Before(p.doubt) {
+			p.doubt = time.Time{}
+			s.touchNamespace(p.Namespace)
+		}
+	}
+	if next := s.nextEnd(); next.IsZero() || now.Before(next) {
 		return
 	}
 	if s.node.Offline {
@@ -309,11 +338,17 @@ func (s *State) tickInterim(now time.Time) {
 	}
 }
 
-// HasNew says whether there is a pod that kube-proxy may not know.
-func (s *State) HasNew() bool { return len(s.new) > 0 || len(s.left) > 0 }
-
 // nextInterim is when tickInterim has something to do, or zero if never.
-func (s *State) nextInterim() (next time.Time) {
+func (s *State) nextInterim() time.Time {
+	next := s.nextEnd()
+	for p := range s.new {
+		next = earliest(next, p.doubt)
+	}
+	return next
+}
+
+// nextEnd is when something is not new any more, or has to be renewed; zero if never.
+func (s *State) nextEnd() (next time.Time) {
 	for p := range s.new {
 		next = earliest(next, p.until)
 	}
@@ -325,3 +360,6 @@ func (s *State) nextInterim() (next time.Time) {
 	}
 	return next
 }
+
+// Translates says whether flock translates, so that it matters what kube-proxy can know.
+func (s *State) Translates() bool { return len(s.translated) > 0 || len(s.left) > 0 }

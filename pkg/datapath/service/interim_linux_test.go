@@ -517,6 +517,14 @@ func TestWithdrawalWithoutNFTables(t *testing.T) {
 			}
 			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
 		},
+		"the link cannot be changed": func(r *Routes) error {
+			r.mtu = -1
+			defer func() { r.mtu = 0 }()
+			if _, err := r.Sync(t.Context()); err == nil {
+				t.Error("an MTU that the kernel refuses is no error")
+			}
+			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
+		},
 		"the last": func(r *Routes) error {
 			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}, hostPrefix(vip[1]): {}}, nil)
 		},

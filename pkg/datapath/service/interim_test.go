@@ -280,9 +280,7 @@ func TestInterimBridgesARuleThatGoes(t *testing.T) {
 	s.program(v4)
 	is("the rule has gone", interimOf(v4, podA4))
 	s.program(v4, podA4)
-	is("it has come back", interimOf(v4, podA4))
-	s.wait(InterimTime)
-	is("after a minute", nil)
+	is("it has come back", nil)
 	// Now kube-proxy knows better.
 	s.program(v4)
 	s.wantInterim("dropped", nil)
@@ -302,7 +300,24 @@ func TestInterimBridgesARuleThatGoes(t *testing.T) {
 	s.program(v4)
 	is("it has gone", interimOf(v4, podA4))
 	s.program(v4, podA4)
-	s.wait(InterimTime)
+	is("at last", nil)
+
+	// The same, of a container that ends.
+	again := ready(pod.Ready)
+	for _, id := range []string{"id-2", "id-3"} {
+		last := again.Containers[0].ID
+		again.Containers = []Container{{Name: "main", ID: id}}
+		s.do(Exited{last})
+		s.program(v4)
+		s.do(again)
+	}
+	s.log = nil
+	is("no rule yet", interimOf(v4, podA4))
+	s.program(v4, podA4)
+	is("the rule of the first time", interimOf(v4, podA4))
+	s.program(v4)
+	is("it has gone", interimOf(v4, podA4))
+	s.program(v4, podA4)
 	is("at last", nil)
 
 	// It has not heard for long that the pod was not Ready.
@@ -419,6 +434,97 @@ func TestInterimThatIsKeptFollowsWhatIsKnown(t *testing.T) {
 		s.wantInterim("at the start", interimOf(v4, podA4))
 		s.do(e)
 		s.wantInterim(what, nil)
+	}
+}
+
+// Pods that are not Ready for a moment, all at once and again and again, share what comes by
+// kube-proxy's rules, as soon as these cannot be about to go.
+func TestInterimOfPodsThatFlap(t *testing.T) {
+	t.Parallel()
+	for _, offline := range []bool{false, true} {
+		s := newScript(t, nil)
+		s.do(healthy...)
+		s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+		s.do(report("a", pod.Ready, appWeb, podA4), report("b", pod.Ready, appWeb, podB4))
+		s.program(v4, podA4, podB4)
+		s.do(NodeChanged{Node{Known: true, Offline: offline}})
+		s.wait(InterimTime)
+		for range 5 {
+			s.do(report("a", pod.NotReady, appWeb, podA4), report("b", pod.NotReady, appWeb, podB4))
+			s.do(report("a", pod.Ready, appWeb, podA4), report("b", pod.Ready, appWeb, podB4))
+			s.log = nil
+			if offline {
+				s.wantInterim("kube-proxy cannot remove its rule", nil)
+				continue
+			}
+			s.wantInterim("Ready again", interimOf(v4, podA4))
+			s.wait(doubtTime)
+			s.wantInterim("kube-proxy has not noticed", nil)
+			s.wait(InterimTime - 2*doubtTime)
+		}
+		s.wantLog()
+	}
+}
+
+// The pod of a translation is not changed without need, also by a restart.
+func TestInterimStaysWithItsPod(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(report("b", pod.Ready, appWeb, podB4))
+	s.wantInterim("b", interimOf(v4, podB4))
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wantInterim("a too", interimOf(v4, podB4))
+	s.do(report("b", pod.NotReady, appWeb, podB4))
+	s.wantInterim("a alone", interimOf(v4, podA4))
+
+	s = newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.State = NewState(s.kernel, interimOf(v4, podB4).until(s.now.Add(30*time.Second)))
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, report("a", pod.Ready, appWeb, podA4), report("b", pod.Ready, appWeb, podB4), PodsSynced{All: []pod.UID{"a", "b"}})
+	s.program(v4)
+	s.wantInterim("after a restart", interimOf(v4, podB4))
+}
+
+// An API server that does not answer for a moment gives no pod more time.
+func TestInterimAndShortInterruptions(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	for range 3 {
+		s.do(NodeChanged{Node{Known: true, Offline: true}})
+		s.wait(outage - time.Second)
+		s.do(NodeChanged{Node{Known: true}})
+		s.wait(time.Second)
+	}
+	s.wantInterim("before its end", interimOf(v4, podA4))
+	s.wait(InterimTime - 3*outage)
+	s.wantInterim("after it", nil)
+	if s.Translates() {
+		t.Error("there is nothing that flock translates")
+	}
+}
+
+// What is learned of kube-proxy's rules is kept of what is new, and for what selects it.
+func TestMarksAreBounded(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4), dns(v6)}}, PodsSynced{})
+	s.looked()
+	s.do(report("a", pod.Ready, appWeb, podA4), report("x", pod.Ready, map[string]string{"app": "other"}, podB4))
+	s.looked()
+	if a, x := len(s.pods["a"].marks), len(s.pods["x"].marks); a != 2 || x != 0 {
+		t.Errorf("%d and %d marks", a, x)
+	}
+	s.wait(InterimTime)
+	if n := len(s.pods["a"].marks); n != 0 {
+		t.Errorf("%d marks of what is not new", n)
 	}
 }
 
@@ -565,7 +671,7 @@ func TestChanged(t *testing.T) {
 }
 
 // Whatever happens in whatever order, flock translates only to pods that may serve, only what
-// no other Service has, and for a minute at most.
+// no other Service has, and for two minutes at most.
 func FuzzInterim(f *testing.F) {
 	for _, seed := range []string{"", "0123456789", "abcdefghijklmnopqrstuvwxyz", "\x00\x10\x05\x03\x11\x21\x05\x06"} {
 		f.Add([]byte(seed))

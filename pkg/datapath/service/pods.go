@@ -19,15 +19,14 @@ type podState struct {
 	// readiness is the last that was known; why explains it.
 	readiness pod.Readiness
 	why       string
-	// until is when it is not new any more; zero if it is not. ceased is when it was Ready
-	// last, before it is; suspect: that was less than a minute before. early: it was there
-	// before all pods were known, and has not become Ready since.
-	until, ceased  time.Time
-	suspect, early bool
-	// known are the keys for which kube-proxy has led to it since it became Ready, stale those
-	// for which it has not ceased to, and seen those that were looked at.
-	known, stale, seen map[proxy.Key]bool
-	exits              map[string]bool // IDs of its containers that have ended
+	// until is when it is not new any more; zero if it is not. doubt is when kube-proxy's rules
+	// for it may have been about to go at last. ceased is when it was Ready last, before it
+	// is; flapped: that was less than a minute before. early: it was there before all pods
+	// were known, and has not become Ready since.
+	until, doubt, ceased time.Time
+	flapped, early       bool
+	marks                map[proxy.Key]mark
+	exits                map[string]bool // IDs of its containers that have ended
 }
 
 // PodReport is what a source of pods says of one.
@@ -73,7 +72,7 @@ func (p *podState) pod() Pod {
 func (s *State) report(now time.Time, r PodReport) {
 	p := s.pods[r.UID]
 	if p == nil {
-		p = &podState{readiness: pod.Unknown, early: !s.podsSynced, known: map[proxy.Key]bool{}, stale: map[proxy.Key]bool{}, seen: map[proxy.Key]bool{}}
+		p = &podState{readiness: pod.Unknown, early: !s.podsSynced, doubt: now.Add(doubtTime)}
 		s.pods[r.UID] = p
 	}
 	was := p.pod().Ready
@@ -129,7 +128,9 @@ func (s *State) exit(now time.Time, id string) {
 		s.orphans[id] = now
 		return
 	}
+	was := p.pod().Ready
 	p.exited(id)
+	s.becomes(now, p, was)
 	s.touchNamespace(p.Namespace)
 }
 

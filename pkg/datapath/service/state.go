@@ -46,6 +46,9 @@ type State struct {
 	keptInterim Interim
 	// left are the ends of the translations that an earlier run left, by target.
 	left map[proxy.Target]time.Time
+	now  time.Time // of the last Apply
+	// offlineSince is when the API server ceased to answer, if it does not.
+	offlineSince time.Time
 	// translated are the paths with connections that flock translates.
 	translated map[*path]struct{}
 	cannot     bool                       // the kernel cannot translate
@@ -122,6 +125,7 @@ func NewState(kernel map[netip.Prefix]Entry, interim Interim) *State {
 
 // Apply processes events, and decides what follows. Arrived is when the first of them came.
 func (s *State) Apply(now, arrived time.Time, events ...Event) {
+	s.now = now
 	for _, e := range events {
 		switch e := e.(type) {
 		case Services:
@@ -129,7 +133,7 @@ func (s *State) Apply(now, arrived time.Time, events ...Event) {
 		case Slices:
 			s.setSlices(e)
 		case NodeChanged:
-			s.offline(now, e.Node.Offline)
+			s.setOffline(now, e.Node.Offline)
 			if s.node != e.Node {
 				s.node = e.Node
 				s.touchAll()
@@ -419,7 +423,7 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		Gone: func(uid pod.UID) bool { return s.doesNotServe(svc, uid) },
 		New:  s.isNew, Stale: s.isStale, Clashes: func(port Port) bool { return s.clashes(p, port) },
 		Rules: map[proxy.Key]proxy.Rule{}, Mode: s.mode, ProxyKnown: len(svc.Ports) > 0,
-		Announced: p.decision.Announce,
+		Announced: p.decision.Announce, Led: p.interim,
 	}
 	var here []proxy.Rule
 	var seen []proxy.Key
@@ -443,10 +447,10 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		drifted := !candidate.HostNetwork && candidate.Namespace == svc.Namespace && slices.ContainsFunc(here, func(r proxy.Rule) bool {
 			return slices.ContainsFunc(candidate.Addrs, r.IsHere)
 		})
-		for _, key := range seen {
-			s.learn(candidate, key, s.rules[key])
-		}
 		if selected := svc.selects(candidate.Namespace, candidate.Labels); drifted || selected {
+			for _, key := range seen {
+				s.learn(candidate, key, s.rules[key])
+			}
 			p := candidate.pod()
 			p.Selected = selected
 			f.Pods = append(f.Pods, p)
