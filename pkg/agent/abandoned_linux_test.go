@@ -19,6 +19,11 @@ import (
 // composed makes the parts of an agent in a namespace of its own. None of them runs.
 func composed(t *testing.T, log *slog.Logger) (parts, *nettest.NS) {
 	t.Helper()
+	return composedWith(t, Config{StateDir: t.TempDir(), Log: log})
+}
+
+func composedWith(t *testing.T, c Config) (parts, *nettest.NS) {
+	t.Helper()
 	ns, dir := nettest.New(t), t.TempDir()
 	kubeconfig := dir + "/kubeconfig"
 	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion":"v1","kind":"Config","current-context":"c",
@@ -30,7 +35,8 @@ func composed(t *testing.T, log *slog.Logger) (parts, *nettest.NS) {
 	var stop func()
 	var err error
 	ns.Run(func() {
-		all, stop, err = compose(t.Context(), Config{NodeName: "node1", StateDir: dir, Kubeconfig: kubeconfig, Log: log}, nil)
+		c.NodeName, c.Kubeconfig = "node1", kubeconfig
+		all, stop, err = compose(t.Context(), c, nil)
 	})
 	if err != nil {
 		t.Fatal(err)

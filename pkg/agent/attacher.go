@@ -78,10 +78,10 @@ func (a *attacher) Run(ctx context.Context) error {
 func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err error) {
 	t := a.stopwatch.start(c)
 	defer t.end(&err)
+	t.enter(phaseWait)
 	if state := a.state.Get(); state.inForce == nil {
 		return nil, cni.TryAgainLater("%s", state.unavailable)
 	}
-	t.enter(phaseWait)
 	if missing := a.gate.missing.Get(); missing != "" {
 		a.log.InfoContext(ctx, "a pod waits until the node takes pods", "pod", c.Pod, "missing", missing)
 	}
@@ -97,11 +97,20 @@ func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err err
 	}
 	t.enter(phasePolicies) // before the link is there, so that no packet gets past them
 	unprepared := a.policies.prepare(ctx, record, pod)
+	t.fail(unprepared)
 	t.enter(phaseContainer)
 	defer a.lock(c.ContainerID)()
 	if now, ok := a.ledger.Lookup(record.ID); !ok || now.State == ledger.Released {
 		a.policies.forget(record.ID)
-		return nil, cni.TryAgainLater("pod %s: the link of an earlier ADD for container %s was just deleted", c.Pod, c.ContainerID)
+		err = cni.TryAgainLater("pod %s: the link of an earlier ADD for container %s was just deleted", c.Pod, c.ContainerID)
+		t.fail(err)
+		return nil, err
+	}
+	undo := func() error {
+		t.enter(phaseUndo)
+		err := a.release(ctx, record.ID)
+		t.fail(err)
+		return err
 	}
 	abandoned := func() error {
 		if errors.Is(context.Cause(ctx), cni.ErrCallerGone) {
@@ -111,40 +120,44 @@ func (a *attacher) Add(ctx context.Context, c *cni.Call) (_ *cni.Result, err err
 	}
 	if err = abandoned(); err == nil {
 		err = unprepared
+	} else {
+		t.fail(err)
 	}
 	if err == nil { // before the link is there, so that the pod's first packet is its own
 		t.enter(phaseGuard)
 		err = a.guard.Set(binding(record))
+		t.fail(err)
 	}
 	var attached wiring.Attached
 	if err == nil {
 		t.enter(phaseLink)
 		attached, err = a.host.Attach(c.NetNS, attachment(record))
+		t.fail(err)
 	}
 	if err == nil {
 		t.enter(phasePorts)
 		err = a.ports.Set(hostPorts(record))
+		t.fail(err)
 	}
 	if err != nil {
 		err = fmt.Errorf("pod %s: %w", c.Pod, err)
 		if record.State == ledger.Pending {
-			t.enter(phaseUndo)
-			err = errors.Join(err, a.release(ctx, record.ID))
+			err = errors.Join(err, undo())
 		}
 		return nil, err
 	}
 	t.enter(phaseCommit)
 	if err := a.ledger.Commit(record.ID); err != nil {
-		t.enter(phaseUndo)
-		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(ctx, record.ID)))
+		t.fail(err)
+		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, undo()))
 	}
 	if len(record.Anycast) > 0 {
 		a.announcer.attached(record, attached.HostIfIndex)
 	}
 	a.log.InfoContext(ctx, "pod attached", "pod", c.Pod, "container", c.ContainerID, "hostIf", record.HostIf, "addresses", addrs(record))
 	if err := abandoned(); err != nil && record.State == ledger.Pending { // not that of an earlier ADD, which somebody may use
-		t.enter(phaseUndo)
-		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, a.release(ctx, record.ID)))
+		t.fail(err)
+		return nil, fmt.Errorf("pod %s: %w", c.Pod, errors.Join(err, undo()))
 	}
 	return result(record, attached), nil
 }
@@ -300,14 +313,20 @@ func (a *attacher) releaseTimed(ctx context.Context, id ledger.ID, t *timing) er
 	a.announcer.detached(id.ContainerID)
 	t.enter(phaseLink)
 	link, there, err := a.host.TakeDown(id.ContainerID)
+	t.fail(err)
 	t.enter(phasePorts)
-	if err := errors.Join(err, a.ports.Remove(r.HostIf)); err != nil {
+	portsErr := a.ports.Remove(r.HostIf)
+	t.fail(portsErr)
+	if err := errors.Join(err, portsErr); err != nil {
 		return err
 	}
 	t.enter(phasePolicies)
 	a.policies.forget(r.ID)
 	if !there {
-		return a.free(ctx, id.ContainerID)
+		t.enter(phaseRecord)
+		err := a.free(ctx, id.ContainerID)
+		t.fail(err)
+		return err
 	}
 	a.reaper.Reap(link)
 	return nil

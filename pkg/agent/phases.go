@@ -5,6 +5,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -82,6 +83,7 @@ type timing struct {
 	in    bool          // a phase
 	phase phase         // the last one
 	since time.Duration // after began
+	err   error         // why it failed
 	parts []otlp.Span   // the phases before it, if there is a collector
 }
 
@@ -95,7 +97,15 @@ func (t *timing) enter(p phase) {
 	}
 	now := time.Since(t.began)
 	t.leave(now)
-	t.in, t.phase, t.since = true, p, now
+	t.in, t.phase, t.since, t.err = true, p, now, nil
+}
+
+// fail says that the phase has failed, unless err is nil. If it is said of no phase, the one
+// in which the call returned its error has.
+func (t *timing) fail(err error) {
+	if t != nil {
+		t.err = err
+	}
 }
 
 func (t *timing) leave(now time.Duration) {
@@ -104,7 +114,11 @@ func (t *timing) leave(now time.Duration) {
 	}
 	t.w.of[t.call.Command][t.phase].Observe((now - t.since).Seconds())
 	if t.w.exporter.Enabled() {
-		t.parts = append(t.parts, otlp.Span{Name: t.phase.String(), From: t.since, To: now})
+		part := otlp.Span{Name: t.phase.String(), From: t.since, To: now}
+		if t.err != nil {
+			part.Error = t.err.Error()
+		}
+		t.parts = append(t.parts, part)
 	}
 }
 
@@ -146,12 +160,8 @@ func (t *timing) trace(now time.Duration, err error) otlp.Trace {
 		return out
 	}
 	out.Error = err.Error()
-	failed := len(out.Parts) - 1
-	if t.in && t.phase == phaseUndo {
-		failed--
-	}
-	if failed >= 0 {
-		out.Parts[failed].Error = out.Error
+	if last := len(out.Parts) - 1; last >= 0 && !slices.ContainsFunc(out.Parts, func(s otlp.Span) bool { return s.Error != "" }) {
+		out.Parts[last].Error = out.Error
 	}
 	return out
 }
