@@ -83,10 +83,7 @@ func main() {
 	flag.StringVar(&c.MetricsCertFile, "metrics-cert-file", "", "PEM file with the certificate for --metrics-address, read again when it changes; if empty, the agent makes one itself")
 	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
 	flag.StringVar(&c.PageAddress, "page-address", "", "address and port, on the loopback, of a page that shows the node's pods, routes, sessions, policies and Events: 127.0.0.1:9481; if empty, there is none")
-	flag.Func("otlp-endpoint", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; if empty, none are made", func(s string) (err error) {
-		c.OTLPEndpoint, err = otlp.ParseEndpoint(s)
-		return err
-	})
+	flag.StringVar(&c.OTLPEndpoint, "otlp-endpoint", "", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; if empty, none are made")
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "lowest level to log: debug, info, warn or error")
 	flag.StringVar(&format, "log-format", "text", "format of the log: text (logfmt) or json, a line each")
 	flag.BoolVar(&showVersion, "version", false, "print the version and exit")
@@ -104,6 +101,11 @@ func main() {
 	if showVersion {
 		fmt.Println(version.Version)
 		return
+	}
+	var err error
+	if c.OTLPEndpoint, err = otlp.ParseEndpoint(c.OTLPEndpoint); err != nil { // not by flag, which prints the value with its password
+		fmt.Fprintln(os.Stderr, "flock-agent: --otlp-endpoint:", err)
+		os.Exit(2)
 	}
 	if err := agent.CheckPageAddress(c.PageAddress); err != nil {
 		fmt.Fprintln(os.Stderr, "flock-agent:", err)

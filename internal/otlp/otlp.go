@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -35,8 +36,8 @@ const (
 	together = 64               // traces in a request, at most
 	gather   = time.Second      // how long the first trace of a request waits for others
 	patience = 10 * time.Second // how long the collector may take for a request
-	attempts = 5                // at a request, over some 15 s
-	farewell = time.Second      // for what is queued when the program ends
+	attempts = 5                // at a request; the waits between them are some 15 s in all
+	farewell = time.Second      // for what is queued or on its way when the program ends
 	answer   = 64 << 10         // bytes of an answer that are read
 )
 
@@ -74,6 +75,7 @@ type Config struct {
 // Exporter sends traces while Run runs.
 type Exporter struct {
 	c        Config
+	shown    string // the endpoint without credentials, for people
 	client   http.Client
 	resource *resourcepb.Resource
 	queue    chan Trace
@@ -94,14 +96,14 @@ const (
 func (r Reason) String() string { return [reasons]string{"queue_full", "unreachable", "refused"}[r] }
 
 // ParseEndpoint returns the URL that spans are posted to. Without a path it is the one
-// that collectors have for them.
+// that collectors have for them. It may contain credentials, which its error does not.
 func ParseEndpoint(s string) (string, error) {
 	if s == "" {
 		return "", nil
 	}
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("%q: want the URL of an OpenTelemetry collector's OTLP over HTTP, as in http://127.0.0.1:4318", s)
+		return "", fmt.Errorf("%q: want the URL of an OpenTelemetry collector's OTLP over HTTP, as in http://127.0.0.1:4318", Redacted(s))
 	}
 	if u.Path == "" || u.Path == "/" {
 		u.Path = "/v1/traces"
@@ -109,10 +111,39 @@ func ParseEndpoint(s string) (string, error) {
 	return u.String(), nil
 }
 
+// Redacted is an endpoint, also one that is no URL, without what may be a secret: the password,
+// or the user's name where there is none, as it may be a token, and the query.
+func Redacted(s string) string {
+	const hidden = "xxxxx"
+	s, query, ok := strings.Cut(s, "?")
+	if ok && query != "" {
+		query = "?" + hidden
+	} else {
+		query = ""
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		scheme, rest = "", s
+	} else {
+		scheme += "://"
+	}
+	// A password that should have been encoded may have an @ or a / of its own.
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		user, _, ok := strings.Cut(rest[:at], ":")
+		if ok {
+			user += ":"
+		} else {
+			user = ""
+		}
+		rest = user + hidden + rest[at:]
+	}
+	return scheme + rest + query
+}
+
 // New returns an exporter that sends nothing yet.
 func New(c Config) *Exporter {
 	return &Exporter{
-		c: c, client: http.Client{Timeout: patience}, resource: &resourcepb.Resource{Attributes: attributes(c.Resource)},
+		c: c, shown: Redacted(c.Endpoint), client: http.Client{Timeout: patience}, resource: &resourcepb.Resource{Attributes: attributes(c.Resource)},
 		queue: make(chan Trace, queued),
 	}
 }
@@ -150,29 +181,35 @@ func spans(traces ...Trace) (n int) {
 	return n
 }
 
-// Run sends until ctx ends, and then what is queued if the collector takes it at once.
+// Run sends until ctx ends, and then what is queued if the collector takes it at once. What it
+// does not take then is counted and logged.
 func (e *Exporter) Run(ctx context.Context) {
 	if !e.Enabled() {
 		return
 	}
 	defer e.client.CloseIdleConnections()
-	away := false
+	// A request that is on its way as ctx ends may have reached the collector: it is not
+	// broken off and made again, but has its time like the others.
+	sending, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(farewell, cancel) })()
+	away, lost := false, 0
 	for {
 		batch := e.next(ctx)
-		if ctx.Err() != nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
-			defer cancel()
-			for len(batch) > 0 && e.post(ctx, batch) == nil {
-				batch = e.waiting(nil)
-			}
-			return
+		if len(batch) == 0 { // ctx has ended
+			break
 		}
-		e.deliver(ctx, batch, &away)
+		if n := e.deliver(ctx, sending, batch, &away); ctx.Err() != nil {
+			lost += n
+		}
+	}
+	if lost > 0 {
+		e.c.Log.Warn("spans are lost as the program ends, the collector does not take them", "endpoint", e.shown, "spans", lost)
 	}
 }
 
 // next returns the traces of the next request, as soon as it is full or its first trace
-// has waited long enough.
+// has waited long enough. After ctx has ended it is what is queued.
 func (e *Exporter) next(ctx context.Context) []Trace {
 	var batch []Trace
 	select {
@@ -210,35 +247,39 @@ func (e *Exporter) waiting(batch []Trace) []Trace {
 }
 
 // deliver posts a request until the collector has it, or does not want it, or has been
-// away for too long. away is whether it was in the last request.
-func (e *Exporter) deliver(ctx context.Context, batch []Trace, away *bool) {
+// away for too long; then it returns how many spans are lost. After ctx has ended it waits no
+// more, and sending says how long an attempt may take. away is whether the collector was in the last request.
+func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bool) (lost int) {
 	retry := backoff.Backoff{First: time.Second, Last: 10 * time.Second, Jitter: 0.2}
 	for i := range attempts {
-		err := e.post(ctx, batch)
+		if i > 0 {
+			retry.Wait(ctx) // its end allows one attempt more, at once
+		}
+		err := e.post(sending, batch)
 		var refused refusedError
 		switch {
 		case errors.As(err, &refused):
 			e.drop(Refused, refused.spans)
-			e.c.Log.Warn("the collector refuses spans, they are dropped", "endpoint", e.c.Endpoint, "spans", refused.spans, "error", err)
-			return
+			e.c.Log.Warn("the collector refuses spans, they are dropped", "endpoint", e.shown, "spans", refused.spans, "error", err)
+			return 0
 		case err == nil:
 			if *away {
-				e.c.Log.Info("the collector takes spans again", "endpoint", e.c.Endpoint)
+				e.c.Log.Info("the collector takes spans again", "endpoint", e.shown)
 			}
 			*away = false
-			return
-		case ctx.Err() != nil:
-			return
+			return 0
 		}
 		if !*away {
-			e.c.Log.Warn("cannot send spans to the collector, will retry, and drop them if that fails too", "endpoint", e.c.Endpoint, "error", err)
+			e.c.Log.Warn("cannot send spans to the collector, will retry, and drop them if that fails too", "endpoint", e.shown, "error", err)
 		}
 		*away = true
-		if i+1 < attempts && retry.Wait(ctx) != nil {
-			return
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	e.drop(Unreachable, spans(batch...))
+	lost = spans(batch...)
+	e.drop(Unreachable, lost)
+	return lost
 }
 
 // refusedError: another attempt would not help.
@@ -260,12 +301,12 @@ func (e *Exporter) post(ctx context.Context, batch []Trace) error {
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.c.Endpoint, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	r.Header.Set("Content-Type", "application/x-protobuf")
 	response, err := e.client.Do(r)
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	defer response.Body.Close()
 	said, err := io.ReadAll(io.LimitReader(response.Body, answer))
@@ -286,6 +327,15 @@ func (e *Exporter) post(ctx context.Context, batch []Trace) error {
 		return errors.New(response.Status) // for these the protocol asks for another attempt
 	}
 	return refusedError{spans(batch...), response.Status}
+}
+
+// withoutURL is the cause of the HTTP client's error, which would name the URL with what may
+// be a secret in it.
+func withoutURL(err error) error {
+	if at := (*url.Error)(nil); errors.As(err, &at) {
+		return at.Err
+	}
+	return err
 }
 
 // encode gives each trace its identifiers.

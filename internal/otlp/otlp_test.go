@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -240,32 +241,152 @@ func TestSlowCollector(t *testing.T) {
 	})
 }
 
-// TestLastSpans: the end of the program sends what is queued, if the collector takes it.
+// TestLastSpans: the end of the program sends what is queued, if the collector takes it, and
+// counts what it does not take.
 func TestLastSpans(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		transport := &counting{answer: func(int) (*http.Response, error) {
-			return status(http.StatusOK, &collectorpb.ExportTraceServiceResponse{}), nil
-		}}
-		e, _, stop := running(t, "http://collector:4318/v1/traces", transport)
-		for range together + 1 { // one request is full, and one trace waits for others
-			e.Send(call("ADD"))
+	took := func(int) (*http.Response, error) {
+		return status(http.StatusOK, &collectorpb.ExportTraceServiceResponse{}), nil
+	}
+	refused := func(int) (*http.Response, error) { return nil, errors.New("connection refused") }
+	for name, c := range map[string]struct {
+		transport http.RoundTripper
+		calls     int
+		runs      time.Duration // before the end
+		attempts  int
+		dropped   map[Reason]uint64
+		ends      time.Duration // how long the end takes
+	}{
+		// One request is full, and one trace waits for others.
+		"it takes them":        {&counting{answer: took}, together + 1, 0, 2, nil, 0},
+		"it is away":           {&counting{answer: refused}, together + 1, 0, 3, map[Reason]uint64{Unreachable: (together + 1) * 3}, 0},
+		"between two attempts": {&counting{answer: refused}, 1, gather + time.Second/2, 2, map[Reason]uint64{Unreachable: 3}, 0},
+		"it does not want them": {&counting{answer: func(int) (*http.Response, error) {
+			return status(http.StatusNotFound, &collectorpb.ExportTraceServiceResponse{}), nil
+		}}, together + 1, 0, 2, map[Reason]uint64{Refused: (together + 1) * 3}, 0},
+		"it does not answer":       {hanging{}, 1, 0, 0, map[Reason]uint64{Unreachable: 3}, farewell},
+		"it has not answered":      {hanging{}, 2*together + 1, time.Millisecond, 0, map[Reason]uint64{Unreachable: (2*together + 1) * 3}, farewell},
+		"it answers after the end": {slow(farewell / 2), 1, gather + time.Millisecond, 0, nil, farewell/2 - time.Millisecond},
+		"back at the end": {&counting{answer: func(n int) (*http.Response, error) {
+			if n == 1 {
+				return refused(n)
+			}
+			return took(n)
+		}}, 1, gather + time.Second/2, 2, nil, 0},
+		"nothing is queued": {hanging{}, 0, 0, 0, nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e, log, stop := running(t, "http://collector:4318/v1/traces", c.transport)
+				for range c.calls {
+					e.Send(call("ADD"))
+				}
+				time.Sleep(c.runs)
+				synctest.Wait()
+				before := time.Now()
+				stop()
+				if took := time.Since(before); took != c.ends {
+					t.Errorf("the end took %v, want %v", took, c.ends)
+				}
+				for r := range reasons {
+					if got := e.Dropped()[r]; got != c.dropped[r] {
+						t.Errorf("%s: %d spans dropped, want %d", r, got, c.dropped[r])
+					}
+				}
+				if counting, ok := c.transport.(*counting); ok && counting.attempts != c.attempts {
+					t.Errorf("%d requests, want %d", counting.attempts, c.attempts)
+				}
+				lost := fmt.Sprintf("spans are lost as the program ends, the collector does not take them\" endpoint=http://collector:4318/v1/traces spans=%d\n", c.dropped[Unreachable])
+				if got := strings.Contains(log.String(), lost); got != (c.dropped[Unreachable] > 0) {
+					t.Errorf("of %d spans that are lost the log says\n%s", c.dropped[Unreachable], log)
+				}
+			})
+		})
+	}
+}
+
+// slow takes so long, for a request that is not broken off.
+type slow time.Duration
+
+func (s slow) RoundTrip(r *http.Request) (*http.Response, error) {
+	select {
+	case <-time.After(time.Duration(s)):
+		return status(http.StatusOK, &collectorpb.ExportTraceServiceResponse{}), nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// TestCredentials: those of the endpoint reach the collector, and neither the log nor an error.
+func TestCredentials(t *testing.T) {
+	const secret = "ZZZ"
+	ok := status(http.StatusOK, &collectorpb.ExportTraceServiceResponse{})
+	for name, c := range map[string]struct {
+		answer collector
+		log    string
+	}{
+		"away": {func(int) (*http.Response, error) { return nil, errors.New("connection refused") }, "connection refused"},
+		"back": {func(n int) (*http.Response, error) {
+			if n == 1 {
+				return nil, errors.New("connection refused")
+			}
+			return ok, nil
+		}, "takes spans again"},
+		"refused": {func(int) (*http.Response, error) {
+			return status(http.StatusUnauthorized, &collectorpb.ExportTraceServiceResponse{}), nil
+		}, "refuses spans"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				endpoint, err := ParseEndpoint("http://user:" + secret + "@collector:4318?token=" + secret)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var user, password, query string
+				e, log, stop := running(t, endpoint, roundTrip{&counting{answer: c.answer}, func(r *http.Request) {
+					user, password, _ = r.BasicAuth()
+					query = r.URL.RawQuery
+				}})
+				e.Send(call("ADD"))
+				time.Sleep(time.Minute)
+				e.Send(call("ADD"))
+				synctest.Wait()
+				stop()
+				if user != "user" || password != secret || query != "token="+secret {
+					t.Errorf("the collector gets user %q, password %q, query %q", user, password, query)
+				}
+				if got := log.String(); strings.Contains(got, secret) || !strings.Contains(got, c.log) || !strings.Contains(got, "endpoint=\"http://user:xxxxx@collector:4318/v1/traces?xxxxx\"") && !strings.Contains(got, "endpoint=http://user:xxxxx@collector:4318/v1/traces?xxxxx") {
+					t.Errorf("the log says\n%s", got)
+				}
+			})
+		})
+	}
+	for in, want := range map[string]string{
+		"user:ZZZ@collector:4318": "user:xxxxx@collector:4318", "grpc://user:ZZZ@collector:4317": "grpc://user:xxxxx@collector:4317",
+		"http://ZZZ@a b": "http://xxxxx@a b", "ftp://collector/?": "ftp://collector/",
+	} {
+		if _, err := ParseEndpoint(in); err == nil || strings.Contains(err.Error(), secret) || !strings.HasPrefix(err.Error(), fmt.Sprintf("%q: ", want)) {
+			t.Errorf("%q: %v, want %q", in, err, want)
 		}
-		synctest.Wait()
-		stop()
-		if transport.attempts != 2 {
-			t.Errorf("%d requests, want 2", transport.attempts)
+	}
+	for in, want := range map[string]string{
+		"": "", "http://127.0.0.1:4318/v1/traces": "http://127.0.0.1:4318/v1/traces", "https://token@[::1]:4318": "https://xxxxx@[::1]:4318",
+		"http://user:Z@ZZ/ZZZ@collector": "http://user:xxxxx@collector", // encoded as it should not be
+	} {
+		if got := Redacted(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
 		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		e, _, stop := running(t, "http://collector:4318/v1/traces", hanging{})
-		e.Send(call("ADD"))
-		synctest.Wait()
-		before := time.Now()
-		stop()
-		if took := time.Since(before); took != farewell {
-			t.Errorf("a collector that does not answer held the end up for %v, want %v", took, farewell)
-		}
-	})
+	}
+}
+
+// roundTrip looks at each request first.
+type roundTrip struct {
+	http.RoundTripper
+	look func(*http.Request)
+}
+
+func (t roundTrip) RoundTrip(r *http.Request) (*http.Response, error) {
+	t.look(r)
+	return t.RoundTripper.RoundTrip(r)
 }
 
 // hanging does not answer.

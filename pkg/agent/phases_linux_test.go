@@ -1,10 +1,13 @@
 package agent_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -193,5 +196,15 @@ func TestCollectorIsAway(t *testing.T) {
 			}
 			t.Logf("%d ADDs, the longest took %v", calls, longest)
 		})
+	}
+}
+
+// TestBadEndpoint: an agent with an endpoint that is no URL says so, without the password.
+func TestBadEndpoint(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), filepath.Join(programs, "flock-agent"), "--otlp-endpoint=user:ZZZ@collector:4318").CombinedOutput()
+	var exit *exec.ExitError
+	if got := string(out); !errors.As(err, &exit) || exit.ExitCode() != 2 || strings.Contains(got, "ZZZ") || !strings.HasPrefix(got, `flock-agent: --otlp-endpoint: "user:xxxxx@collector:4318": want `) {
+		t.Errorf("%v: %s", err, got)
 	}
 }
