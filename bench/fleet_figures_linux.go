@@ -23,6 +23,7 @@ type fleetFigures struct {
 // clientCost is what as many clients as there are nodes have cost.
 type clientCost struct {
 	start     cost
+	idle      cost            // of the time after it, in which nothing is done
 	took      []time.Duration // each, from the start of all
 	heap      float64         // of all, in this process
 	namespace cost            // of all changes
@@ -40,6 +41,8 @@ const largeFleet = 5000
 func (m fleetFigures) results() []Result {
 	nodes, changes := float64(m.nodes), float64(m.changes)
 	survivors, minutes := float64(m.survivors), m.quiet.took.Minutes()
+	looks, lists := m.looks.less(m.flock.idle), m.lists.less(m.flock.idle)
+	namespace, naiveNamespace := m.flock.namespace.less(m.flock.idle), m.naive.namespace.less(m.naive.idle)
 	cpu := func(c cost, by float64) float64 { return c.cpu.Seconds() * 1000 / by }
 	kilobytes := func(u usage, by float64) float64 { return float64(u.bytes) / 1000 / by }
 	reads := func(u usage, by float64) float64 { return float64(u.reads) / by }
@@ -54,10 +57,10 @@ func (m fleetFigures) results() []Result {
 		m.mean("fleet.start.received", "KB", kilobytes(m.flock.start.agents, nodes), 40).against("naive.start.received", kilobytes(m.naive.start.others, nodes)),
 		m.mean("fleet.start.reads", "requests", reads(m.flock.start.agents, nodes), 30).against("naive.start.reads", reads(m.naive.start.others, nodes)),
 		m.mean("fleet.start.writes", "requests", writes(m.flock.start.agents, nodes), 3),
-		m.mean("fleet.looks.cpu", "ms", cpu(m.looks, nodes), 20).against("lists.cpu", cpu(m.lists, changes)),
-		m.mean("fleet.looks.received", "KB", kilobytes(m.looks.agents, nodes), 200).against("lists.received", kilobytes(m.lists.others, changes)),
-		m.mean("fleet.namespace.cpu", "ms", cpu(m.flock.namespace, changes), 0).against("naive.namespace.cpu", cpu(m.naive.namespace, changes)),
-		m.mean("fleet.namespace.received", "KB", kilobytes(m.flock.namespace.agents, changes), 10).against("naive.namespace.received", kilobytes(m.naive.namespace.others, changes)),
+		m.mean("fleet.looks.cpu", "ms", cpu(looks, nodes), 20).against("lists.cpu", cpu(lists, changes)),
+		m.mean("fleet.looks.received", "KB", kilobytes(looks.agents, nodes), 200).against("lists.received", kilobytes(lists.others, changes)),
+		m.mean("fleet.namespace.cpu", "ms", cpu(namespace, changes), 0).against("naive.namespace.cpu", cpu(naiveNamespace, changes)),
+		m.mean("fleet.namespace.received", "KB", kilobytes(namespace.agents, changes), 60).against("naive.namespace.received", kilobytes(naiveNamespace.others, changes)),
 		{Name: "fleet.template", Unit: "ms", Figures: Milliseconds(m.waves.took),
 			Baseline: &Result{Name: "at-once.template", Unit: "ms", Figures: Milliseconds(m.atOnce.took)}},
 		m.mean("fleet.template.cpu", "ms", cpu(m.waves.cost, nodes), 44).against("at-once.template.cpu", cpu(m.atOnce.cost, nodes)),
@@ -91,9 +94,10 @@ func (m fleetFigures) extrapolated() []Result {
 		return r
 	}
 	const ms, kB = "%.3f ms / 1000", "%.3f KB / 1000"
-	look, lookCPU := float64(m.looks.agents.bytes)/1000/nodes*times, m.looks.cpu.Seconds()*1000/nodes*times
-	namespace := each("namespace.received", "MB", float64(m.flock.namespace.agents.bytes)/1000/changes/nodes, 1000, kB)
-	base := each("namespace.received", "MB", float64(m.naive.namespace.others.bytes)/1000/changes/nodes, 1000, kB)
+	looks := m.looks.less(m.flock.idle)
+	look, lookCPU := float64(looks.agents.bytes)/1000/nodes*times, looks.cpu.Seconds()*1000/nodes*times
+	namespace := each("namespace.received", "MB", float64(m.flock.namespace.less(m.flock.idle).agents.bytes)/1000/changes/nodes, 1000, kB)
+	base := each("namespace.received", "MB", float64(m.naive.namespace.less(m.naive.idle).others.bytes)/1000/changes/nodes, 1000, kB)
 	base.Name = fmt.Sprintf("naive.%d.namespace.received", largeFleet)
 	namespace.Baseline = &base
 	perMinute := func(v float64) float64 { return v / nodes / minutes }

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"flock.fritzlab.net/flock/internal/cell"
@@ -29,15 +30,21 @@ import (
 // keeper of claims, its enforcer of policies and its decisions about templates, without a
 // node. It writes a NodeConfig and its status when the agent would.
 type hollow struct {
-	name     string
-	client   *kube.Client
-	policies *policy.Enforcer
-	claims   *claim.Keeper
-	wake     chan struct{}
+	name       string
+	client     *kube.Client
+	policies   *policy.Enforcer
+	claims     *claim.Keeper
+	listed     listedClaims
+	namespaces *kube.Namespaces
+	// follows is the namespace that its pods need, empty if there is none.
+	follows string
+	wake    chan struct{}
 	// look is closed when the time begins within which it compares the pod CIDRs of all nodes.
 	look   <-chan struct{}
-	looked time.Duration
-	// reported is called with each generation of the NodeConfig whose status is written.
+	within time.Duration
+	looked func() // is called when it has, and has reported it
+	// reported is called with each generation of the NodeConfig whose status is written, and of
+	// which it has all that it follows.
 	reported func(node string, generation int64)
 	failed   func(error) // a write
 }
@@ -49,8 +56,7 @@ const (
 	hollowVersion = 10 * time.Minute
 )
 
-func newHollow(name string, s *apiServer, t *traffic) (*hollow, error) {
-	config := s.agent(name, t)
+func newHollow(name string, config *rest.Config) (*hollow, error) {
 	client, err := kube.NewClient(config)
 	if err != nil {
 		return nil, err
@@ -59,12 +65,53 @@ func newHollow(name string, s *apiServer, t *traffic) (*hollow, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := slog.New(slog.DiscardHandler)
+	log, wake := slog.New(slog.DiscardHandler), cell.Signal()
+	listed := listedClaims{client, new(sync.Once), make(chan struct{})}
 	return &hollow{
-		name: name, client: client, wake: cell.Signal(),
-		policies: policy.New(policy.Config{Table: noTable{}, Sources: sources, Log: log}),
-		claims:   claim.New(claim.Config{Node: name, API: client, Log: log}),
+		name: name, client: client, wake: wake,
+		policies:   policy.New(policy.Config{Table: noTable{}, Sources: sources, Log: log}),
+		claims:     claim.New(claim.Config{Node: name, API: listed, Log: log}),
+		listed:     listed,
+		namespaces: client.Namespaces(func() { cell.Wake(wake) }),
 	}, nil
+}
+
+// listedClaims says when the agent has the claims of its node.
+type listedClaims struct {
+	*kube.Client
+	once *sync.Once
+	done chan struct{}
+}
+
+// CachedClaimsOf is what the keeper of claims begins with.
+func (l listedClaims) CachedClaimsOf(ctx context.Context, node string) ([]v1alpha1.AddressClaim, error) {
+	all, err := l.Client.CachedClaimsOf(ctx, node)
+	if err == nil {
+		l.once.Do(func() { close(l.done) })
+	}
+	return all, err
+}
+
+// await waits for what the agent has of others than its caches: the policies in force, the
+// claims of its node, and the namespace that its pods need. It returns false if ctx ends before.
+func (h *hollow) await(ctx context.Context) bool {
+	if h.policies.InForce(ctx) != nil { // its table refuses nothing
+		return false
+	}
+	select {
+	case <-h.listed.done:
+	case <-ctx.Done():
+		return false
+	}
+	for h.follows != "" {
+		if _, err := h.namespaces.Labels(ctx, h.follows); err == nil {
+			break
+		}
+		if pause(ctx, 10*time.Millisecond) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // run works until ctx ends.
@@ -74,20 +121,27 @@ func (h *hollow) run(ctx context.Context) {
 	node := h.client.Node(h.name, changed)
 	templates := h.client.NodeConfigTemplates(changed)
 	pools := h.client.AddressPools(changed)
-	namespaces := h.client.Namespaces(changed)
 	services := h.client.AnnouncedServices(false, changed, func(bool) {})
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	for _, run := range []func(context.Context){
-		configs.Run, node.Run, templates.Run, pools.Run, namespaces.Run, services.Run,
+		configs.Run, node.Run, templates.Run, pools.Run, h.namespaces.Run, services.Run,
 		h.policies.Run, h.claims.Run, h.followVersion,
 	} {
 		parts.Go(func() { run(ctx) })
 	}
 	h.policies.SetComplete()
+	others := make(chan struct{})
+	parts.Go(func() {
+		if h.await(ctx) {
+			close(others)
+		}
+	})
+	var complete bool  // it has all that it follows
+	var reported int64 // generation that it has written before
 	var written v1alpha1.NodeConfigStatus
 	var earliest time.Time
-	var unique bool
+	var unique, looked bool
 	looks := h.look
 	look := time.NewTimer(0)
 	look.Stop()
@@ -102,14 +156,20 @@ func (h *hollow) run(ctx context.Context) {
 		case <-again.C:
 		case <-looks:
 			looks = nil
-			look.Reset(rand.N(h.looked))
+			look.Reset(rand.N(h.within))
+			continue
+		case <-others:
+			others = nil
+			if complete = true; reported > 0 {
+				h.reported(h.name, reported)
+			}
 			continue
 		case <-look.C:
 			if _, err := h.client.PodCIDRs(ctx); err == nil {
 				unique = true
 			} else if ctx.Err() == nil {
 				h.failed(err)
-				look.Reset(rand.N(h.looked))
+				look.Reset(rand.N(h.within))
 			}
 		}
 		n, ok := node.Get(h.name)
@@ -140,8 +200,14 @@ func (h *hollow) run(ctx context.Context) {
 			status := hollowStatus(current, v, unique)
 			if !equality.Semantic.DeepEqual(status, written) {
 				if err = h.client.PatchStatus(ctx, h.name, status); err == nil {
-					written, earliest = status, time.Now().Add(hollowGather)
-					h.reported(h.name, current.Generation)
+					written, earliest, reported = status, time.Now().Add(hollowGather), current.Generation
+					if complete {
+						h.reported(h.name, reported)
+					}
+					if unique && !looked {
+						looked = true
+						h.looked()
+					}
 				}
 			}
 		}

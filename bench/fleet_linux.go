@@ -44,24 +44,30 @@ var fleetCost = Bench{
 // fleetSize is what is measured, and how long.
 type fleetSize struct {
 	nodes, namespaces, pods, claims int
+	// followers are the agents that follow the namespace that changes, as those with pods of it
+	// that ask for an address of a pool for namespaces do.
+	followers int
 	// changes are how often a namespace changes.
 	changes int
-	// survivors of the naive clients stay for the quiet time.
+	// survivors are the naive clients beside the agents in the quiet time.
 	survivors int
 	// looks is within which time each agent compares the pod CIDRs of all nodes. An agent takes
 	// five minutes from its start; here all do it after that, to be measured apart.
 	looks time.Duration
+	// idle is for how long nothing is done before what is measured by the moment, so that what
+	// all those clients cost anyhow can be taken away.
+	idle time.Duration
 	// minReady is between two waves.
 	minReady int
 	// quiet is how long nothing changes. client-go renews a watch every five to ten minutes:
-	// in eight minutes that begin four after the start, each is renewed as often as in any
+	// in eight minutes that begin four after the last start, each is renewed as often as in any
 	// other eight.
 	untilQuiet, quiet time.Duration
 }
 
 var fullFleet = fleetSize{
-	nodes: 1000, namespaces: 200, pods: 1000, claims: 500, changes: 20, survivors: 100,
-	looks: time.Minute, minReady: 2, untilQuiet: 4 * time.Minute, quiet: 8 * time.Minute,
+	nodes: 1000, namespaces: 200, pods: 1000, claims: 500, followers: 100, changes: 20, survivors: 100,
+	looks: time.Minute, idle: time.Minute, minReady: 2, untilQuiet: 4 * time.Minute, quiet: 8 * time.Minute,
 }
 
 // fleetPlaces are directories.
@@ -90,9 +96,11 @@ type fleetRun struct {
 	admin  kubernetes.Interface
 	flock  *kube.Client
 
-	agents, control, others traffic // of the hollow agents, of flock-controller, and of the naive clients
-	namespacesSeen          atomic.Int64
+	agents, control, others traffic       // of the hollow agents, of flock-controller, and of the naive clients
+	namespacesSeen          atomic.Int64  // by naive clients
 	look                    chan struct{} // closed when agents may compare all nodes' pod CIDRs
+	looked                  atomic.Int64  // agents that have
+	hollows                 []*hollow
 
 	mu       sync.Mutex // guards below
 	began    time.Time  // what reports are timed from
@@ -148,6 +156,21 @@ func (f *fleetRun) measure(do func() error) (c cost, err error) {
 	return c, err
 }
 
+// less takes away what as much time costs in which nothing is done.
+func (c cost) less(idle cost) cost {
+	if idle.took <= 0 {
+		return c
+	}
+	part := c.took.Seconds() / idle.took.Seconds()
+	c.cpu -= time.Duration(part * float64(idle.cpu))
+	c.agents, c.control, c.others = c.agents.less(idle.agents, part), c.control.less(idle.control, part), c.others.less(idle.others, part)
+	return c
+}
+
+func (f *fleetRun) measureIdle(ctx context.Context) (cost, error) {
+	return f.measure(func() error { return pause(ctx, f.idle) })
+}
+
 // heap is what this process has in use.
 func heap() float64 {
 	var m runtime.MemStats
@@ -156,43 +179,68 @@ func heap() float64 {
 	return float64(m.HeapAlloc)
 }
 
+// naively measures the baseline. Its clients end before the agents start.
+func (f *fleetRun) naively(ctx context.Context, of *clientCost) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer func() { stop(); running.Wait() }()
+	empty := heap()
+	if of.start, err = f.measure(func() error { return f.startNaive(ctx, &running, f.nodes, &of.took) }); err != nil {
+		return fmt.Errorf("start of the naive clients: %w", err)
+	}
+	of.heap = heap() - empty
+	if of.idle, err = f.measureIdle(ctx); err != nil {
+		return err
+	}
+	seen := f.namespacesSeen.Load()
+	all := func(string) bool { // of them have seen one change more
+		done := f.namespacesSeen.Load() >= seen+int64(f.nodes)
+		if done {
+			seen += int64(f.nodes)
+		}
+		return done
+	}
+	if of.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "naive", all) }); err != nil {
+		return fmt.Errorf("changes of a namespace: %w", err)
+	}
+	return nil
+}
+
 func (f *fleetRun) phases(ctx context.Context, running *sync.WaitGroup) ([]Result, error) {
 	var m fleetFigures
 	m.fleetSize = f.fleetSize
-	empty := heap()
-	most, stopMost := context.WithCancel(ctx)
-	var leaving sync.WaitGroup
-	defer func() { stopMost(); leaving.Wait() }()
-	var err error
-	if m.naive.start, err = f.measure(func() error { return f.startNaive(ctx, running, most, &leaving, &m.naive.took) }); err != nil {
-		return nil, fmt.Errorf("start of the naive clients: %w", err)
+	if err := f.naively(ctx, &m.naive); err != nil {
+		return nil, err
 	}
-	m.naive.heap = heap() - empty
-	if m.naive.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "naive", f.nodes) }); err != nil {
-		return nil, fmt.Errorf("changes of a namespace: %w", err)
-	}
-	stopMost()
-	leaving.Wait()
-
 	if err := f.template(ctx, 1400, "100%", 0); err != nil {
 		return nil, err
 	}
 	running.Go(func() { f.runController(ctx) })
-	empty = heap()
-	began := time.Now()
+	if err := f.awaitController(ctx); err != nil {
+		return nil, err
+	}
+	empty := heap() // with what flock-controller has, but for the NodeConfigs that the agents make
+	var err error
 	if m.flock.start, err = f.measure(func() error { return f.startAgents(ctx, running, &m.flock.took) }); err != nil {
 		return nil, fmt.Errorf("start of the agents: %w", err)
 	}
 	m.flock.heap = heap() - empty
-	if m.looks, err = f.measure(func() error { close(f.look); return pause(ctx, f.looks+f.looks/4) }); err != nil {
+	if m.flock.idle, err = f.measureIdle(ctx); err != nil {
 		return nil, err
+	}
+	if m.flock.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "flock", f.followersSaw) }); err != nil {
+		return nil, fmt.Errorf("changes of a namespace: %w", err)
+	}
+	if m.looks, err = f.measure(func() error { return f.compareCIDRs(ctx) }); err != nil {
+		return nil, fmt.Errorf("comparison of all nodes' pod CIDRs: %w", err)
 	}
 	if m.lists, err = f.measure(func() error { return f.listNodeConfigs(ctx) }); err != nil {
 		return nil, fmt.Errorf("lists of all NodeConfigs: %w", err)
 	}
-	if m.flock.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "flock", f.survivors) }); err != nil {
-		return nil, fmt.Errorf("changes of a namespace: %w", err)
+	if err := f.startNaive(ctx, running, f.survivors, nil); err != nil {
+		return nil, fmt.Errorf("start of naive clients for the quiet time: %w", err)
 	}
+	began := time.Now()
 	for _, change := range []struct {
 		generation int64
 		atOnce     bool

@@ -11,8 +11,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/rest"
 )
 
 // A server that does not start says why, and leaves nothing.
@@ -114,13 +117,64 @@ func TestResidentMiB(t *testing.T) {
 	}
 }
 
+// TestListedClaims: an agent has its claims when the API server has sent them, and not when
+// that failed.
+func TestListedClaims(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) == 1 {
+			http.Error(w, "away", http.StatusForbidden)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"kind":"AddressClaimList","apiVersion":"flock.fritzlab.net/v1alpha1","items":[]}`)
+	}))
+	defer server.Close()
+	h, err := newHollow("hollow0", &rest.Config{Host: server.URL, QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		_, err := h.listed.CachedClaimsOf(t.Context(), "hollow0")
+		done := false
+		select {
+		case <-h.listed.done:
+			done = true
+		default:
+		}
+		if want := i > 0; done != want || (err == nil) != want {
+			t.Errorf("list %d: %v, done %v", i, err, done)
+		}
+	}
+}
+
+// TestLess: what passes in as much time is taken away, of everything.
+func TestLess(t *testing.T) {
+	t.Parallel()
+	all := func(n int64) usage { return usage{n, 2 * n, 3 * n} }
+	got := cost{took: 30 * time.Second, cpu: 9 * time.Second, agents: all(10), control: all(20), others: all(30)}.
+		less(cost{took: time.Minute, cpu: 8 * time.Second, agents: all(2), control: all(4), others: all(6)})
+	if want := (cost{took: 30 * time.Second, cpu: 5 * time.Second, agents: all(9), control: all(18), others: all(27)}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if c := (cost{took: time.Second, cpu: time.Second}); c.less(cost{}) != c {
+		t.Error("something is taken away where nothing was measured")
+	}
+}
+
 func TestFleetFigures(t *testing.T) {
 	t.Parallel()
 	m := fleetFigures{fleetSize: fleetSize{nodes: 1000, changes: 20, survivors: 100}, agentRSS: []float64{30, 40}, naiveRSS: []float64{60}}
 	m.flock.start = cost{cpu: 20 * time.Second, agents: usage{reads: 12000, writes: 2000, bytes: 32e6}}
 	m.naive.start = cost{cpu: 10 * time.Second, others: usage{reads: 5000, bytes: 96e6}}
-	m.naive.namespace = cost{others: usage{bytes: 8e6}}
-	m.looks = cost{cpu: 20 * time.Second, agents: usage{bytes: 100e6}}
+	// What passes anyhow is taken away: in the time of the namespace's changes half of it.
+	m.naive.idle = cost{took: time.Minute, cpu: 2 * time.Second, others: usage{reads: 1000, bytes: 2e6}}
+	m.naive.namespace = cost{took: 30 * time.Second, cpu: 3 * time.Second, others: usage{bytes: 9e6}}
+	m.flock.idle = cost{took: time.Minute, cpu: 4 * time.Second, agents: usage{bytes: 1e6}}
+	m.flock.namespace = cost{took: 30 * time.Second, cpu: 2200 * time.Millisecond, agents: usage{bytes: 14e5}}
+	m.looks = cost{took: 75 * time.Second, cpu: 25 * time.Second, agents: usage{bytes: 10125e4}}
+	m.lists = cost{took: 15 * time.Second, cpu: 5 * time.Second, others: usage{bytes: 4e6}}
 	m.waves.cost = cost{agents: usage{writes: 3000}, control: usage{writes: 1100}}
 	m.quiet = cost{took: 2 * time.Minute, cpu: 6 * time.Second, agents: usage{reads: 2400}, others: usage{reads: 300}}
 	got := map[string]Result{}
@@ -129,9 +183,10 @@ func TestFleetFigures(t *testing.T) {
 	}
 	for name, want := range map[string][2]float64{ // and the baseline
 		"fleet.start.cpu": {20, 10}, "fleet.start.received": {32, 96}, "fleet.start.reads": {12, 5}, "fleet.start.writes": {2, 0},
-		"fleet.namespace.received": {0, 400}, "fleet.template.writes": {4.1, 0}, "fleet.steady.reads": {1.2, 1.5},
+		"fleet.looks.cpu": {20, 200}, "fleet.looks.received": {100, 200},
+		"fleet.namespace.received": {45, 400}, "fleet.namespace.cpu": {10, 100}, "fleet.template.writes": {4.1, 0}, "fleet.steady.reads": {1.2, 1.5},
 		"fleet.steady.cpu": {3, 0}, "fleet.agent.rss": {30, 60},
-		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.looks.received": {2500, 0}, "fleet.5000.looks.cpu": {500, 0}, "fleet.5000.namespace.received": {0, 2},
+		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.looks.received": {2500, 0}, "fleet.5000.looks.cpu": {500, 0}, "fleet.5000.namespace.received": {0.225, 2},
 		"fleet.5000.steady.reads": {100, 0}, "fleet.5000.steady.cpu": {25, 0},
 	} {
 		r, base := got[name], 0.0

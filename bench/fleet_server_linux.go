@@ -253,6 +253,12 @@ func (u usage) since(before usage) usage {
 	return usage{u.reads - before.reads, u.writes - before.writes, u.bytes - before.bytes}
 }
 
+// less takes away a part of other.
+func (u usage) less(other usage, part float64) usage {
+	of := func(n int64) int64 { return int64(part * float64(n)) }
+	return usage{u.reads - of(other.reads), u.writes - of(other.writes), u.bytes - of(other.bytes)}
+}
+
 // transport has a connection of its own, as a process of its own would have, with HTTP/2 as
 // client-go sets it up.
 func (s *apiServer) transport(t *traffic) http.RoundTripper {

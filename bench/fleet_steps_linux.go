@@ -63,42 +63,45 @@ func (f *fleetRun) fill(ctx context.Context) error {
 	return nil
 }
 
-// startNaive starts the clients that follow everything, and waits until all are synced. Most
-// end with the second context, the survivors with the first.
-func (f *fleetRun) startNaive(ctx context.Context, running *sync.WaitGroup, most context.Context, leaving *sync.WaitGroup, took *[]time.Duration) error {
-	synced := make(chan time.Duration, f.nodes)
+// startNaive starts n clients that follow everything, and waits until all are synced. How long each took
+// it adds to took, unless that is nil.
+func (f *fleetRun) startNaive(ctx context.Context, running *sync.WaitGroup, clients int, took *[]time.Duration) error {
+	synced := make(chan time.Duration, clients)
 	began := time.Now()
-	for i := range f.nodes {
+	for range clients {
 		n, err := newNaive(f.server, &f.others)
 		if err != nil {
 			return err
 		}
 		n.namespace, n.failed = func() { f.namespacesSeen.Add(1); f.wake() }, f.fail
-		during, group := most, leaving
-		if i < f.survivors {
-			during, group = ctx, running
-		}
-		group.Go(func() { n.run(during, func() { synced <- time.Since(began) }) })
+		running.Go(func() { n.run(ctx, func() { synced <- time.Since(began) }) })
 	}
-	return f.await(ctx, "the naive clients to have everything", func() bool {
-		for len(synced) > 0 {
-			*took = append(*took, <-synced)
-			f.wake()
+	if err := f.await(ctx, "the naive clients to have everything", func() bool { return len(synced) == clients }); err != nil {
+		return err
+	}
+	for range clients {
+		if d := <-synced; took != nil {
+			*took = append(*took, d)
 		}
-		return len(*took) == f.nodes
-	})
+	}
+	return nil
 }
 
-// startAgents starts the hollow agents, and waits until each has made its NodeConfig from
-// the template and written the status.
+// startAgents starts the hollow agents, and waits until each has all that it follows, has made
+// its NodeConfig from the template and written the status.
 func (f *fleetRun) startAgents(ctx context.Context, running *sync.WaitGroup, took *[]time.Duration) error {
 	f.timeReports()
 	for i := range f.nodes {
-		h, err := newHollow(fleetNode(i), f.server, &f.agents)
+		h, err := newHollow(fleetNode(i), f.server.agent(fleetNode(i), &f.agents))
 		if err != nil {
 			return err
 		}
-		h.look, h.looked, h.reported, h.failed = f.look, f.looks, f.report, f.fail
+		h.look, h.within, h.reported, h.failed = f.look, f.looks, f.report, f.fail
+		h.looked = func() { f.looked.Add(1); f.wake() }
+		if i < f.followers {
+			h.follows = f.changing()
+		}
+		f.hollows = append(f.hollows, h)
 		running.Go(func() { h.run(ctx) })
 	}
 	return f.awaitReports(ctx, 1, took)
@@ -169,21 +172,42 @@ func (f *fleetRun) await(ctx context.Context, what string, done func() bool) err
 	return nil
 }
 
-// changeNamespaces changes the labels of a namespace, and waits until as many naive clients as
-// there are have seen it. No agent follows it: none of its pods asks for an address.
-func (f *fleetRun) changeNamespaces(ctx context.Context, by string, watchers int) error {
-	want := f.namespacesSeen.Load()
+// changing is the namespace that changes.
+func (f *fleetRun) changing() string { return fleetNamespace(f.namespaces - 1) }
+
+// changeNamespaces changes the label of a namespace, again and again, each time when all who
+// follow it have seen the change before.
+func (f *fleetRun) changeNamespaces(ctx context.Context, by string, seen func(label string) bool) error {
 	for i := range f.changes {
-		patch := fmt.Appendf(nil, `{"metadata":{"labels":{"changed-by":"%s-%d"}}}`, by, i)
-		if _, err := f.admin.CoreV1().Namespaces().Patch(ctx, fleetNamespace(f.namespaces-1), types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		label := fmt.Sprintf("%s-%d", by, i)
+		patch := fmt.Appendf(nil, `{"metadata":{"labels":{%q:%q}}}`, changedBy, label)
+		if _, err := f.admin.CoreV1().Namespaces().Patch(ctx, f.changing(), types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 			return err
 		}
-		want += int64(watchers)
-		if err := f.await(ctx, "the naive clients to see the namespace", func() bool { return f.namespacesSeen.Load() >= want }); err != nil {
+		if err := f.await(ctx, "all who follow the namespace to see that its label is "+label, func() bool { return seen(label) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// changedBy is the label of a namespace that is changed.
+const changedBy = "changed-by"
+
+// followersSaw says whether the agents that follow the namespace have its label.
+func (f *fleetRun) followersSaw(label string) bool {
+	for _, h := range f.hollows[:f.followers] {
+		if labels, ok := h.namespaces.Known(h.follows); !ok || labels[changedBy] != label {
+			return false
+		}
+	}
+	return true
+}
+
+// compareCIDRs has each agent compare the pod CIDRs of all nodes.
+func (f *fleetRun) compareCIDRs(ctx context.Context) error {
+	close(f.look)
+	return f.await(ctx, "all agents to compare the pod CIDRs of all nodes", func() bool { return f.looked.Load() == int64(f.nodes) })
 }
 
 // listNodeConfigs reads all NodeConfigs as often as a namespace changes, as a client would that
@@ -223,19 +247,27 @@ func (f *fleetRun) changeTemplate(ctx context.Context, generation int64, atOnce 
 	if err := f.awaitReports(ctx, generation, took); err != nil {
 		return err
 	}
+	return f.awaitTemplate(ctx, "the roll-out to be complete", func(s v1alpha1.NodeConfigTemplateStatus) bool {
+		return s.UpdatedNodes == int32(f.nodes) && len(s.Conditions) == 1 && s.Conditions[0].Reason == string(fleet.RolloutComplete)
+	})
+}
+
+// awaitTemplate waits until flock-controller has looked at the template as it is, and done says so.
+func (f *fleetRun) awaitTemplate(ctx context.Context, what string, done func(v1alpha1.NodeConfigTemplateStatus) bool) error {
 	following, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer func() { stop(); running.Wait() }()
 	templates := f.flock.NodeConfigTemplates(f.wake)
 	running.Go(func() { templates.Run(following) })
-	return f.await(ctx, "the roll-out to be complete", func() bool {
+	return f.await(ctx, what, func() bool {
 		nct, ok := templates.Get(fleetTemplate)
-		if !ok {
-			return false
-		}
-		s := nct.Status
-		return s.ObservedGeneration == nct.Generation && s.UpdatedNodes == int32(f.nodes) && len(s.Conditions) == 1 && s.Conditions[0].Reason == string(fleet.RolloutComplete)
+		return ok && nct.Status.ObservedGeneration == nct.Generation && done(nct.Status)
 	})
+}
+
+// awaitController waits until flock-controller has all objects: it looks at templates only then.
+func (f *fleetRun) awaitController(ctx context.Context) error {
+	return f.awaitTemplate(ctx, "flock-controller to have all objects", func(v1alpha1.NodeConfigTemplateStatus) bool { return true })
 }
 
 // runController is flock-controller, which gives the nodes their turns.
