@@ -237,7 +237,7 @@ func waves(t *testing.T, s *server) {
 	template(1320)
 	turn("wave0", "4 true")
 	progress("4=4 False ProgressDeadlineExceeded: generation 4: ")
-	progress("5/6 4=4 True Complete: generation 4: 5 of 6 nodes are updated; wave0 has not followed: see the log of its agent")
+	progress("5/6 4=4 True Progressing: generation 4: 5 of 6 nodes are updated, and it")
 	turn("wave0", "4 false")
 	if got := f.changes(); len(got) != 5 || got[0] != "wave1=1320" {
 		t.Errorf("the template has reached %v, want wave1 first, and all but wave0", got)

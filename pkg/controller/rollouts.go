@@ -210,9 +210,10 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 			m.began = began{turn, now}
 		}
 		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Refused: m.refused.why, Retry: m.refused.again}
+		_, _, is.Dead = silence(node)
 		m.seen.See(is.Available(t), nc.Generation, now)
 		is.Seen = m.seen
-		if _, _, dead := silence(node); dead && !fleet.InWave(turn, t) {
+		if is.Dead && !fleet.InWave(turn, t) {
 			continue
 		}
 		of[t.Name] = append(of[t.Name], is)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -165,7 +166,7 @@ func TestRefusedWrites(t *testing.T) {
 	}
 	server.fails, m.refused.why = 0, "before"
 	given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})
-	if got := m.turn.latest(nil); given != 1 || err != nil || m.refused.why != "" || got == nil || *got != turn.Turn {
+	if got := m.turn.latest(nil); given != 1 || err != nil || m.refused.why != "" || got == nil || !reflect.DeepEqual(*got, turn.Turn) {
 		t.Errorf("%d, %v, %q, %v", given, err, m.refused.why, got)
 	}
 	for i, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second} { // a busy cluster asks no more often
@@ -188,7 +189,7 @@ func TestRefusedWrites(t *testing.T) {
 
 	// A node that follows at this moment keeps its turn: its NodeConfig has another version then.
 	turn.Turn.Withdrawn = true
-	if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); err != nil || *m.turn.latest(nil) != turn.Turn || server.last.Metadata.ResourceVersion != "7" {
+	if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); err != nil || !reflect.DeepEqual(*m.turn.latest(nil), turn.Turn) || server.last.Metadata.ResourceVersion != "7" {
 		t.Errorf("%v, %+v, for version %q", err, m.turn.latest(nil), server.last.Metadata.ResourceVersion)
 	}
 }

@@ -45,9 +45,16 @@ func follows(current *v1alpha1.NodeConfig, t *v1alpha1.NodeConfigTemplate) bool 
 		current.Annotations[v1alpha1.TemplateGenerationAnnotation] == fmt.Sprint(t.Generation)
 }
 
-// InWave says whether turn, which may be nil, is one to follow this generation of t.
+// InWave says whether turn, which may be nil, is one to follow this generation of t now: a
+// node that others take away from t and bring back waits for a turn of its own.
 func InWave(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
-	return given(turn, t) && turn.Generation == t.Generation && !turn.Withdrawn
+	return given(turn, t) && turn.Generation == t.Generation && !turn.Withdrawn && !past(turn, t)
+}
+
+// past says whether turn is of a roll-out of t that was complete.
+func past(turn *v1alpha1.TemplateTurn, t *v1alpha1.NodeConfigTemplate) bool {
+	last := t.Status.LastCompleteTime
+	return last != nil && given(turn, t) && !last.Before(&turn.Time)
 }
 
 // given says whether turn, which may be nil, is one to follow any generation of t.
@@ -84,6 +91,8 @@ type Member struct {
 	// first: a clock that was wrong may have put the turn's own time into the future.
 	Turn  *v1alpha1.TemplateTurn
 	Began time.Time
+	// Dead: nothing is heard of the node, whatever its conditions say.
+	Dead bool
 	// Seen is what the caller has seen of the node's availability.
 	Seen Availability
 	// Refused is why the API server did not take a turn of the node; empty: it did, or nobody
@@ -163,15 +172,16 @@ type rollout struct {
 // when all of them are available. The first wave of a generation, and of nodes that other
 // changes have moved to the template since it was complete, has one node.
 //
-// A node that was not available when it got its turn proves nothing if it stays so: waves wait
+// A node that was not available when it got its turn proves nothing if it stays so, as long as it
+// keeps what it had: waves wait
 // for it until the deadline at most, and for the stable time once another node has proven the
 // change. Those that became unavailable when they followed an earlier turn come first: they wait
 // for the remedy. When it has not helped the first, an available node tries it. The others come
 // last.
 //
 // A node that has not followed at the deadline, as its agent does not work, says nothing about
-// the change. While no node has proven that, the turn is withdrawn and another node tries it:
-// agents that work again together do not follow an unproven change together.
+// the change. Its turn is withdrawn, and another node has one: agents that work again together
+// do not follow together. It keeps the turn if no other node waits for one.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
 	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
 	// A template that was written before the rule on both may have less.
@@ -180,17 +190,21 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
-	var late, unhelped, behind []string
+	var late, unhelped, behind, own []string
+	held := 0 // turns that were not followed
 	proven := false
 	for _, m := range members {
 		if m.Updated {
 			r.Updated++
 		}
-		switch inWave := InWave(m.Turn, t); {
-		case inWave && !m.past(t):
+		switch {
+		case InWave(m.Turn, t):
 			wave = append(wave, m)
 			proven = proven || ro.passes(m)
-		case !inWave && !m.Updated:
+		case m.Updated:
+		case follows(m.Config, t): // its own facts have changed, for which it needs no turn
+			own = append(own, fmt.Sprintf("%s has not taken over what has changed of its Node: see the log of its agent", m.Config.Name))
+		default:
 			pending = append(pending, m)
 			if m.withdrawn(t) {
 				behind = append(behind, m.fault(t))
@@ -202,7 +216,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		left := ro.left(m)
 		followed := m.followed(t)
 		up := followed && m.Available(t)
-		witness := m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
+		witness := m.wasAvailable() || followed && m.worse(t)
 		if !witness && proven && followed {
 			left -= ro.deadline - ro.stable
 		}
@@ -215,13 +229,19 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		switch {
 		case ro.passes(m), witness && followed && ro.brokeLater(m):
 			continue
-		case !followed && left <= 0 && proven:
-			behind = append(behind, m.fault(t))
-			continue
-		case !followed && left <= 0 && len(pending) > 0 && !atOnce(t):
+		case !followed && left <= 0 && (len(pending) > 0 || m.Dead) && !atOnce(t):
 			end := *m.Turn
 			end.Withdrawn = true
 			r.Withdrawn = append(r.Withdrawn, Turn{m.Config, end})
+			if proven {
+				behind = append(behind, m.fault(t))
+				waiting++
+				continue
+			}
+		case !followed && left <= 0 && (proven || !witness):
+			behind = append(behind, m.fault(t))
+			held++
+			continue
 		case !witness && !up && left <= 0:
 			unhelped = append(unhelped, m.fault(t))
 			continue
@@ -245,13 +265,21 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			progress, len(late), ro.deadline, list(late), v1alpha1.TemplateLabel)
 	case waiting > 0:
 		r.Message = fmt.Sprintf("%s, and %d of the last wave must become available", progress, waiting)
+	case len(pending) == 0 && held+len(own) > 0:
+		r.Message = fmt.Sprintf("%s, and it waits for %d nodes whose agents do not answer", progress, held+len(own))
+		if len(own) > 0 {
+			r.Message += ": " + list(own)
+		}
 	case len(pending) == 0:
 		r.Reason, r.Message = RolloutComplete, progress
 		r.Completed = completed(t, wave, now)
 		behind = append(behind, unhelped...)
 	default:
-		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped) > 0)
+		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped))
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
+		if len(r.Next) == 0 && len(unhelped) > 1 && !proven {
+			r.Message = progress + "; those that are left are not available either, and wait: repair one of the nodes, or fix the template, or set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%"
+		}
 		for _, m := range pending {
 			if left := m.Retry.Sub(now); m.Refused != "" && left > 0 {
 				r.again(left)
@@ -301,9 +329,16 @@ func completed(t *v1alpha1.NodeConfigTemplate, wave []Member, now time.Time) *me
 }
 
 // nextWave is of nodes that are alike. A generation that no node has proven goes to one alone;
-// unhelped says whether it was to no avail for one that was not available before.
-func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (next []Turn) {
+// unhelped is for how many it was to no avail that were not available before: after two, no
+// other of these has a turn.
+func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped int) (next []Turn) {
 	t := ro.template
+	if unhelped > 1 && !proven {
+		pending = slices.DeleteFunc(slices.Clone(pending), func(m Member) bool { return ro.state(m) != v1alpha1.NodeAvailable })
+	}
+	if len(pending) == 0 {
+		return nil
+	}
 	size := 1
 	if proven || atOnce(t) {
 		m := maxUnavailable(t)
@@ -316,7 +351,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 		at = metav1.NewTime(end.Add(time.Second)) // or the turn would be history already
 	}
 	order := []v1alpha1.NodeState{v1alpha1.NodeBroken, v1alpha1.NodeAvailable, v1alpha1.NodeUnavailable}
-	if unhelped && !proven { // or every broken node would have its deadline before the first that can prove it
+	if unhelped > 0 && !proven { // or every broken node would have its deadline before the first that can prove it
 		order[0], order[1] = order[1], order[0]
 	}
 	rank := func(m Member) int {
@@ -347,7 +382,8 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven, unhelped bool) (
 			continue
 		}
 		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
-			Template: t.Name, TemplateUID: t.UID, Generation: t.Generation, Time: at, NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config),
+			Template: t.Name, TemplateUID: t.UID, Generation: t.Generation, Time: at,
+			NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config), NotTrue: m.notTrue(t),
 		}})
 	}
 	return next
@@ -358,7 +394,7 @@ func (ro rollout) state(m Member) v1alpha1.NodeState {
 	switch {
 	case m.Available(ro.template):
 		return v1alpha1.NodeAvailable
-	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, m.past(ro.template), ro.brokeLater(m):
+	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, past(m.Turn, ro.template), ro.brokeLater(m):
 		return v1alpha1.NodeUnavailable
 	case m.ignored(ro.template) && m.Turn.NodeState != v1alpha1.NodeBroken: // that turn is not the cause
 		return v1alpha1.NodeUnavailable
@@ -394,12 +430,6 @@ func (m Member) began() time.Time {
 	return m.Began
 }
 
-// past says whether the node's turn is of a roll-out that was complete.
-func (m Member) past(t *v1alpha1.NodeConfigTemplate) bool {
-	last := t.Status.LastCompleteTime
-	return last != nil && given(m.Turn, t) && !last.Before(&m.Turn.Time)
-}
-
 // followed says whether the node has followed this generation of t, even if its own facts have
 // changed since.
 func (m Member) followed(t *v1alpha1.NodeConfigTemplate) bool {
@@ -423,6 +453,34 @@ func (m Member) ignored(t *v1alpha1.NodeConfigTemplate) bool {
 	return made < m.Turn.Generation
 }
 
+// wasAvailable says whether the node was when it got its turn.
+func (m Member) wasAvailable() bool {
+	return m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
+}
+
+// worse says whether a node that was not available when it got its turn has lost since what it
+// had then: its last session, or a condition that was True.
+func (m Member) worse(t *v1alpha1.NodeConfigTemplate) bool {
+	if m.wasAvailable() || atOnce(t) {
+		return false
+	}
+	if m.Turn.SessionsUp > 0 && (m.Dead || m.lags() || sessionsUp(m.Config) == 0) {
+		return true
+	}
+	return len(m.Turn.NotTrue) > 0 && slices.ContainsFunc(m.faults(t), func(c metav1.Condition) bool { return !slices.Contains(m.Turn.NotTrue, c.Type) })
+}
+
+// notTrue are the types of the conditions that are not True, or of which nothing is known.
+func (m Member) notTrue(t *v1alpha1.NodeConfigTemplate) (types []string) {
+	if m.lags() {
+		return slices.Clone(decisive)
+	}
+	for _, c := range m.faults(t) {
+		types = append(types, c.Type)
+	}
+	return types
+}
+
 // lags says whether the node's agent has not reported with the spec that the node has now.
 func (m Member) lags() bool {
 	return m.Config.Status.ObservedGeneration != m.Config.Generation || meta.FindStatusCondition(m.Config.Status.Conditions, "Ready") == nil
@@ -444,6 +502,9 @@ func (m Member) fault(t *v1alpha1.NodeConfigTemplate) string {
 // reported with the spec that it has now.
 func (m Member) Available(t *v1alpha1.NodeConfigTemplate) bool { return len(m.faults(t)) == 0 }
 
+// decisive are the conditions that decide whether a node is available.
+var decisive = []string{"Ready", "Accepted", "RoutingConfigured", "SessionsUp"}
+
 // faults are the conditions for which the node is unavailable. Ready says neither
 // that the agent has taken the newest spec nor that routers know the way to the pods, so the
 // conditions of these count too. SessionsUp does not say that the sessions that were up
@@ -453,7 +514,7 @@ func (m Member) faults(t *v1alpha1.NodeConfigTemplate) (all []metav1.Condition) 
 	if m.lags() {
 		return []metav1.Condition{{Type: "Ready", Status: metav1.ConditionUnknown, Message: fmt.Sprintf("its agent has not reported about generation %d of the NodeConfig: see its log", nc.Generation)}}
 	}
-	for _, kind := range []string{"Ready", "Accepted", "RoutingConfigured", "SessionsUp"} {
+	for _, kind := range decisive {
 		if c := meta.FindStatusCondition(nc.Status.Conditions, kind); c != nil && c.Status != metav1.ConditionTrue {
 			all = append(all, *c)
 		}
@@ -461,6 +522,9 @@ func (m Member) faults(t *v1alpha1.NodeConfigTemplate) (all []metav1.Condition) 
 	if InWave(m.Turn, t) && !atOnce(t) && m.Turn.SessionsUp > 0 && sessionsUp(nc) == 0 {
 		all = append(all, metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionUnknown, Message: fmt.Sprintf(
 			"the node had %d sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%%", m.Turn.SessionsUp)})
+	}
+	if m.Dead && len(all) == 0 {
+		all = append(all, metav1.Condition{Type: "Ready", Status: metav1.ConditionUnknown, Message: "nothing is heard of the node: see whether it works"})
 	}
 	return all
 }

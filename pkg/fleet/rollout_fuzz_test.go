@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,11 @@ import (
 //     node that was available before, or allowed to it;
 //   - no wave has more nodes than the template says, and none begins while a node that was
 //     available before is broken since it followed;
-//   - the roll-out ends once all agents work that the generation has reached, and one at least.
+//   - the nodes that a generation has left without a session are one while it is unproven, and a wave
+//     otherwise;
+//   - no more nodes than a wave has may follow a generation and have not;
+//   - the roll-out is complete when all nodes have followed, and not before; all whose agents
+//     work do, if one at least does.
 func FuzzWaves(f *testing.F) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 300 {
@@ -60,6 +65,7 @@ type fleetOfNodes struct {
 	template *v1alpha1.NodeConfigTemplate
 	limit    int
 	bad      map[int64]bool // generations that break nodes
+	cuts     map[int64]bool // generations that end all sessions
 	proven   bool           // a node has been available with the generation for the stable time
 	nodes    []*fleetNode
 	now      time.Time
@@ -68,20 +74,22 @@ type fleetOfNodes struct {
 type fleetNode struct {
 	Member
 	idle, down bool      // its agent does not work; it is not available for reasons of its own
+	degraded   bool      // one of its two sessions is down, for reasons of its own
+	cut        bool      // it has no session since it followed
 	refuses    bool      // the API server refuses its turns
 	stable     bool      // it has been seen available for the stable time with what it follows
 	since      time.Time // when it was seen available, without a break
 }
 
 func newFleet(t *testing.T, script *[]byte) *fleetOfNodes {
-	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, now: noon}
+	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, cuts: map[int64]bool{}, now: noon}
 	w.template.Spec.MinReadySeconds, w.template.Spec.ProgressDeadlineSeconds = new(int32(fuzzStable.Seconds())), new(int32(fuzzDeadline.Seconds()))
 	n := 1 + int(take(script)%9)
 	w.limit = 1 + int(take(script))%n
 	limit := intstr.FromInt(w.limit)
 	w.template.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &limit
 	for i := range n {
-		w.nodes = append(w.nodes, &fleetNode{Member: rolloutMember(t, fmt.Sprint("n", i), "made=2")})
+		w.nodes = append(w.nodes, &fleetNode{Member: rolloutMember(t, fmt.Sprint("n", i), "made=2 sessions=2")})
 	}
 	return w
 }
@@ -94,7 +102,7 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 	if !n.Updated && InWave(n.Turn, w.template) {
 		n.Config.Generation++
 		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
-		n.Updated, n.stable, n.since = true, false, time.Time{}
+		n.Updated, n.stable, n.since, n.cut = true, false, time.Time{}, w.cuts[w.template.Generation]
 		return
 	}
 	n.Config.Status.ObservedGeneration = n.Config.Generation
@@ -103,6 +111,16 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 	if n.down || n.Updated && w.bad[w.template.Generation] {
 		c.Status = metav1.ConditionFalse
 	}
+	up := 2
+	sessions := metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionTrue}
+	if n.degraded {
+		up, sessions.Status = 1, metav1.ConditionFalse
+	}
+	if n.cut {
+		up = 0
+	}
+	n.Config.Status.Conditions = append(n.Config.Status.Conditions[:1], sessions)
+	n.Config.Status.Sessions = slices.Repeat([]v1alpha1.SessionStatus{{Up: true}}, up)
 }
 
 func (w *fleetOfNodes) step(what, which byte) {
@@ -120,21 +138,23 @@ func (w *fleetOfNodes) step(what, which byte) {
 		}
 	case 4: // seldom: most changes should get somewhere
 		if which%4 == 0 {
-			w.change(which&16 != 0)
+			w.change(which&16 != 0, which&32 != 0)
 		}
 	case 5, 6:
 		w.pass() // it looks at each change before time goes on
 		w.now = w.now.Add(time.Duration(which%16) * time.Second)
 	case 7, 8, 9, 10:
 		w.pass()
+	case 11:
+		n.degraded = !n.degraded
 	default:
 		w.act(n)
 	}
 }
 
-func (w *fleetOfNodes) change(bad bool) {
+func (w *fleetOfNodes) change(bad, cuts bool) {
 	w.template.Generation++
-	w.bad[w.template.Generation] = bad
+	w.bad[w.template.Generation], w.cuts[w.template.Generation] = bad, cuts
 	w.proven = false
 	for _, n := range w.nodes {
 		n.Updated = false
@@ -160,7 +180,7 @@ func (w *fleetOfNodes) pass() Rollout {
 		} else if n.since.IsZero() {
 			n.since = w.now
 		}
-		if followed && !available && !n.stable && n.Turn.NodeState == v1alpha1.NodeAvailable && !n.past(w.template) {
+		if followed && !available && !n.stable && n.Turn.NodeState == v1alpha1.NodeAvailable {
 			broken = n.Config.Name
 		}
 		members = append(members, n.Member)
@@ -186,10 +206,30 @@ func (w *fleetOfNodes) pass() Rollout {
 		w.template.Status.LastCompleteTime = r.Completed
 	}
 	w.template.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(r.Reason), ObservedGeneration: w.template.Generation}}
+	harmed, held, updated := 0, 0, 0
 	for _, n := range w.nodes {
-		if InWave(n.Turn, w.template) && n.Turn.NodeState == v1alpha1.NodeAvailable {
+		inWave := InWave(n.Turn, w.template)
+		if inWave && n.Turn.NodeState == v1alpha1.NodeAvailable {
 			exposed++
 		}
+		if inWave && n.Updated && n.cut && n.Turn.SessionsUp > 0 {
+			harmed++
+		}
+		if inWave && !n.Updated {
+			held++
+		}
+		if n.Updated {
+			updated++
+		}
+	}
+	if harmed > w.limit || harmed > 1 && !w.proven {
+		w.t.Fatalf("generation %d has left %d nodes without a session, the limit is %d, proven %t: %s", w.template.Generation, harmed, w.limit, w.proven, r.Message)
+	}
+	if held > w.limit {
+		w.t.Fatalf("%d nodes may follow generation %d and have not, the limit is %d: %s", held, w.template.Generation, w.limit, r.Message)
+	}
+	if (r.Reason == RolloutComplete || r.Completed != nil) && (updated < len(w.nodes) || r.Updated < len(w.nodes)) {
+		w.t.Fatalf("complete with %d of %d: %s", updated, len(w.nodes), r.Message)
 	}
 	if exposed > 1 && !w.proven {
 		w.t.Fatalf("generation %d is unproven, and with %d nodes: %s", w.template.Generation, exposed, r.Message)
@@ -209,21 +249,10 @@ func (w *fleetOfNodes) node(name string) *fleetNode {
 
 // end: a good generation, and all that has not failed by itself works.
 func (w *fleetOfNodes) end() {
-	w.change(false)
+	w.change(false, false)
 	w.nodes[0].idle = false
 	for _, n := range w.nodes {
-		n.down, n.refuses = false, false
-	}
-	var r Rollout
-	for range 20 * (len(w.nodes) + 1) {
-		for _, n := range w.nodes {
-			w.act(n)
-			w.act(n)
-		}
-		if r = w.pass(); r.Reason == RolloutComplete {
-			break
-		}
-		w.now = w.now.Add(fuzzStable / 2)
+		n.down, n.degraded, n.refuses = false, false, false
 	}
 	working := 0
 	for _, n := range w.nodes {
@@ -231,7 +260,22 @@ func (w *fleetOfNodes) end() {
 			working++
 		}
 	}
-	if r.Reason != RolloutComplete || r.Updated < working {
+	var r Rollout
+	for range 20 * (len(w.nodes) + 1) {
+		for _, n := range w.nodes {
+			w.act(n)
+			w.act(n)
+		}
+		if r = w.pass(); r.Updated >= working && r.Reason == RolloutComplete {
+			break
+		}
+		w.now = w.now.Add(fuzzStable / 2)
+	}
+	want := RolloutComplete
+	if r.Updated < len(w.nodes) {
+		want = RolloutProgressing
+	}
+	if r.Reason != want || r.Updated < working {
 		w.t.Fatalf("%d of %d agents work: %s: %s", working, len(w.nodes), r.Reason, r.Message)
 	}
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
-// (up when it got its turn), "withdrawn" (its turn),
+// (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it),
 // "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
@@ -68,6 +69,10 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			m.Began = ago(value)
 		case "made":
 			m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = value
+		case "lacked":
+			m.Turn.NotTrue = strings.Split(value, ",")
+		case "dead":
+			m.Dead = true
 		case "withdrawn":
 			m.Turn.Withdrawn = true
 		case "before":
@@ -162,13 +167,13 @@ func TestNextWave(t *testing.T) {
 		{name: "it has the stable time all the same", members: []string{"updated turn=3@4 as=Broken Ready=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 6 * time.Second},
 		{name: "and until the deadline to follow", members: []string{"turn=3@20 as=Broken made=2 Ready=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
 		{name: "one that nothing repairs and that does not follow", members: []string{"turn=3@120 as=Broken Ready=False", "", ""}, next: "n0/withdrawn", reason: stopped, message: "n0 has not followed", again: -1},
-		{name: "nor is there another", members: []string{"turn=3@120 as=Broken Ready=False", "updated"}, reason: complete, message: "1 of 2 nodes are updated; n0 has not followed", again: -1},
+		{name: "nor is there another", members: []string{"turn=3@120 as=Broken Ready=False", "updated"}, reason: stopped, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer; n0 has not followed", again: -1},
 		{name: "one that nothing repairs, and nobody else", members: []string{"updated turn=3@120 as=Broken Ready=False", "updated"}, reason: complete, message: "2 of 2", again: -1},
 		{name: "the next that tries is broken by it", members: []string{"updated turn=3@240 as=Broken Ready=False", "updated turn=3@120 Ready=False", ""}, reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n1", again: -1},
 		{name: "one that has not followed an older turn comes last", members: []string{"turn=2@121 made=1", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "also if nothing is known of it", members: []string{"turn=2@121 made=1 lag", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "unless it had no time to", members: []string{"turn=2@20 made=1", ""}, next: "n0", reason: progressing, again: -1},
-		{name: "and is not waited for", members: []string{"turn=3@121 as=Unavailable made=1", "updated turn=3@500"}, reason: complete, message: "1 of 2", again: -1},
+		{name: "and no wave waits for it, but the end does", members: []string{"turn=3@121 as=Unavailable made=1", "updated turn=3@500"}, reason: progressing, message: "1 of 2", again: -1},
 
 		// What does not follow.
 		{name: "its turn ends if there is another", members: []string{"turn=3@120", "", ""}, next: "n0/withdrawn", reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n0 has not followed", again: -1},
@@ -179,8 +184,11 @@ func TestNextWave(t *testing.T) {
 		{name: "and is waited for", members: []string{"turn=3@121 withdrawn", "updated turn=3@5 up=4-0", ""}, reason: stopped, message: "1 of the last wave must become available; n0 has not followed", again: 6 * time.Second},
 		{name: "and proves it", members: []string{"turn=3@121 withdrawn", "updated turn=3@20", ""}, next: "n2", reason: progressing, message: "it is the turn of 1 more; n0 has not followed", again: -1},
 		{name: "it gets another turn then, last", members: []string{"turn=3@300 withdrawn", "updated turn=3@20"}, next: "n0", reason: progressing, again: -1},
-		{name: "which it keeps", members: []string{"turn=3@121", "updated turn=3@20", ""}, next: "n2", reason: progressing, message: "n0 has not followed", again: -1},
-		{name: "also in the end", members: []string{"turn=3@121", "updated turn=3@20"}, reason: complete, message: "1 of 2 nodes are updated; n0 has not followed", again: -1},
+		{name: "which ends too while others wait", members: []string{"turn=3@121", "updated turn=3@20", ""}, next: "n0/withdrawn", reason: progressing, message: "n0 has not followed", again: -1},
+		{name: "and no longer", members: []string{"turn=3@121", "updated turn=3@20"}, reason: progressing, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer; n0 has not followed", again: -1},
+		{name: "as many as a wave has", members: []string{"turn=3@121", "turn=3@121", "turn=3@121 withdrawn", "updated turn=3@20"}, next: "n1/withdrawn n0/withdrawn", reason: progressing, again: -1},
+		{name: "then as many others", members: []string{"turn=3@300 withdrawn", "turn=3@400 withdrawn", "turn=3@500 withdrawn", "turn=3@600 withdrawn", "updated turn=3@20"}, next: "n3 n2", reason: progressing, again: -1},
+		{name: "and none that is dead", members: []string{"turn=3@121 dead", "updated turn=3@20"}, next: "n0/withdrawn", reason: progressing, again: -1},
 		{name: "all of them in turn", members: []string{"turn=3@300 withdrawn", "turn=3@500 withdrawn", "turn=3@400 withdrawn"}, next: "n1", reason: stopped, again: -1},
 		{name: "and it breaks when it follows late", members: []string{"updated turn=3@500 up=9-2 Ready=False", "updated turn=3@20", ""}, reason: stopped, message: "n0: Ready is False", again: -1},
 		{name: "without waves all keep theirs", max: "100%", members: []string{"turn=3@121", ""}, reason: stopped, message: "n0 has not followed", again: -1},
@@ -199,7 +207,8 @@ func TestNextWave(t *testing.T) {
 		{name: "available until it followed, late", members: []string{"updated turn=3@500 Ready=False up=490-5 before", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
 		{name: "all were broken before", members: []string{"Ready=False", "Ready=False", "Ready=False"}, next: "n0/Unavailable", reason: progressing, again: -1},
 		{name: "and the first remains so", members: []string{"updated turn=3@121 as=Unavailable Ready=False", "Ready=False"}, next: "n1/Unavailable", reason: progressing, message: "it has not made available what was not before: n0: Ready is False", again: -1},
-		{name: "and the second too", members: []string{"updated turn=3@300 as=Unavailable Ready=False", "updated turn=3@121 as=Unavailable Ready=False", "Ready=False"}, next: "n2/Unavailable", reason: stopped, message: "it is the turn of 1 more; it has not made available what was not before: n0: Ready is False: why; n1", again: -1},
+		{name: "and the second too", members: []string{"updated turn=3@300 as=Unavailable Ready=False", "updated turn=3@121 as=Unavailable Ready=False", "Ready=False", "turn=2@500 Ready=False"}, reason: stopped, message: "those that are left are not available either, and wait: repair one of the nodes, or fix the template, or set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%; it has not made available what was not before: n0: Ready is False: why; n1", again: -1},
+		{name: "and one that is available tries", members: []string{"updated turn=3@300 as=Unavailable Ready=False", "updated turn=3@121 as=Unavailable Ready=False", "Ready=False", ""}, next: "n3", reason: stopped, message: "it is the turn of 1 more", again: -1},
 		{name: "and the third tries", members: []string{"updated turn=3@300 as=Unavailable Ready=False", "updated turn=3@150 as=Unavailable Ready=False", "updated turn=3@5 as=Unavailable Ready=False", "Ready=False"}, reason: stopped, message: "1 of the last wave must become available; it has not made available what was not before: n0", again: 115 * time.Second},
 		{name: "the API server does not take the turn", members: []string{"refused=1", "", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "nor that of the last", members: []string{"refused=0", "updated turn=3@20"}, next: "n0", reason: stopped, message: "1 of 2 nodes are updated; stopped, as the API server does not take turns, which is tried again: n0: the webhook says no", again: -1},
@@ -213,7 +222,8 @@ func TestNextWave(t *testing.T) {
 
 		// When all have followed.
 		{name: "broken after all was done", complete: 4000, members: []string{"updated turn=3@5000 Ready=False", "updated turn=3@4000 Ready=False"}, reason: complete, message: "2 of 2", again: -1},
-		{name: "its own facts change", complete: 4000, members: []string{"turn=3@5000 made=3", "updated"}, reason: complete, message: "1 of 2", again: -1},
+		{name: "its own facts change", complete: 4000, members: []string{"turn=3@5000 made=3", "updated"}, reason: progressing, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer: n0 has not taken over what has changed of its Node", again: -1},
+		{name: "it follows what was complete no more", complete: 4000, members: []string{"turn=3@5000", "turn=3@5000", "updated turn=3@5000"}, next: "n0", reason: progressing, message: "1 of 3", again: -1},
 		{name: "its own facts change before", members: []string{"turn=3@5000 made=3", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
 		{name: "and it applies them", members: []string{"updated turn=3@5000 made=3 up=2-0", "updated turn=3@20", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "a node is moved to the template later", complete: 4000, members: []string{"updated turn=3@5000", "", ""}, next: "n1", reason: progressing, again: -1},
@@ -232,6 +242,20 @@ func TestNextWave(t *testing.T) {
 		{name: "and the node is repaired", stopped: 3, members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "and the deadline is not over", stopped: 3, members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "it cannot say yet that nothing was proven", members: []string{"updated turn=3@500 as=Broken began=2 Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 8 * time.Second},
+
+		// What was not available loses what it had.
+		{name: "its last session", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", ""}, reason: stopped, message: "n0: SessionsUp is False: why", again: -1},
+		{name: "and has time to have it again", members: []string{"updated turn=3@20 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
+		{name: "its last session, as one that was broken", members: []string{"updated turn=3@121 as=Broken lacked=SessionsUp had=1 sessions=0 SessionsUp=False", ""}, reason: stopped, again: -1},
+		{name: "its last session, by a turn of an older flock-controller", members: []string{"updated turn=3@121 as=Unavailable had=1 sessions=0 SessionsUp=False", ""}, reason: stopped, again: -1},
+		{name: "not its last session", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=2 sessions=1 SessionsUp=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "one that it had not", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp sessions=0 SessionsUp=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "a condition that was True", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 Ready=False SessionsUp=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1},
+		{name: "one that was not", members: []string{"updated turn=3@121 as=Unavailable lacked=Ready,SessionsUp had=1 sessions=1 Ready=False SessionsUp=False", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "its way to the API server", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 lag", ""}, reason: stopped, message: "has not reported about generation 7", again: -1},
+		{name: "its way, with its sessions", members: []string{"updated turn=3@121 as=Unavailable lacked=Ready,SessionsUp had=1 sessions=1 Ready=False dead", ""}, reason: stopped, again: -1},
+		{name: "as is meant", max: "100%", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", "updated"}, reason: complete, again: -1},
+		{name: "what is dead is not available, whatever it has said", members: []string{"updated turn=3@121 dead", ""}, reason: stopped, message: "n0: Ready is Unknown: nothing is heard of the node", again: -1},
 
 		// Sessions.
 		{name: "the template removes all sessions", members: []string{"updated turn=3@121 had=2 sessions=0", ""}, reason: stopped, message: "n0: SessionsUp is Unknown: the node had 2 sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%", again: -1},
@@ -268,7 +292,7 @@ func TestNextWave(t *testing.T) {
 					text += "/" + string(n.Turn.NodeState)
 				}
 				next = append(next, text)
-				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState}); n.Turn != want {
+				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState, SessionsUp: sessionsUp(n.Config), NotTrue: n.Turn.NotTrue}); !reflect.DeepEqual(n.Turn, want) || (len(want.NotTrue) > 0) != (want.NodeState != v1alpha1.NodeAvailable) {
 					t.Errorf("%s gets %+v, want %+v", n.Config.Name, n.Turn, want)
 				}
 			}
@@ -443,11 +467,15 @@ func TestInTurn(t *testing.T) {
 	higher.Name, higher.UID, higher.Spec.Priority, higher.Generation = "other", "other-1", 1, 3
 	again := changed.DeepCopy()
 	again.UID, again.Generation = "all-2", 3
-	moved := node7()
-	moved.PodCIDRs[0] = "10.244.8.0/24"
 	turn := func(name string, generation int64) *v1alpha1.TemplateTurn {
 		return &v1alpha1.TemplateTurn{Template: name, TemplateUID: types.UID(name + "-1"), Generation: generation}
 	}
+	done := changed.DeepCopy()
+	done.Status.LastCompleteTime = &metav1.Time{Time: noon}
+	late := turn("all", 4)
+	late.Time = metav1.NewTime(noon.Add(time.Second))
+	moved := node7()
+	moved.PodCIDRs[0] = "10.244.8.0/24"
 	for _, tc := range []struct {
 		name     string
 		node     Node
@@ -464,6 +492,8 @@ func TestInTurn(t *testing.T) {
 		{"another template's turn", node7(), made, changed, turn("other", 4), Leave, WaitingForTurn},
 		{"its turn", node7(), made, changed, turn("all", 4), Update, FromTemplate},
 		{"its turn until the deadline", node7(), made, changed, &v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 4, Withdrawn: true}, Leave, WaitingForTurn},
+		{"its turn of a roll-out that is complete", node7(), made, done, turn("all", 4), Leave, WaitingForTurn},
+		{"its turn after that", node7(), made, done, late, Update, FromTemplate},
 		{"another template", node7(), made, higher, nil, Leave, WaitingForTurn},
 		{"another template's turn, and that is it", node7(), made, higher, turn("other", 3), Update, FromTemplate},
 		{"nothing for the node has changed", node7(), made, marksOnly, nil, Update, FromTemplate},

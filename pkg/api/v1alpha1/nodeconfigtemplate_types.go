@@ -162,13 +162,19 @@ type TemplateTurn struct {
 	// Time at which flock-controller gave the turn.
 	Time metav1.Time `json:"time"`
 	// NodeState is how flock-controller found the node when it gave the turn. Only a node that
-	// was Available, as one is without this field, can stop the waves after its own.
+	// was Available, as one is without this field, or that has lost since what it had then,
+	// can stop the waves after its own.
 	// +optional
 	NodeState NodeState `json:"nodeState,omitempty"`
 	// SessionsUp is how many sessions with routers the node had up then. A change after which
 	// it has none has cut it off, though none is missed.
 	// +optional
 	SessionsUp int32 `json:"sessionsUp,omitempty"`
+	// NotTrue are the conditions for which the node was not Available then.
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=8
+	// +optional
+	NotTrue []string `json:"notTrue,omitempty"`
 	// Withdrawn: the node has not followed before the deadline, and may not any more. It gets
 	// another turn after the other nodes.
 	// +optional
