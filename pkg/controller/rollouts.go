@@ -44,6 +44,7 @@ type member struct {
 
 	turn    written[*v1alpha1.TemplateTurn]
 	began   began
+	changed changed
 	seen    fleet.Availability
 	refused refusal
 }
@@ -59,6 +60,12 @@ type refusal struct {
 type began struct {
 	turn *v1alpha1.TemplateTurn
 	at   time.Time
+}
+
+// changed is when this instance has seen a generation of the NodeConfig first.
+type changed struct {
+	generation int64
+	at         time.Time
 }
 
 // reported is what was written of a template last, and when.
@@ -209,11 +216,14 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		if !equality.Semantic.DeepEqual(m.began.turn, turn) {
 			m.began = began{turn, now}
 		}
-		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Refused: m.refused.why, Retry: m.refused.again}
+		if m.changed.generation != nc.Generation {
+			m.changed = changed{nc.Generation, now}
+		}
+		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Changed: m.changed.at, Refused: m.refused.why, Retry: m.refused.again}
 		_, _, is.Dead = silence(node)
 		m.seen.See(is.Available(t), nc.Generation, now)
 		is.Seen = m.seen
-		if is.Dead && !fleet.InWave(turn, t) {
+		if is.Dead && !is.InWave(t) {
 			continue
 		}
 		of[t.Name] = append(of[t.Name], is)
@@ -303,7 +313,10 @@ func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, r
 		return -1, nil
 	}
 	last := r.reports[t.UID]
-	if wait := last.at.Add(reportPause).Sub(now); same && !began && wait > 0 {
+	// A reason that others alternate with is paced: that waves stop or end is said at once, and
+	// that they go on when one begins.
+	prompt := began || !same && (rollout.Reason != fleet.RolloutProgressing || was == nil || was.ObservedGeneration != t.Generation)
+	if wait := last.at.Add(reportPause).Sub(now); !prompt && wait > 0 {
 		return wait, nil
 	}
 	if err := r.api.PatchTemplateStatus(ctx, t, status); err != nil {

@@ -109,6 +109,7 @@ func TestReportsArePaced(t *testing.T) {
 		{10, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "second"}, true, nil, 1, -1},
 		{11, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0"}, false, nil, 1, -1},
 		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 0, 59 * time.Second},
+		{13, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "waits"}, false, nil, 0, 58 * time.Second},
 		{71, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 1, -1},
 		{72, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutComplete, Message: "all", Completed: &done}, false, nil, 1, -1},
 		{73, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, nil, 0, 59 * time.Second},

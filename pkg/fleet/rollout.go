@@ -91,6 +91,8 @@ type Member struct {
 	// first: a clock that was wrong may have put the turn's own time into the future.
 	Turn  *v1alpha1.TemplateTurn
 	Began time.Time
+	// Changed is when the caller has seen this generation of the NodeConfig first.
+	Changed time.Time
 	// Dead: nothing is heard of the node, whatever its conditions say.
 	Dead bool
 	// Seen is what the caller has seen of the node's availability.
@@ -202,6 +204,9 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			wave = append(wave, m)
 			proven = proven || ro.passes(m)
 		case m.Updated:
+			if m.carried(t) && !ro.passes(m) && (m.wasAvailable() || m.worse(t)) {
+				wave = append(wave, m)
+			}
 		case follows(m.Config, t): // its own facts have changed, for which it needs no turn
 			own = append(own, fmt.Sprintf("%s has not taken over what has changed of its Node: see the log of its agent", m.Config.Name))
 		default:
@@ -226,6 +231,9 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		if !m.Began.IsZero() {
 			left = max(left, m.Began.Add(ro.stable).Sub(now))
 		}
+		if followed && !m.Changed.IsZero() { // late, or for what has changed of its Node
+			left = max(left, m.Changed.Add(ro.stable).Sub(now))
+		}
 		switch {
 		case ro.passes(m), witness && followed && ro.brokeLater(m):
 			continue
@@ -247,8 +255,11 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			continue
 		}
 		waiting++
-		if !up && (left <= 0 || over) {
+		switch {
+		case !up && (left <= 0 || over):
 			late = append(late, m.fault(t))
+		case up && over && witness: // one that comes and goes is not repaired
+			late = append(late, fmt.Sprintf("%s has not been available for %s", m.Config.Name, ro.stable))
 		}
 		if left > 0 {
 			r.again(left)
@@ -453,6 +464,18 @@ func (m Member) ignored(t *v1alpha1.NodeConfigTemplate) bool {
 	return made < m.Turn.Generation
 }
 
+// InWave says whether the node is in a wave of t: by its turn for this generation, or as
+// it has followed an earlier one to what the template says still.
+func (m Member) InWave(t *v1alpha1.NodeConfigTemplate) bool {
+	return InWave(m.Turn, t) || m.carried(t)
+}
+
+// carried says whether the node has followed an earlier generation of t to what this one says.
+// That others of the template's fields change repairs no node.
+func (m Member) carried(t *v1alpha1.NodeConfigTemplate) bool {
+	return m.Updated && given(m.Turn, t) && m.Turn.Generation < t.Generation && !m.Turn.Withdrawn && !past(m.Turn, t)
+}
+
 // wasAvailable says whether the node was when it got its turn.
 func (m Member) wasAvailable() bool {
 	return m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
@@ -519,7 +542,7 @@ func (m Member) faults(t *v1alpha1.NodeConfigTemplate) (all []metav1.Condition) 
 			all = append(all, *c)
 		}
 	}
-	if InWave(m.Turn, t) && !atOnce(t) && m.Turn.SessionsUp > 0 && sessionsUp(nc) == 0 {
+	if m.InWave(t) && !atOnce(t) && m.Turn.SessionsUp > 0 && sessionsUp(nc) == 0 {
 		all = append(all, metav1.Condition{Type: "SessionsUp", Status: metav1.ConditionUnknown, Message: fmt.Sprintf(
 			"the node had %d sessions up before its turn, and has none now; if that is meant, set spec.updateStrategy.rollingUpdate.maxUnavailable to 100%%", m.Turn.SessionsUp)})
 	}

@@ -19,6 +19,8 @@ import (
 //
 //   - a generation with which no node has been available for the stable time is at most with one
 //     node that was available before, or allowed to it;
+//   - a node that a generation has left broken holds up the waves of the next one too, if that is
+//     the same for the nodes;
 //   - no wave has more nodes than the template says, and none begins while a node that was
 //     available before is broken since it followed;
 //   - the nodes that a generation has left without a session are one while it is unproven, and a wave
@@ -75,6 +77,7 @@ type fleetNode struct {
 	Member
 	idle, down bool      // its agent does not work; it is not available for reasons of its own
 	degraded   bool      // one of its two sessions is down, for reasons of its own
+	generation int64     // of its NodeConfig, that flock-controller has seen
 	cut        bool      // it has no session since it followed
 	refuses    bool      // the API server refuses its turns
 	stable     bool      // it has been seen available for the stable time with what it follows
@@ -104,6 +107,9 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
 		n.Updated, n.stable, n.since, n.cut = true, false, time.Time{}, w.cuts[w.template.Generation]
 		return
+	}
+	if n.Updated { // without another spec
+		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
 	}
 	n.Config.Status.ObservedGeneration = n.Config.Generation
 	c := &n.Config.Status.Conditions[0]
@@ -135,10 +141,13 @@ func (w *fleetOfNodes) step(what, which byte) {
 	case 3: // another instance of flock-controller
 		for _, n := range w.nodes {
 			n.Seen, n.Began, n.Refused = Availability{}, time.Time{}, ""
+			n.generation = 0
 		}
 	case 4: // seldom: most changes should get somewhere
 		if which%4 == 0 {
 			w.change(which&16 != 0, which&32 != 0)
+		} else if which%8 == 1 {
+			w.edit()
 		}
 	case 5, 6:
 		w.pass() // it looks at each change before time goes on
@@ -150,6 +159,14 @@ func (w *fleetOfNodes) step(what, which byte) {
 	default:
 		w.act(n)
 	}
+}
+
+// edit changes the template, and not what it says of the nodes.
+func (w *fleetOfNodes) edit() {
+	last := w.template.Generation
+	w.template.Generation++
+	w.bad[last+1], w.cuts[last+1] = w.bad[last], w.cuts[last]
+	w.proven = false
 }
 
 func (w *fleetOfNodes) change(bad, cuts bool) {
@@ -171,9 +188,13 @@ func (w *fleetOfNodes) pass() Rollout {
 		if n.Began.IsZero() {
 			n.Began = w.now
 		}
-		followed := n.Updated && InWave(n.Turn, w.template)
+		followed := n.Updated && n.InWave(w.template)
+		if n.generation != n.Config.Generation {
+			n.generation, n.Changed = n.Config.Generation, w.now
+		}
 		if followed && !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
-			n.stable, w.proven = true, true
+			n.stable = true
+			w.proven = w.proven || InWave(n.Turn, w.template)
 		}
 		if !available {
 			n.since = time.Time{}

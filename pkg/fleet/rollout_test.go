@@ -25,7 +25,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
-// (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it),
+// (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it), "changed=SECONDS" (its NodeConfig),
 // "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
@@ -67,6 +67,8 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			m.Config.Status.Sessions = append(make([]v1alpha1.SessionStatus, 1), slices.Repeat([]v1alpha1.SessionStatus{{Up: true}}, number(value))...)
 		case "began":
 			m.Began = ago(value)
+		case "changed":
+			m.Changed = ago(value)
 		case "made":
 			m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = value
 		case "lacked":
@@ -239,9 +241,28 @@ func TestNextWave(t *testing.T) {
 		{name: "though the deadline is not over", members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "the one before had stopped", stopped: 3, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: 8 * time.Second},
 		{name: "with another generation", stopped: 2, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
-		{name: "and the node is repaired", stopped: 3, members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: progressing, again: 8 * time.Second},
+		{name: "and the node is repaired", stopped: 3, members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 8 * time.Second},
 		{name: "and the deadline is not over", stopped: 3, members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "it cannot say yet that nothing was proven", members: []string{"updated turn=3@500 as=Broken began=2 Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 8 * time.Second},
+
+		// Other fields of the template change.
+		{name: "it stays stopped", stopped: 2, members: []string{"updated turn=2@121 Ready=False", "", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1},
+		{name: "where a node has lost its sessions", stopped: 2, members: []string{"updated turn=2@121 had=2 sessions=0", "", ""}, reason: stopped, message: "n0: SessionsUp is Unknown: the node had 2 sessions", again: -1},
+		{name: "or one that was not available has", stopped: 2, members: []string{"updated turn=2@121 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", "", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "not where one remains as it was", stopped: 2, members: []string{"updated turn=2@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "it waits for a node that has just followed", members: []string{"updated turn=2@20 Ready=False", "", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
+		{name: "it goes on where it has not stopped", members: []string{"updated turn=2@121", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "not if the roll-out of that generation was complete", complete: 100, members: []string{"updated turn=2@121 Ready=False", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "nor if the node broke later", members: []string{"updated turn=2@500 Ready=False up=490-5", "", ""}, next: "n1", reason: progressing, again: -1},
+
+		// What follows late, or changes later.
+		{name: "it has the stable time", members: []string{"updated turn=3@500 changed=4 lag", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 6 * time.Second},
+		{name: "and no more", members: []string{"updated turn=3@500 changed=10 lag", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
+		{name: "not before it has followed", members: []string{"turn=3@500 changed=4", "updated"}, reason: stopped, message: "n0 has not followed", again: -1},
+
+		// What comes and goes.
+		{name: "it is not repaired yet", stopped: 3, members: []string{"updated turn=3@121 up=3-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 7 * time.Second},
+		{name: "it is", stopped: 3, members: []string{"updated turn=3@121 up=10-0", ""}, next: "n1", reason: progressing, again: -1},
 
 		// What was not available loses what it had.
 		{name: "its last session", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", ""}, reason: stopped, message: "n0: SessionsUp is False: why", again: -1},
