@@ -46,6 +46,7 @@ type member struct {
 	began   began
 	changed changed
 	seen    fleet.Availability
+	kept    fleet.Availability
 	refused refusal
 }
 
@@ -151,10 +152,11 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 		templates[i] = &latest
 	}
 	maps.DeleteFunc(r.reports, func(uid types.UID, _ *reported) bool { return !there[uid] })
-	of := r.observe(templates, seen, now)
+	of, following := r.observe(templates, seen, now)
 	again = -1
 	stopped := int64(0)
 	for _, t := range templates {
+		t.Status.FailedNodes = stillFailed(t.Status.FailedNodes, t.Name, following)
 		rollout := fleet.Next(t, of[t.Name], now)
 		if rollout.Reason == fleet.RolloutStopped {
 			stopped++
@@ -182,13 +184,14 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 
 // observe looks at all NodeConfigs, and returns those that templates make, by template,
 // without those of nodes of which nothing is heard. A node that has the turn counts whether it
-// is heard or not: the change may have cut it off.
-func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now time.Time) map[string][]fleet.Member {
+// is heard or not: the change may have cut it off. following has the template of each node that is
+// there, "" if it has none.
+func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now time.Time) (of map[string][]fleet.Member, following map[string]string) {
 	byName := map[string]*v1alpha1.NodeConfigTemplate{}
 	for _, t := range all {
 		byName[t.Name] = t
 	}
-	of := map[string][]fleet.Member{}
+	of, following = map[string][]fleet.Member{}, map[string]string{}
 	there := map[types.UID]bool{}
 	for _, nc := range r.world.configs.List() {
 		there[nc.UID] = true
@@ -208,6 +211,7 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 				m.template = v.Template.Name
 			}
 		}
+		following[nc.Name] = m.template
 		t := byName[m.template]
 		if t == nil {
 			continue
@@ -222,14 +226,26 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Changed: m.changed.at, Refused: m.refused.why, Retry: m.refused.again}
 		_, _, is.Dead = silence(node)
 		m.seen.See(is.Available(t), nc.Generation, now)
-		is.Seen = m.seen
+		m.kept.See(!is.Worse(t), nc.Generation, now)
+		is.Seen, is.Kept = m.seen, m.kept
 		if is.Dead && !is.InWave(t) {
 			continue
 		}
 		of[t.Name] = append(of[t.Name], is)
 	}
 	maps.DeleteFunc(r.members, func(uid types.UID, _ *member) bool { return !there[uid] })
-	return of
+	return of, following
+}
+
+// stillFailed are the nodes that stop waves of the template, without those that somebody has taken
+// out of it. following has the template of each node that is there, "" if it has none. What became of one that is gone is not known.
+func stillFailed(failed []string, template string, following map[string]string) (names []string) {
+	for _, name := range failed {
+		if now, known := following[name]; !known || now == template {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // giveTurns returns how many nodes have got their turn.
@@ -300,6 +316,7 @@ func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, r
 	same := was != nil && was.Reason == reason && was.ObservedGeneration == t.Generation
 	status := *t.Status.DeepCopy()
 	status.ObservedGeneration, status.Nodes, status.UpdatedNodes = t.Generation, int32(rollout.Nodes), int32(rollout.Updated)
+	status.FailedNodes = rollout.Failed
 	if rollout.Completed != nil {
 		status.LastCompleteTime = rollout.Completed
 	}

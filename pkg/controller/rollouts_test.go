@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,14 @@ func newRollouts(t *testing.T) (*rollouts, *patches) {
 	}, server
 }
 
+// A node that is gone has failed still, one that somebody has taken out of the template has not.
+func TestStillFailed(t *testing.T) {
+	following := map[string]string{"there": "all", "moved": "other", "by-hand": ""}
+	if got := stillFailed([]string{"by-hand", "gone", "moved", "there"}, "all", following); !slices.Equal(got, []string{"gone", "there"}) {
+		t.Errorf("%v", got)
+	}
+}
+
 // A wave's begin and end are written at once, what changes in between once a minute.
 func TestReportsArePaced(t *testing.T) {
 	r, server := newRollouts(t)
@@ -110,7 +119,7 @@ func TestReportsArePaced(t *testing.T) {
 		{11, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0"}, false, nil, 1, -1},
 		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 0, 59 * time.Second},
 		{13, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "waits"}, false, nil, 0, 58 * time.Second},
-		{71, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 1, -1},
+		{71, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1", Failed: []string{"n0", "n1"}}, false, nil, 1, -1},
 		{72, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutComplete, Message: "all", Completed: &done}, false, nil, 1, -1},
 		{73, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, nil, 0, 59 * time.Second},
 		{74, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, func() { tmpl.Generation++ }, 1, -1},
@@ -126,7 +135,7 @@ func TestReportsArePaced(t *testing.T) {
 		if writes := server.n - before; err != nil || writes != step.writes || wait != step.wait {
 			t.Errorf("after %d s: %d writes, %s, %v: want %d, %s", step.at, writes, wait, err, step.writes, step.wait)
 		}
-		if got := server.last.Status; step.writes > 0 && (got.Conditions[0].Message != step.rollout.Message || got.ObservedGeneration != tmpl.Generation || got.Nodes != int32(step.rollout.Nodes)) {
+		if got := server.last.Status; step.writes > 0 && (got.Conditions[0].Message != step.rollout.Message || got.ObservedGeneration != tmpl.Generation || !slices.Equal(got.FailedNodes, step.rollout.Failed) || got.Nodes != int32(step.rollout.Nodes)) {
 			t.Errorf("after %d s: %+v", step.at, got)
 		}
 	}

@@ -97,6 +97,9 @@ type Member struct {
 	Dead bool
 	// Seen is what the caller has seen of the node's availability.
 	Seen Availability
+	// Kept is what the caller has seen of a node that was not available at its turn and keeps
+	// what it had then.
+	Kept Availability
 	// Refused is why the API server did not take a turn of the node; empty: it did, or nobody
 	// has tried. Before Retry it is not worth another attempt.
 	Refused string
@@ -145,6 +148,9 @@ type Rollout struct {
 	// Next are the nodes whose turn it is now, Withdrawn those whose turn ends now, unless they
 	// have followed meanwhile.
 	Next, Withdrawn []Turn
+
+	// Failed are the first of the nodes that have followed and have stopped the waves.
+	Failed []string
 
 	Reason RolloutReason
 	// Message for the operator.
@@ -204,7 +210,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			wave = append(wave, m)
 			proven = proven || ro.passes(m)
 		case m.Updated:
-			if m.carried(t) && !ro.passes(m) && (m.wasAvailable() || m.worse(t)) {
+			if m.carried(t) && !ro.passes(m) && (m.wasAvailable() || m.Worse(t)) {
 				wave = append(wave, m)
 			}
 		case follows(m.Config, t): // its own facts have changed, for which it needs no turn
@@ -221,7 +227,8 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		left := ro.left(m)
 		followed := m.followed(t)
 		up := followed && m.Available(t)
-		witness := m.wasAvailable() || followed && m.worse(t)
+		worse := followed && (m.Worse(t) || ro.recovers(m))
+		witness := m.wasAvailable() || worse
 		if !witness && proven && followed {
 			left -= ro.deadline - ro.stable
 		}
@@ -235,7 +242,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			left = max(left, m.Changed.Add(ro.stable).Sub(now))
 		}
 		switch {
-		case ro.passes(m), witness && followed && ro.brokeLater(m):
+		case ro.passes(m), witness && followed && ro.brokeLater(m), worse && ro.lostLater(m):
 			continue
 		case !followed && left <= 0 && (len(pending) > 0 || m.Dead) && !atOnce(t):
 			end := *m.Turn
@@ -258,8 +265,12 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		switch {
 		case !up && (left <= 0 || over):
 			late = append(late, m.fault(t))
+			if followed {
+				r.Failed = append(r.Failed, m.Config.Name)
+			}
 		case up && over && witness: // one that comes and goes is not repaired
 			late = append(late, fmt.Sprintf("%s has not been available for %s", m.Config.Name, ro.stable))
+			r.Failed = append(r.Failed, m.Config.Name)
 		}
 		if left > 0 {
 			r.again(left)
@@ -268,6 +279,15 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))
 		}
 	}
+	vanished, back := ro.vanished(members)
+	for _, m := range back {
+		r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))
+	}
+	for _, name := range vanished {
+		late, r.Failed = append(late, name+" is gone since it followed, which repairs nothing: change the template"), append(r.Failed, name)
+	}
+	slices.Sort(r.Failed)
+	r.Failed = r.Failed[:min(len(r.Failed), failedNodes)]
 	progress := fmt.Sprintf("generation %d: %d of %d nodes are updated", t.Generation, r.Updated, r.Nodes)
 	switch {
 	case len(late) > 0:
@@ -285,6 +305,8 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		r.Reason, r.Message = RolloutComplete, progress
 		r.Completed = completed(t, wave, now)
 		behind = append(behind, unhelped...)
+	case atOnce(t):
+		r.Message = progress + ", and the others need no turn"
 	default:
 		r.Next = ro.nextWave(pending, len(members), proven, len(unhelped))
 		r.Message = fmt.Sprintf("%s, and it is the turn of %d more", progress, len(r.Next))
@@ -319,6 +341,30 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	return r
 }
 
+// failedNodes is how many a template's status has: each write of it goes to all agents.
+const failedNodes = 10
+
+// vanished are the nodes that have stopped the waves of this generation and that are not there
+// any more, also those that are back without their turn, as they were deleted in between, and
+// have not been available for the stable time. back are those of them that are available.
+func (ro rollout) vanished(members []Member) (names []string, back []Member) {
+	if !ro.stopped {
+		return nil, nil
+	}
+	for _, name := range ro.template.Status.FailedNodes {
+		i := slices.IndexFunc(members, func(m Member) bool { return m.Config.Name == name })
+		switch {
+		case i < 0:
+		case members[i].InWave(ro.template) || !members[i].Updated || ro.passes(members[i]):
+			continue
+		case members[i].Available(ro.template):
+			back = append(back, members[i])
+		}
+		names = append(names, name)
+	}
+	return names, back
+}
+
 func (r *Rollout) again(after time.Duration) {
 	if r.Again < 0 || after < r.Again {
 		r.Again = after
@@ -351,7 +397,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 		return nil
 	}
 	size := 1
-	if proven || atOnce(t) {
+	if proven {
 		m := maxUnavailable(t)
 		if n, err := intstr.GetScaledValueFromIntOrPercent(&m, nodes, true); err == nil {
 			size = max(1, n)
@@ -386,7 +432,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 	})
 	first := rank(pending[0])
 	for _, m := range pending {
-		if !atOnce(t) && (len(next) == size || rank(m) != first) {
+		if len(next) == size || rank(m) != first {
 			return next
 		}
 		if m.Refused != "" && m.Retry.After(ro.now) {
@@ -398,6 +444,12 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 		}})
 	}
 	return next
+}
+
+// recovers says whether a node that was not available at its turn, and that has stopped the
+// waves as it lost what it had, has it again for less than the stable time.
+func (ro rollout) recovers(m Member) bool {
+	return ro.stopped && !m.wasAvailable() && slices.Contains(ro.template.Status.FailedNodes, m.Config.Name) && !m.Kept.lasted(ro.stable)
 }
 
 // state is how a node is found that is about to get its turn.
@@ -429,6 +481,11 @@ func (ro rollout) passes(m Member) bool {
 // is not the cause of what is wrong now.
 func (ro rollout) brokeLater(m Member) bool {
 	return !m.Available(ro.template) && m.Seen.generation == m.Config.Generation && m.Seen.lasted(ro.stable) && !m.Seen.Until.Before(m.began().Add(ro.deadline))
+}
+
+// lostLater says so of a node that was not available, and of what it had.
+func (ro rollout) lostLater(m Member) bool {
+	return m.Kept.generation == m.Config.Generation && m.Kept.lasted(ro.stable) && !m.Kept.Until.Before(m.began().Add(ro.deadline))
 }
 
 // left is how long the node of a wave has to become available.
@@ -481,10 +538,10 @@ func (m Member) wasAvailable() bool {
 	return m.Turn.NodeState == v1alpha1.NodeAvailable || m.Turn.NodeState == ""
 }
 
-// worse says whether a node that was not available when it got its turn has lost since what it
+// Worse says whether a node that was not available when it got its turn has lost since what it
 // had then: its last session, or a condition that was True.
-func (m Member) worse(t *v1alpha1.NodeConfigTemplate) bool {
-	if m.wasAvailable() || atOnce(t) {
+func (m Member) Worse(t *v1alpha1.NodeConfigTemplate) bool {
+	if m.Turn == nil || m.wasAvailable() || atOnce(t) {
 		return false
 	}
 	if m.Turn.SessionsUp > 0 && (m.Dead || m.lags() || sessionsUp(m.Config) == 0) {

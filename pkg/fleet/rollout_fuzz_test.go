@@ -140,7 +140,7 @@ func (w *fleetOfNodes) step(what, which byte) {
 		n.refuses = !n.refuses
 	case 3: // another instance of flock-controller
 		for _, n := range w.nodes {
-			n.Seen, n.Began, n.Refused = Availability{}, time.Time{}, ""
+			n.Seen, n.Kept, n.Began, n.Refused = Availability{}, Availability{}, time.Time{}, ""
 			n.generation = 0
 		}
 	case 4: // seldom: most changes should get somewhere
@@ -185,6 +185,7 @@ func (w *fleetOfNodes) pass() Rollout {
 	for _, n := range w.nodes {
 		available := n.Available(w.template)
 		n.Seen.See(available, n.Config.Generation, w.now)
+		n.Kept.See(!n.Worse(w.template), n.Config.Generation, w.now)
 		if n.Began.IsZero() {
 			n.Began = w.now
 		}
@@ -226,6 +227,7 @@ func (w *fleetOfNodes) pass() Rollout {
 	if r.Completed != nil {
 		w.template.Status.LastCompleteTime = r.Completed
 	}
+	w.template.Status.FailedNodes = r.Failed
 	w.template.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(r.Reason), ObservedGeneration: w.template.Generation}}
 	harmed, held, updated := 0, 0, 0
 	for _, n := range w.nodes {

@@ -25,7 +25,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // today), "from=UID" (of the template of which it was made, likewise), "lag" (its agent has not reported), "CONDITION=False",
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
-// (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it), "changed=SECONDS" (its NodeConfig),
+// (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it), "kept=FROM-UNTIL" (seen with what it had at its turn), "changed=SECONDS" (its NodeConfig),
 // "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
@@ -42,7 +42,7 @@ func rolloutMember(t *testing.T, name, words string) Member {
 	}
 	ago := func(s string) time.Time { return noon.Add(-time.Duration(number(s)) * time.Second) }
 	conditions := map[string]metav1.Condition{"Ready": {Type: "Ready", Status: metav1.ConditionTrue}}
-	up, spec := "", int64(7)
+	up, kept, spec := "", "", int64(7)
 	for _, w := range strings.Fields(words) {
 		key, value, _ := strings.Cut(w, "=")
 		switch key {
@@ -81,6 +81,8 @@ func rolloutMember(t *testing.T, name, words string) Member {
 			spec = 6
 		case "refused":
 			m.Refused, m.Retry = "the webhook says no", ago(value)
+		case "kept":
+			kept = value
 		case "up":
 			up = value
 		default:
@@ -95,6 +97,10 @@ func rolloutMember(t *testing.T, name, words string) Member {
 	if up == "" && available {
 		up = "60-0"
 	}
+	if from, until, ok := strings.Cut(kept, "-"); ok {
+		m.Kept.See(true, spec, ago(from))
+		m.Kept.See(!m.Worse(template(t, "all", everyNode)), 7, ago(until))
+	}
 	if from, until, ok := strings.Cut(up, "-"); ok {
 		m.Seen.See(true, spec, ago(from))
 		m.Seen.See(available, 7, ago(until))
@@ -108,6 +114,7 @@ func TestNextWave(t *testing.T) {
 		name     string
 		max      string // maxUnavailable; default 2
 		stopped  int64  // the generation of which the status says so
+		failed   string // nodes that have stopped it
 		complete int    // when the template was last, in seconds before noon; 0: never
 		members  []string
 		next     string // NODE, or NODE/STATE if that is not Available, or NODE/withdrawn
@@ -124,7 +131,7 @@ func TestNextWave(t *testing.T) {
 		{name: "the second wave", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: progressing, again: -1},
 		{name: "a percentage is rounded up", max: "34%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1 n2", reason: progressing, again: -1},
 		{name: "a small percentage", max: "1%", members: []string{"updated turn=3@20", "", "", ""}, next: "n1", reason: progressing, again: -1},
-		{name: "all at once", max: "100%", members: []string{"", "Ready=False", ""}, next: "n0 n2 n1/Unavailable", reason: progressing, again: -1},
+		{name: "all at once, without turns", max: "100%", members: []string{"", "Ready=False", "", "updated"}, reason: progressing, message: "1 of 4 nodes are updated, and the others need no turn", again: -1},
 		{name: "a wave waits for all", members: []string{"updated turn=3@30", "updated turn=3@15", "updated turn=3@15 Ready=False", ""}, reason: progressing, again: 105 * time.Second},
 		{name: "a wave fails", members: []string{"updated turn=3@230", "updated turn=3@121", "updated turn=3@121 SessionsUp=False", ""}, reason: stopped,
 			message: "1 of the last wave are not available 2m0s after it began: n2: SessionsUp is False: why: fix the template, or set it back to what it was, and these nodes follow first; or repair the nodes, and the next wave begins; or take a node out of the template: kubectl label nodeconfig NODE flock.fritzlab.net/template-", again: -1},
@@ -148,7 +155,7 @@ func TestNextWave(t *testing.T) {
 		{name: "the remedy begins where it broke", members: []string{"", "turn=2@50 Ready=False", "turn=2@50 Ready=False"}, next: "n1/Broken", reason: progressing, again: -1},
 		{name: "the others that it broke in waves", members: []string{"updated turn=3@20 as=Broken", "turn=2@50 Ready=False", "", "turn=2@50 Ready=False", "turn=2@121 lag"}, next: "n1/Broken n3/Broken", reason: progressing, again: -1},
 		{name: "and without those that it did not", members: []string{"updated turn=3@20 as=Broken", "", "turn=2@121 lag"}, next: "n2/Broken", reason: progressing, again: -1},
-		{name: "all that it broke and all others, if that is meant", max: "100%", members: []string{"turn=2@50 Ready=False", "", "turn=2@50 Ready=False"}, next: "n0/Broken n2/Broken n1", reason: progressing, again: -1},
+		{name: "all that it broke and all others, if that is meant", max: "100%", members: []string{"turn=2@50 Ready=False", "", "turn=2@50 Ready=False"}, reason: progressing, again: -1},
 		{name: "an agent that does not report after its turn", members: []string{"", "turn=2@121 lag"}, next: "n1/Broken", reason: progressing, again: -1},
 		{name: "one that may do so yet", members: []string{"turn=2@119 lag", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "one whose turn was of another template", members: []string{"turn=2@500 of=other lag", ""}, next: "n1", reason: progressing, again: -1},
@@ -264,6 +271,16 @@ func TestNextWave(t *testing.T) {
 		{name: "it is not repaired yet", stopped: 3, members: []string{"updated turn=3@121 up=3-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 7 * time.Second},
 		{name: "it is", stopped: 3, members: []string{"updated turn=3@121 up=10-0", ""}, next: "n1", reason: progressing, again: -1},
 
+		{name: "a session of one that was not available", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=3-0", ""}, reason: stopped, message: "n0: SessionsUp is False", again: -1},
+		{name: "it stays", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=10-0", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "it went long after the turn", members: []string{"updated turn=3@500 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False kept=490-5", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
+
+		// What has failed is deleted.
+		{name: "that repairs nothing", stopped: 3, failed: "n9", members: []string{"", ""}, reason: stopped, message: "n9 is gone since it followed, which repairs nothing: change the template", again: -1},
+		{name: "it is there again", stopped: 3, failed: "n0", members: []string{"updated up=3-0", ""}, reason: stopped, message: "n0 is gone", again: 7 * time.Second},
+		{name: "and available", stopped: 3, failed: "n0", members: []string{"updated up=10-0", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "the template has changed", stopped: 2, failed: "n9", members: []string{"", ""}, next: "n0", reason: progressing, again: -1},
+
 		// What was not available loses what it had.
 		{name: "its last session", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", ""}, reason: stopped, message: "n0: SessionsUp is False: why", again: -1},
 		{name: "and has time to have it again", members: []string{"updated turn=3@20 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 100 * time.Second},
@@ -296,6 +313,7 @@ func TestNextWave(t *testing.T) {
 			if tc.stopped != 0 {
 				nct.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(RolloutStopped), ObservedGeneration: tc.stopped}}
 			}
+			nct.Status.FailedNodes = strings.Fields(tc.failed)
 			if tc.complete != 0 {
 				last := metav1.NewTime(noon.Add(-time.Duration(tc.complete) * time.Second))
 				nct.Status.LastCompleteTime = &last

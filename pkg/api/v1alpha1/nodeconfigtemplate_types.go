@@ -140,6 +140,12 @@ type NodeConfigTemplateStatus struct {
 	// turns up to then are history.
 	// +optional
 	LastCompleteTime *metav1.Time `json:"lastCompleteTime,omitempty"`
+	// FailedNodes are the first of the nodes that have followed and have stopped the waves of
+	// observedGeneration. One that is deleted stops them still.
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=10
+	// +optional
+	FailedNodes []string `json:"failedNodes,omitempty"`
 	// Conditions: Progressing is True while waves go on (reason Progressing) and when all
 	// nodes are updated (Complete), and False when a wave has not followed or not become
 	// available in time, or the API server refuses all turns that are left (ProgressDeadlineExceeded); the message

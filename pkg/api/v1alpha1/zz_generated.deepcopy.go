@@ -764,6 +764,11 @@ func (in *NodeConfigTemplateStatus) DeepCopyInto(out *NodeConfigTemplateStatus) 
 		in, out := &in.LastCompleteTime, &out.LastCompleteTime
 		*out = (*in).DeepCopy()
 	}
+	if in.FailedNodes != nil {
+		in, out := &in.FailedNodes, &out.FailedNodes
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]v1.Condition, len(*in))
