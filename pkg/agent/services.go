@@ -358,18 +358,18 @@ func proxyHealth(ctx context.Context, client *http.Client, url string) string {
 }
 
 // followAPIServer finds out whether the API server answers. The watch of Services notices at
-// once if it does not, but not if its packets are dropped. So the agent asks it, while flock
-// translates to pods that kube-proxy may not know: two questions without answer count.
+// once if it does not, but not if its packets are dropped. So the agent asks it, while there
+// are pods of Services that kube-proxy may not know: two questions without answer count.
 func (s *services) followAPIServer(ctx context.Context) error {
 	const every, patience, enough = 10 * time.Second, 5 * time.Second, 2
-	translates, changed := s.controller.Translates(), cell.Signal()
-	translates.Notify(changed)
+	matters, changed := s.controller.APIServerMatters(), cell.Signal()
+	matters.Notify(changed)
 	s.unwatched.Notify(changed)
 	silent := 0
 	var last time.Time
 	for {
 		var again <-chan time.Time
-		if !translates.Get() {
+		if !matters.Get() {
 			silent = 0
 		} else if wait := time.Until(last.Add(every)); wait > 0 {
 			again = time.After(wait)

@@ -60,14 +60,17 @@ func TestAnswers(t *testing.T) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write([]byte(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1"}}`))
 		}, true},
-		"forbidden":         {status(http.StatusForbidden), true},
-		"not found":         {status(http.StatusNotFound), true},
-		"too many requests": {status(http.StatusTooManyRequests), true},
-		"no etcd":           {status(http.StatusInternalServerError), false},
-		"of a proxy":        {status(http.StatusBadGateway), false},
-		"unavailable":       {status(http.StatusServiceUnavailable), false},
-		"silent":            {func(http.ResponseWriter, *http.Request) { <-silence.Done() }, false},
-		"gone":              {nil, false},
+		"forbidden": {status(http.StatusForbidden), true},
+		"not found": {status(http.StatusNotFound), true},
+		"too many requests": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}, true},
+		"no etcd":     {status(http.StatusInternalServerError), false},
+		"of a proxy":  {status(http.StatusBadGateway), false},
+		"unavailable": {status(http.StatusServiceUnavailable), false},
+		"silent":      {func(http.ResponseWriter, *http.Request) { <-silence.Done() }, false},
+		"gone":        {nil, false},
 	} {
 		s := httptest.NewServer(c.answer)
 		client, err := NewClient(&rest.Config{Host: s.URL})

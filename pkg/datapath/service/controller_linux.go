@@ -33,8 +33,8 @@ type Controller struct {
 	inbox *cell.Inbox[message]
 	flows *cell.Inbox[diversion]
 	// questions are what is to be asked of kube-proxy's rules.
-	questions  cell.Cell[[]proxy.Question]
-	translates cell.Cell[bool]
+	questions cell.Cell[[]proxy.Question]
+	matters   cell.Cell[bool]
 
 	// What follows is Run's alone.
 
@@ -71,9 +71,9 @@ func NewController(c Config) *Controller {
 // Send puts an event into the inbox. It never waits.
 func (c *Controller) Send(e Event) { c.inbox.Put(message{event: e, arrived: time.Now()}) }
 
-// Translates says whether flock translates to a pod that kube-proxy may not know. Then it
-// matters whether the API server answers ([Node]).
-func (c *Controller) Translates() cell.Reader[bool] { return &c.translates }
+// APIServerMatters says whether there is a pod that kube-proxy may not know, and that flock would
+// translate to. Then it matters whether the API server answers ([Node]).
+func (c *Controller) APIServerMatters() cell.Reader[bool] { return &c.matters }
 
 // Status is the Services' addresses on the node.
 type Status struct {
@@ -174,7 +174,7 @@ func (c *Controller) turn(ctx context.Context) {
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}
-	c.translates.Set(c.state.Translates())
+	c.matters.Set(c.state.Matters())
 	if c.state.Changed() {
 		c.cfg.OnStatus()
 	}

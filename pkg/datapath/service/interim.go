@@ -95,7 +95,11 @@ func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
 		s.notNew(p)
 	case is == pod.Ready && was != pod.Ready && !p.early:
 		p.until, p.doubt = now.Add(InterimTime), now.Add(doubtTime)
-		p.flapped = !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime
+		if !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime {
+			p.flaps++
+		} else {
+			p.flaps = 0
+		}
 		p.marks = map[proxy.Key]mark{}
 		for key, rule := range s.rules {
 			if p.isHere(rule) {
@@ -107,7 +111,7 @@ func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
 }
 
 func (s *State) notNew(p *podState) {
-	p.until, p.doubt, p.flapped, p.marks = time.Time{}, time.Time{}, false, nil
+	p.until, p.doubt, p.marks = time.Time{}, time.Time{}, nil
 	delete(s.new, p)
 }
 
@@ -138,20 +142,20 @@ func (s *State) isNew(uid pod.UID, key proxy.Key) (until time.Time, is bool) {
 // isStale says of kube-proxy's rule that leads to a pod that it may be about to go.
 func (s *State) isStale(uid pod.UID, key proxy.Key) bool {
 	p := s.pods[uid]
-	return p != nil && s.doubts(p, p.marks[key])
+	return p != nil && !s.node.Offline && s.doubts(p, p.marks[key]) // without API server it cannot go
 }
 
 // doubts says whether kube-proxy's rule may be there though kube-proxy does not know that the
 // pod is Ready: it was there before, or the pod has just been Ready before. Once it has gone
-// and come back, it is there because the pod is Ready. Without API server it cannot go.
+// and come back, it is there because the pod is Ready, if that was so once only.
 func (s *State) doubts(p *podState, m mark) bool {
-	return s.now.Before(p.doubt) && !s.node.Offline && !m.gone && (m.before || p.flapped)
+	return s.now.Before(p.doubt) && (m.before || p.flaps > 0) && (!m.gone || p.flaps > 1)
 }
 
 // learn takes in which rule kube-proxy has. Once it has one because the pod is Ready, it knows
 // better than this agent if the rule goes.
 func (s *State) learn(p *podState, key proxy.Key, rule proxy.Rule) {
-	if s.newUntil(p, key).IsZero() {
+	if s.mode == proxy.None || s.newUntil(p, key).IsZero() { // it may change its mode
 		return
 	}
 	here := p.isHere(rule)
@@ -285,6 +289,10 @@ func (s *State) setOffline(now time.Time, is bool) {
 	switch {
 	case is && !s.node.Offline:
 		s.offlineSince = now
+		if !s.wasOffline && len(s.left) > 0 { // perhaps since long before this run
+			s.offlineSince = now.Add(-outage)
+		}
+		s.wasOffline = true
 	case !is && s.node.Offline && now.Sub(s.offlineSince) >= outage:
 		s.renew(now.Add(afterOutage))
 	}
@@ -294,24 +302,28 @@ func (s *State) setOffline(now time.Time, is bool) {
 // for a longer time.
 const outage, afterOutage = 10 * time.Second, 2 * InterimTime
 
-// renew has what is new be so until then.
+// renew has what is new be so until then at least.
 func (s *State) renew(until time.Time) {
 	for p := range s.new {
-		p.until = until
-		s.touchNamespace(p.Namespace)
+		if p.until.Before(until) {
+			p.until = until
+			s.touchNamespace(p.Namespace)
+		}
 	}
 	if len(s.left) == 0 {
 		return
 	}
-	for target := range s.left {
-		s.left[target] = until
+	for target, end := range s.left {
+		if end.Before(until) {
+			s.left[target] = until
+		}
 	}
 	s.touchAll()
 }
 
 // tickInterim ends what has lasted long enough.
 func (s *State) tickInterim(now time.Time) {
-	for p := range s.new {
+	for _, p := range s.pods { // also those that are new by what an earlier run left
 		if !p.doubt.IsZero() && !now.Before(p.doubt) {
 			p.doubt = time.Time{}
 			s.touchNamespace(p.Namespace)
@@ -341,7 +353,7 @@ func (s *State) tickInterim(now time.Time) {
 // nextInterim is when tickInterim has something to do, or zero if never.
 func (s *State) nextInterim() time.Time {
 	next := s.nextEnd()
-	for p := range s.new {
+	for _, p := range s.pods {
 		next = earliest(next, p.doubt)
 	}
 	return next
@@ -355,11 +367,36 @@ func (s *State) nextEnd() (next time.Time) {
 	for _, end := range s.left {
 		next = earliest(next, end)
 	}
-	if s.node.Offline && !next.IsZero() {
-		next = next.Add(-InterimTime / 2)
+	if !s.node.Offline || next.IsZero() {
+		return next
 	}
-	return next
+	// In time, but not for an interruption.
+	ahead, long := next.Add(-InterimTime/2), s.offlineSince.Add(outage)
+	if ahead.Before(long) {
+		ahead = long
+	}
+	return earliest(next, ahead)
 }
 
-// Translates says whether flock translates, so that it matters what kube-proxy can know.
-func (s *State) Translates() bool { return len(s.translated) > 0 || len(s.left) > 0 }
+// Matters says whether it matters what kube-proxy can know: flock translates, or would if
+// another pod did not serve.
+func (s *State) Matters() bool {
+	if len(s.translated) > 0 || len(s.left) > 0 {
+		return true
+	}
+	for p := range s.new {
+		for _, svc := range s.byNamespace[p.Namespace] {
+			if !svc.selects(p.Namespace, p.Labels) {
+				continue
+			}
+			for addr, path := range svc.paths {
+				for _, port := range svc.Ports {
+					if svc.translatable(path.address) && !s.newUntil(p, svc.key(port, addr)).IsZero() {
+						return true
+					}
+				}
+			}
+		}
+	}
+	return false
+}

@@ -318,6 +318,8 @@ func TestInterimBridgesARuleThatGoes(t *testing.T) {
 	s.program(v4)
 	is("it has gone", interimOf(v4, podA4))
 	s.program(v4, podA4)
+	is("it has come back, after several flaps", interimOf(v4, podA4))
+	s.wait(doubtTime)
 	is("at last", nil)
 
 	// It has not heard for long that the pod was not Ready.
@@ -505,8 +507,138 @@ func TestInterimAndShortInterruptions(t *testing.T) {
 	s.wantInterim("before its end", interimOf(v4, podA4))
 	s.wait(InterimTime - 3*outage)
 	s.wantInterim("after it", nil)
-	if s.Translates() {
-		t.Error("there is nothing that flock translates")
+	if s.Matters() {
+		t.Error("the API server matters to nothing")
+	}
+	// One in the second half of its time, again and again, neither; and one takes no time away.
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wait(InterimTime - 10*time.Second)
+	for range 9 {
+		s.do(NodeChanged{Node{Known: true, Offline: true}})
+		s.wait(500 * time.Millisecond)
+		s.do(NodeChanged{Node{Known: true}})
+		s.wait(500 * time.Millisecond)
+	}
+	s.wantInterim("before its end again", interimOf(v4, podA4))
+	s.wait(time.Second)
+	s.wantInterim("after it again", nil)
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wait(outage)
+	s.do(NodeChanged{Node{Known: true}}) // two minutes from now
+	s.wait(time.Second)
+	s.do(report("b", pod.Ready, appWeb, podB4)) // one minute
+	s.wait(40 * time.Second)
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.wait(time.Second)
+	s.do(NodeChanged{Node{Known: true}})
+	s.wait(afterOutage - 43*time.Second)
+	s.wantInterim("a's two minutes", interimOf(v4, podA4))
+	s.wait(time.Second)
+	s.wantInterim("are over", nil)
+}
+
+// What an earlier run left is known after a while, if kube-proxy has it all the time, and then
+// kube-proxy knows better.
+func TestInterimOfEarlyPodsIsLearned(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(50*time.Second)))
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, report("a", pod.Ready, appWeb, podA4), PodsSynced{All: []pod.UID{"a"}})
+	s.program(v4, podA4)
+	s.wantInterim("at the start", interimOf(v4, podA4))
+	if next := s.Next(); next.After(s.now.Add(doubtTime)) {
+		t.Errorf("due at %v", next)
+	}
+	s.wait(doubtTime)
+	s.wantInterim("after a while", nil)
+	s.program(v4)
+	s.want("kube-proxy knows better", v4.String()+"/32 local")
+}
+
+// Nothing is learned of kube-proxy's rules while the API server does not answer for a moment,
+// or kube-proxy changes its mode, nor of its way through several flaps.
+func TestInterimLearnsNothingOf(t *testing.T) {
+	t.Parallel()
+	start := func() *script {
+		s := newScript(t, nil)
+		s.do(healthy...)
+		s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+		s.program(v4, podA4)
+		s.wait(InterimTime)
+		s.do(report("a", pod.NotReady, appWeb, podA4))
+		s.do(report("a", pod.Ready, appWeb, podA4))
+		s.log = nil
+		return s
+	}
+	s := start()
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.want("offline", v4.String()+"/32 announced")
+	s.do(NodeChanged{Node{Known: true}})
+	s.program(v4)
+	s.wantInterim("after an interruption", interimOf(v4, podA4))
+	s.wantLog()
+
+	s = start()
+	s.do(Looked{questions(plain(v4)), proxy.Look{}})
+	s.program(v4, podA4)
+	s.log = nil
+	s.program(v4)
+	s.wantInterim("after another mode", interimOf(v4, podA4))
+	s.wantLog()
+
+	s = start()
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.log = nil
+	s.program(v4)
+	s.program(v4, podA4)
+	s.program(v4)
+	s.wantInterim("within several flaps", interimOf(v4, podA4))
+	s.wantLog()
+}
+
+// A restart late in an outage is one in an outage.
+func TestInterimAfterARestartLateInAnOutage(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, map[netip.Prefix]Entry{hostPrefix(v4): {Announced: true, Local: true}})
+	s.State = NewState(s.kernel, interimOf(v4, podA4).until(s.now.Add(30*time.Second)))
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, report("a", pod.Ready, appWeb, podA4), PodsSynced{All: []pod.UID{"a"}})
+	s.program(v4)
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.wait(time.Second)
+	s.do(NodeChanged{Node{Known: true}})
+	s.wait(afterOutage - time.Second)
+	s.wantInterim("it has its time", interimOf(v4, podA4))
+	s.wantLog()
+}
+
+// Another pod that serves by kube-proxy's rule may cease to: the API server matters to a new pod.
+func TestMatters(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("b", pod.Ready, appWeb, podB4))
+	s.program(v4, podB4)
+	s.wait(InterimTime)
+	if s.Matters() {
+		t.Error("without a new pod")
+	}
+	s.do(report("x", pod.Ready, map[string]string{"app": "other"}, podA6))
+	if s.Matters() {
+		t.Error("to a pod of no Service")
+	}
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	if !s.Matters() {
+		t.Error("not to a new pod beside another")
+	}
+	s.program(v4, podA4, podB4)
+	if s.Matters() {
+		t.Error("to a pod that kube-proxy has")
 	}
 }
 

@@ -21,10 +21,11 @@ type podState struct {
 	why       string
 	// until is when it is not new any more; zero if it is not. doubt is when kube-proxy's rules
 	// for it may have been about to go at last. ceased is when it was Ready last, before it
-	// is; flapped: that was less than a minute before. early: it was there before all pods
-	// were known, and has not become Ready since.
+	// is; flaps is how often that was less than a minute before. early: it was there before
+	// all pods were known, and has not become Ready since.
 	until, doubt, ceased time.Time
-	flapped, early       bool
+	flaps                int
+	early                bool
 	marks                map[proxy.Key]mark
 	exits                map[string]bool // IDs of its containers that have ended
 }
@@ -72,7 +73,10 @@ func (p *podState) pod() Pod {
 func (s *State) report(now time.Time, r PodReport) {
 	p := s.pods[r.UID]
 	if p == nil {
-		p = &podState{readiness: pod.Unknown, early: !s.podsSynced, doubt: now.Add(doubtTime)}
+		p = &podState{readiness: pod.Unknown, early: !s.podsSynced}
+		if p.early {
+			p.doubt = now.Add(doubtTime)
+		}
 		s.pods[r.UID] = p
 	}
 	was := p.pod().Ready

@@ -49,6 +49,7 @@ type State struct {
 	now  time.Time // of the last Apply
 	// offlineSince is when the API server ceased to answer, if it does not.
 	offlineSince time.Time
+	wasOffline   bool
 	// translated are the paths with connections that flock translates.
 	translated map[*path]struct{}
 	cannot     bool                       // the kernel cannot translate
