@@ -457,7 +457,7 @@ func (ro rollout) state(m Member) v1alpha1.NodeState {
 	switch {
 	case m.Available(ro.template):
 		return v1alpha1.NodeAvailable
-	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable, past(m.Turn, ro.template), ro.brokeLater(m):
+	case m.Turn == nil, m.Turn.NodeState == v1alpha1.NodeUnavailable && !m.Worse(ro.template), past(m.Turn, ro.template), ro.brokeLater(m):
 		return v1alpha1.NodeUnavailable
 	case m.ignored(ro.template) && m.Turn.NodeState != v1alpha1.NodeBroken: // that turn is not the cause
 		return v1alpha1.NodeUnavailable
