@@ -198,12 +198,16 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
-	var late, unhelped, behind, own []string
+	var late, unhelped, behind, outdated []string
 	held := 0 // turns that were not followed
 	proven := false
 	for _, m := range members {
 		if m.Updated {
 			r.Updated++
+		}
+		own := !m.Updated && follows(m.Config, t) // facts have changed, for which it needs no turn
+		if own {
+			outdated = append(outdated, fmt.Sprintf("%s has not taken over what has changed of its Node: see the log of its agent", m.Config.Name))
 		}
 		switch {
 		case InWave(m.Turn, t):
@@ -213,9 +217,7 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			if m.carried(t) && !ro.passes(m) && (m.wasAvailable() || m.Worse(t)) {
 				wave = append(wave, m)
 			}
-		case follows(m.Config, t): // its own facts have changed, for which it needs no turn
-			own = append(own, fmt.Sprintf("%s has not taken over what has changed of its Node: see the log of its agent", m.Config.Name))
-		default:
+		case !own:
 			pending = append(pending, m)
 			if m.withdrawn(t) {
 				behind = append(behind, m.fault(t))
@@ -275,6 +277,9 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		if left > 0 {
 			r.again(left)
 		}
+		if worse && !m.Worse(t) {
+			r.again(max(0, m.Kept.Since.Add(ro.stable).Sub(now)))
+		}
 		if up {
 			r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))
 		}
@@ -296,10 +301,10 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			progress, len(late), ro.deadline, list(late), v1alpha1.TemplateLabel)
 	case waiting > 0:
 		r.Message = fmt.Sprintf("%s, and %d of the last wave must become available", progress, waiting)
-	case len(pending) == 0 && held+len(own) > 0:
-		r.Message = fmt.Sprintf("%s, and it waits for %d nodes whose agents do not answer", progress, held+len(own))
-		if len(own) > 0 {
-			r.Message += ": " + list(own)
+	case len(pending) == 0 && held+len(outdated) > 0:
+		r.Message = fmt.Sprintf("%s, and it waits for %d nodes whose agents do not answer", progress, held+len(outdated))
+		if len(outdated) > 0 {
+			r.Message += ": " + list(outdated)
 		}
 	case len(pending) == 0:
 		r.Reason, r.Message = RolloutComplete, progress

@@ -102,7 +102,7 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 	if n.idle {
 		return
 	}
-	if !n.Updated && InWave(n.Turn, w.template) {
+	if !n.Updated && (InWave(n.Turn, w.template) || follows(n.Config, w.template)) {
 		n.Config.Generation++
 		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
 		n.Updated, n.stable, n.since, n.cut = true, false, time.Time{}, w.cuts[w.template.Generation]
@@ -156,6 +156,8 @@ func (w *fleetOfNodes) step(what, which byte) {
 		w.pass()
 	case 11:
 		n.degraded = !n.degraded
+	case 12: // its own facts change
+		n.Updated = n.Updated && !follows(n.Config, w.template)
 	default:
 		w.act(n)
 	}
@@ -189,7 +191,7 @@ func (w *fleetOfNodes) pass() Rollout {
 		if n.Began.IsZero() {
 			n.Began = w.now
 		}
-		followed := n.Updated && n.InWave(w.template)
+		followed := n.followed(w.template) && n.InWave(w.template)
 		if n.generation != n.Config.Generation {
 			n.generation, n.Changed = n.Config.Generation, w.now
 		}
@@ -238,7 +240,7 @@ func (w *fleetOfNodes) pass() Rollout {
 		if inWave && n.Updated && n.cut && n.Turn.SessionsUp > 0 {
 			harmed++
 		}
-		if inWave && !n.Updated {
+		if inWave && !n.Updated && !follows(n.Config, w.template) {
 			held++
 		}
 		if n.Updated {

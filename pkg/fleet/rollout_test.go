@@ -235,6 +235,7 @@ func TestNextWave(t *testing.T) {
 		// When all have followed.
 		{name: "broken after all was done", complete: 4000, members: []string{"updated turn=3@5000 Ready=False", "updated turn=3@4000 Ready=False"}, reason: complete, message: "2 of 2", again: -1},
 		{name: "its own facts change", complete: 4000, members: []string{"turn=3@5000 made=3", "updated"}, reason: progressing, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer: n0 has not taken over what has changed of its Node", again: -1},
+		{name: "its own facts change in its turn", members: []string{"turn=3@20 made=3", "updated"}, reason: progressing, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer: n0 has not taken over", again: -1},
 		{name: "it follows what was complete no more", complete: 4000, members: []string{"turn=3@5000", "turn=3@5000", "updated turn=3@5000"}, next: "n0", reason: progressing, message: "1 of 3", again: -1},
 		{name: "its own facts change before", members: []string{"turn=3@5000 made=3", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
 		{name: "and it applies them", members: []string{"updated turn=3@5000 made=3 up=2-0", "updated turn=3@20", ""}, reason: progressing, again: 8 * time.Second},
@@ -274,7 +275,7 @@ func TestNextWave(t *testing.T) {
 		{name: "it is not repaired yet", stopped: 3, members: []string{"updated turn=3@121 up=3-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 7 * time.Second},
 		{name: "it is", stopped: 3, members: []string{"updated turn=3@121 up=10-0", ""}, next: "n1", reason: progressing, again: -1},
 
-		{name: "a session of one that was not available", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=3-0", ""}, reason: stopped, message: "n0: SessionsUp is False", again: -1},
+		{name: "a session of one that was not available", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=3-0", ""}, reason: stopped, message: "n0: SessionsUp is False", again: 7 * time.Second},
 		{name: "it stays", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=10-0", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "it went long after the turn", members: []string{"updated turn=3@500 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False kept=490-5", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
 
