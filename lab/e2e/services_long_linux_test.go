@@ -20,7 +20,7 @@ const (
 )
 
 func init() {
-	serviceOutages = append(serviceOutages, noPodsForAWhile, drained, serviceWithoutAPIServer, otherProxyMode, manyServices)
+	serviceOutages = append(serviceOutages, noPodsForAWhile, drained, serviceOutage, otherProxyMode, manyServices, serviceWithoutAPIServer)
 }
 
 // TestServices is the story of Services' addresses alone, with what takes minutes.
@@ -123,6 +123,9 @@ func serviceWithoutAPIServer(t *testing.T, clients *serviceClients) {
 	}
 	time.Sleep(70 * time.Second)
 	late.reached(t, "without API server for long")
+	clients.failed(t, "a long outage of the API server", began)
+	// What follows is not judged: kube-controller-manager may call all nodes NotReady, and
+	// their pods with them, whose Leases it has not seen for its grace period.
 	mustLab(t, "up")
 	eventually(t, 90*time.Second, func() error {
 		for i, name := range []string{"interim6", "interim4"} {
@@ -133,6 +136,16 @@ func serviceWithoutAPIServer(t *testing.T, clients *serviceClients) {
 		return nil
 	})
 	late.reached(t, "by kube-proxy")
+}
+
+// serviceOutage: the API server is away for less than the grace period of nodes.
+func serviceOutage(t *testing.T, clients *serviceClients) {
+	began := time.Now()
+	if killed := killOn(t, plan.ControlPlane, "kube-apiserver"); killed != 1 {
+		t.Errorf("%d API servers killed", killed)
+	}
+	time.Sleep(10 * time.Second)
+	mustLab(t, "up")
 	clients.failed(t, "an outage of the API server", began)
 }
 
