@@ -1,10 +1,22 @@
-// Package netaddr says what IP addresses are good for.
+// Package netaddr reads IP addresses, and says what they are good for.
 package netaddr
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 )
+
+// Held are the addresses of all interfaces, which net.InterfaceAddrs returns.
+func Held(addrs []net.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
 
 // UnroutableReason says what a is that cannot be routed to a pod, or "" if it can. It
 // reads after "is": "a multicast address".

@@ -18,6 +18,7 @@ import (
 	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/address/ipam"
 	"flock.fritzlab.net/flock/pkg/config"
@@ -267,7 +268,7 @@ func readUplinks(host *wiring.Host) (u uplinks, err error) {
 	if err != nil {
 		return u, err
 	}
-	u.onLink, u.held = routing.OnLink(links), routing.Held(links)
+	u.onLink, u.held = routing.OnLink(links), netaddr.Held(links)
 	u.mtu, u.mtuErr = host.UplinkMTU()
 	return u, nil
 }

@@ -127,14 +127,3 @@ func OnLink(addrs []net.Addr) []netip.Prefix {
 	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
 }
-
-// Held are the addresses of all interfaces, which net.InterfaceAddrs returns.
-func Held(addrs []net.Addr) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			out = append(out, p.Addr())
-		}
-	}
-	return out
-}

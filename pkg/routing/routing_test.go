@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/config"
 )
 
@@ -72,12 +73,12 @@ func TestPasswordIsNotPrinted(t *testing.T) {
 
 func TestHeld(t *testing.T) {
 	in := Intent{Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:0:1::11"), netip.MustParseAddr("2001:db8:0:1::12")}, OnLink: []netip.Prefix{netip.MustParsePrefix("2001:db8:0:1::/64")}}
-	in.Held = Held([]net.Addr{&net.IPNet{IP: net.ParseIP("2001:db8:0:1::12"), Mask: net.CIDRMask(64, 128)}})
+	in.Held = netaddr.Held([]net.Addr{&net.IPNet{IP: net.ParseIP("2001:db8:0:1::12"), Mask: net.CIDRMask(64, 128)}})
 	peer := config.BGPPeer{Addr: netip.MustParseAddr("2001:db8:0:1::1")}
 	if got := in.Source(peer); got != in.Addresses[1] {
 		t.Errorf("the session is from %v: want the address that the node has", got)
 	}
-	if in.Held = Held(nil); in.Source(peer) != in.Addresses[0] {
+	if in.Held = netaddr.Held(nil); in.Source(peer) != in.Addresses[0] {
 		t.Errorf("want the first InternalIP where nothing is known of the interfaces")
 	}
 }

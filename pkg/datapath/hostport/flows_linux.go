@@ -2,8 +2,9 @@ package hostport
 
 import (
 	"errors"
-	"net/netip"
+	"slices"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/internal/netns"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/netlink/conntrack"
@@ -24,29 +25,15 @@ func (p *Ports) forgetFlows(bindings ...Binding) error {
 		return nil
 	}
 	return netns.Do(p.netns, func() error {
-		local, err := localAddrs()
+		addrs, err := sys.InterfaceAddrs()
 		if err != nil {
 			return err
 		}
+		local := netaddr.Held(addrs)
 		var errs []error
 		for port := range ports {
-			errs = append(errs, conntrack.ForgetUDP(port, func(f conntrack.Flow) bool { return local[f.To.Addr()] }))
+			errs = append(errs, conntrack.ForgetUDP(port, func(f conntrack.Flow) bool { return slices.Contains(local, f.To.Addr()) }))
 		}
 		return errors.Join(errs...)
 	})
-}
-
-// localAddrs are the addresses of the calling thread's network namespace.
-func localAddrs() (map[netip.Addr]bool, error) {
-	addrs, err := sys.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	local := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			local[prefix.Addr().Unmap()] = true
-		}
-	}
-	return local, nil
 }

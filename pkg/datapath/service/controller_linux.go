@@ -174,7 +174,7 @@ func (c *Controller) turn(ctx context.Context) {
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}
-	c.matters.Set(c.state.Matters())
+	c.matters.Set(c.state.APIServerMatters())
 	if c.state.Changed() {
 		c.cfg.OnStatus()
 	}
@@ -215,7 +215,7 @@ func (c *Controller) forgetFlows(ctx context.Context) {
 		}
 		for _, d := range c.flows.Take() {
 			if err := c.cfg.Routes.ForgetFlows(ctx, d.targets, func(a netip.Addr) bool { return d.pods[a] }); err != nil {
-				c.cfg.Log.Warn("cannot make the kernel forget flows of UDP to Services: clients that send from one port may get no answer until it is idle", "error", err)
+				c.cfg.Log.Warn("cannot delete the conntrack entries of UDP flows to Services: clients that keep their source port may get no answer until the entries expire", "error", err)
 			}
 		}
 	}

@@ -378,9 +378,9 @@ func (s *State) nextEnd() (next time.Time) {
 	return earliest(next, ahead)
 }
 
-// Matters says whether it matters what kube-proxy can know: flock translates, or would if
-// another pod did not serve.
-func (s *State) Matters() bool {
+// APIServerMatters says whether it matters what kube-proxy can learn from the API server: flock
+// translates, or would if another pod did not serve.
+func (s *State) APIServerMatters() bool {
 	if len(s.translated) > 0 || len(s.left) > 0 {
 		return true
 	}

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/internal/netns"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/datapath"
@@ -273,23 +273,18 @@ func (f *fib) forgetFlows(ctx context.Context, targets []proxy.Target, isPod fun
 		byPort[t.Port][t.Addr] = true
 	}
 	return netns.Do(f.netns, func() error {
-		own, err := sys.InterfaceAddrs()
+		addrs, err := sys.InterfaceAddrs()
 		if err != nil {
 			return err
 		}
-		isOwn := func(a netip.Addr) bool {
-			return slices.ContainsFunc(own, func(o net.Addr) bool {
-				p, err := netip.ParsePrefix(o.String())
-				return err == nil && p.Addr().Unmap() == a
-			})
-		}
+		own := netaddr.Held(addrs)
 		var errs []error
-		for port, addrs := range byPort {
+		for port, vips := range byPort {
 			if ctx.Err() != nil {
 				return nil
 			}
 			errs = append(errs, conntrack.ForgetUDP(port, func(flow conntrack.Flow) bool {
-				return addrs[flow.To.Addr()] && !isPod(flow.Server.Addr()) && !isPod(flow.From.Addr()) && !isOwn(flow.From.Addr())
+				return vips[flow.To.Addr()] && !isPod(flow.Server.Addr()) && !isPod(flow.From.Addr()) && !slices.Contains(own, flow.From.Addr())
 			}))
 		}
 		return errors.Join(errs...)

@@ -507,7 +507,7 @@ func TestInterimAndShortInterruptions(t *testing.T) {
 	s.wantInterim("before its end", interimOf(v4, podA4))
 	s.wait(InterimTime - 3*outage)
 	s.wantInterim("after it", nil)
-	if s.Matters() {
+	if s.APIServerMatters() {
 		t.Error("the API server matters to nothing")
 	}
 	// One in the second half of its time, again and again, neither; and one takes no time away.
@@ -618,26 +618,26 @@ func TestInterimAfterARestartLateInAnOutage(t *testing.T) {
 }
 
 // Another pod that serves by kube-proxy's rule may cease to: the API server matters to a new pod.
-func TestMatters(t *testing.T) {
+func TestAPIServerMatters(t *testing.T) {
 	t.Parallel()
 	s := newScript(t, nil)
 	s.do(healthy...)
 	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("b", pod.Ready, appWeb, podB4))
 	s.program(v4, podB4)
 	s.wait(InterimTime)
-	if s.Matters() {
+	if s.APIServerMatters() {
 		t.Error("without a new pod")
 	}
 	s.do(report("x", pod.Ready, map[string]string{"app": "other"}, podA6))
-	if s.Matters() {
+	if s.APIServerMatters() {
 		t.Error("to a pod of no Service")
 	}
 	s.do(report("a", pod.Ready, appWeb, podA4))
-	if !s.Matters() {
+	if !s.APIServerMatters() {
 		t.Error("not to a new pod beside another")
 	}
 	s.program(v4, podA4, podB4)
-	if s.Matters() {
+	if s.APIServerMatters() {
 		t.Error("to a pod that kube-proxy has")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/internal/netaddr"
 	"flock.fritzlab.net/flock/pkg/routing"
 	"flock.fritzlab.net/flock/pkg/routing/routingtest"
 )
@@ -35,7 +36,7 @@ spec:
 `+bgp))
 	n.Inside(func() error {
 		addrs, err := net.InterfaceAddrs()
-		in.OnLink, in.Held = routing.OnLink(addrs), routing.Held(addrs)
+		in.OnLink, in.Held = routing.OnLink(addrs), netaddr.Held(addrs)
 		return err
 	})
 	return in
