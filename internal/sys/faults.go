@@ -41,7 +41,19 @@ var faults struct {
 	held             chan struct{} // closed to let go; nil: none is held
 	errno            syscall.Errno
 	short, cut       bool
-	trace            []string
+	trace            []traced
+}
+
+// traced is an effect or a call. What is printed of it is made when it is asked for.
+type traced struct {
+	kind           string
+	effects, calls int
+	op, what       string
+	pcs            [24]uintptr // from its caller on
+}
+
+func (t traced) String() string {
+	return fmt.Sprintf("%s %d/%d %s %s at %s", t.kind, t.effects, t.calls, t.op, t.what, site(t.pcs[:]))
 }
 
 // Enabled says whether calls can fail at will.
@@ -99,7 +111,10 @@ func command(line string) (answer []string, err error) {
 	words := append(strings.Fields(line), "", "", "")
 	switch words[0] {
 	case "trace":
-		return slices.Clone(f.trace), nil
+		for _, t := range f.trace {
+			answer = append(answer, t.String())
+		}
+		return answer, nil
 	case "held":
 		if f.held != nil {
 			return []string{"yes"}, nil
@@ -144,7 +159,9 @@ func at(isEffect bool, op, what string) error {
 	}
 	const most = 10000
 	if len(f.trace) < most {
-		f.trace = append(f.trace, fmt.Sprintf("%s %d/%d %s %s at %s", kind, f.effects, f.calls, op, what, site()))
+		t := traced{kind: kind, effects: f.effects, calls: f.calls, op: op, what: what}
+		runtime.Callers(2, t.pcs[:])
+		f.trace = append(f.trace, t)
 	}
 	if isEffect && f.effects == f.kill {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -168,10 +185,12 @@ func at(isEffect bool, op, what string) error {
 	return f.errno
 }
 
-// site is the function outside of this package that called it, and those that called that one.
-func site() string {
-	pcs := make([]uintptr, 24)
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
+// site is the function outside of this package that made a call, and those that called that one.
+func site(pcs []uintptr) string {
+	if end := slices.Index(pcs, 0); end >= 0 {
+		pcs = pcs[:end]
+	}
+	frames := runtime.CallersFrames(pcs)
 	var names []string
 	for {
 		frame, more := frames.Next()

@@ -3,17 +3,20 @@ package crash
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 var (
-	steps  = flag.Int("steps", 30, "of the random scripts of TestRandomScripts, in all")
-	script = flag.String("script", "", "file with the script that TestRandomScripts carries out, in place of random ones")
+	steps    = flag.Int("steps", 30, "of the random scripts of TestRandomScripts, in all")
+	stepsFor = flag.Duration("for", 0, "how long TestRandomScripts goes on, in place of -steps")
+	script   = flag.String("script", "", "file with the script that TestRandomScripts carries out, in place of random ones")
 )
 
 // A script is what runtime, operator and others do to a node, one step a line. A step that makes
@@ -39,26 +42,31 @@ var meddling = map[string]string{
 	"sysctls":  "sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
 }
 
-// randomScript makes a script that ends settled.
+// randomScript makes a script that ends settled. In one of four the agent is killed all the time;
+// in the others it lives for longer, and comes to do more.
 func randomScript(r *rand.Rand, n int) (script []step) {
+	kills := 3
+	if r.IntN(4) == 0 {
+		kills = 15
+	}
 	pod := func() string { return fmt.Sprint("pod-", r.IntN(5)) }
 	for range n {
 		var s step
 		switch k := r.IntN(100); {
-		case k < 35:
-			s = "add " + pod()
-		case k < 55:
-			s = "del " + pod()
-		case k < 60:
-			s = "end " + pod()
-		case k < 64:
-			s = "gc"
-		case k < 76:
+		case k < kills-kills/5:
 			s = fmt.Sprint("kill ", 1+r.IntN(16))
-		case k < 84:
-			s = fmt.Sprintf("fail %d %s", 1+r.IntN(40), errnos[r.IntN(len(errnos))])
-		case k < 87:
+		case k < kills:
 			s = "restart"
+		case k < 45:
+			s = "add " + pod()
+		case k < 72:
+			s = "del " + pod()
+		case k < 77:
+			s = "end " + pod()
+		case k < 82:
+			s = "gc"
+		case k < 90:
+			s = fmt.Sprintf("fail %d %s", 1+r.IntN(40), errnos[r.IntN(len(errnos))])
 		case k < 94:
 			names := []string{"routes", "tables", "links", "neighbor", "sysctls"}
 			s = "meddle " + names[r.IntN(len(names))]
@@ -71,8 +79,7 @@ func randomScript(r *rand.Rand, n int) (script []step) {
 }
 
 // carryOut does the steps of a script, and fails the test where the node is not what it must be.
-func carryOut(n *node, script []step) {
-	sandboxes := map[string]*pod{}
+func carryOut(n *node, sandboxes map[string]*pod, script []step) {
 	running := func() {
 		if !n.alive() {
 			n.start()
@@ -138,55 +145,137 @@ func carryOut(n *node, script []step) {
 			n.t.Fatalf("unknown step %q", s)
 		}
 	}
-	for _, p := range sandboxes {
-		n.must("DEL", func() error { return n.del(p) })
-	}
-	n.eventually("at the end", n.settled)
+}
+
+// A life is a node on which script follows script, as long as each leaves it what it must be. The
+// processors and the heap of its agents are drawn too: they order its goroutines another way.
+type life struct {
+	*node
+	t         *recorder
+	sandboxes map[string]*pod // those that the runtime has not deleted, by name
+	done      []step          // all of its scripts
+}
+
+func newLife(t testing.TB, r *rand.Rand) *life {
+	l := &life{t: &recorder{TB: t}, sandboxes: map[string]*pod{}}
+	l.t.try(func() {
+		l.node = newNode(l.t)
+		l.env = []string{fmt.Sprint("GOMAXPROCS=", 1+r.IntN(2)), "GOGC=400"}
+		l.start()
+	})
+	return l
+}
+
+// carriesOut does a script, and says whether the node is what it must be.
+func (l *life) carriesOut(script []step) bool {
+	l.done = append(l.done, script...)
+	l.t.try(func() { carryOut(l.node, l.sandboxes, script) })
+	return !l.t.failed
+}
+
+// ends deletes all pods, and says whether nothing is held then.
+func (l *life) ends() bool {
+	l.t.try(func() {
+		if !l.alive() {
+			l.start()
+		}
+		l.faults("reset")
+		for _, p := range l.sandboxes {
+			l.must("DEL", func() error { return l.del(p) })
+		}
+		clear(l.sandboxes)
+		l.eventually("at the end", l.settled)
+		l.nothingHeld()
+	})
+	return !l.t.failed
+}
+
+// fails carries a script out on a node of its own.
+func fails(t testing.TB, r *rand.Rand, script []step) bool {
+	l := newLife(t, r)
+	defer l.t.clean()
+	return !l.carriesOut(script) || !l.ends()
 }
 
 // TestRandomScripts carries out random scripts. The one that fails is printed, shortened to the
 // steps that it needs.
 func TestRandomScripts(t *testing.T) {
-	run := func(t testing.TB, script []step) (failed bool) {
-		r := &recorder{TB: t}
-		done := make(chan struct{})
-		go func() { // Fatalf ends it
-			defer close(done)
-			defer func() {
-				if e := recover(); e != nil && e != (ended{}) {
-					panic(e)
-				}
-			}()
-			n := newNode(r)
-			n.start()
-			carryOut(n, script)
-			n.nothingHeld()
-		}()
-		<-done
-		r.clean()
-		return r.failed
-	}
-	check := func(script []step) {
-		t.Helper()
-		if !run(t, script) {
-			return
-		}
-		t.Fatalf("this script fails; carry it out with -args -script FILE:\n%s", strings.Join(shorten(script, func(s []step) bool { return run(t, s) }), "\n"))
-	}
+	began, r := time.Now(), random(t)
 	if *script != "" {
 		content, err := os.ReadFile(*script)
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(strings.Split(strings.TrimSpace(string(content)), "\n"))
+		if fails(t, r, strings.Split(strings.TrimSpace(string(content)), "\n")) {
+			t.Fatal("this script fails")
+		}
 		return
 	}
-	r := random(t)
-	for done := 0; done < *steps; {
-		script := randomScript(r, min(60, *steps-done))
-		done += len(script)
-		check(script)
+	c := count{kinds: map[string]int{}}
+	enough := func() bool {
+		return c.steps >= *steps && *stepsFor == 0 || *stepsFor > 0 && time.Since(began) > *stepsFor
 	}
+	for said := began; !enough(); {
+		l := newLife(t, r)
+		for len(l.done) < longest && !l.t.failed && !enough() {
+			n := scriptSize
+			if *stepsFor == 0 {
+				n = min(n, *steps-c.steps)
+			}
+			script := randomScript(r, n)
+			if l.carriesOut(script) {
+				c.add(script)
+			}
+			if time.Since(said) > time.Minute {
+				said = time.Now()
+				t.Logf("%v: %v", time.Since(began).Round(time.Second), &c)
+			}
+		}
+		ok := !l.t.failed && l.ends()
+		l.t.clean()
+		c.starts, c.nodes = c.starts+l.starts, c.nodes+1
+		if ok {
+			continue
+		}
+		t.Logf("after %v: %v", time.Since(began).Round(time.Second), &c)
+		*patience = min(*patience, 10*time.Second) // it is there at once, or never
+		needed := l.done
+		if last := l.done[max(0, len(l.done)-scriptSize-1):]; fails(t, r, last) {
+			needed = last
+		} else if !fails(t, r, needed) {
+			t.Fatalf("these steps failed once, and not again:\n%s", strings.Join(needed, "\n"))
+		}
+		t.Fatalf("this script fails; carry it out with -args -script FILE:\n%s", strings.Join(shorten(needed, func(s []step) bool { return fails(t, r, s) }), "\n"))
+	}
+	t.Logf("%v: %v", time.Since(began).Round(time.Second), &c)
+}
+
+const (
+	scriptSize = 60
+	longest    = 20 * (scriptSize + 1) // steps of a life
+)
+
+// count is what was carried out, and ended as it must.
+type count struct {
+	steps, scripts, nodes, starts int
+	kinds                         map[string]int
+}
+
+func (c *count) add(script []step) {
+	c.scripts++
+	c.steps += len(script)
+	for _, s := range script {
+		kind, _, _ := strings.Cut(s, " ")
+		c.kinds[kind]++
+	}
+}
+
+func (c *count) String() string {
+	var kinds []string
+	for _, k := range slices.Sorted(maps.Keys(c.kinds)) {
+		kinds = append(kinds, fmt.Sprint(k, " ", c.kinds[k]))
+	}
+	return fmt.Sprintf("%d steps in %d scripts on %d nodes, %d starts of the agent: %s", c.steps, c.scripts, c.nodes, c.starts, strings.Join(kinds, ", "))
 }
 
 // shorten leaves steps out as long as the script still fails.
@@ -212,6 +301,28 @@ type recorder struct {
 }
 
 func (r *recorder) Helper() {}
+
+// try calls what Fatal ends.
+func (r *recorder) try(f func()) {
+	defer func() {
+		if e := recover(); e != nil && e != (ended{}) {
+			panic(e)
+		}
+	}()
+	if !r.failed {
+		f()
+	}
+}
+
+// TempDir is there until clean.
+func (r *recorder) TempDir() string {
+	dir, err := os.MkdirTemp("", "flock-crash-")
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
 
 func (r *recorder) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
 

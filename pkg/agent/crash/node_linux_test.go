@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flock.fritzlab.net/flock/internal/nettest"
+	"flock.fritzlab.net/flock/pkg/cni/plugin"
 	"flock.fritzlab.net/flock/pkg/datapath/wiring"
 )
 
@@ -51,7 +52,8 @@ func TestMain(m *testing.M) {
 
 // build makes the plugin and the agent.
 func build(dir string, flags ...string) error {
-	args := slices.Concat([]string{"build", "-tags", "faults", "-o", dir}, flags, []string{"flock.fritzlab.net/flock/cmd/flock", "flock.fritzlab.net/flock/cmd/flock-agent"})
+	const asShipped = "-ldflags=flock.fritzlab.net/flock/cmd/flock=-E " + plugin.Entry
+	args := slices.Concat([]string{"build", "-tags", "faults", asShipped, "-o", dir}, flags, []string{"flock.fritzlab.net/flock/cmd/flock", "flock.fritzlab.net/flock/cmd/flock-agent"})
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -66,13 +68,15 @@ const nodeConfig = `{"metadata":{"name":"node1","generation":3},"spec":{
 
 // node is a node in a namespace of its own, as its container runtime sees it.
 type node struct {
-	t     testing.TB
-	host  *nettest.NS
-	state string // the agent's directory, /run/flock
-	dir   string // what survives a reboot
-	agent *exec.Cmd
-	dead  chan struct{} // closed when the agent has ended
-	boots int
+	t      testing.TB
+	host   *nettest.NS
+	state  string // the agent's directory, /run/flock
+	dir    string // what survives a reboot
+	agent  *exec.Cmd
+	dead   chan struct{} // closed when the agent has ended
+	boots  int
+	env    []string // of the agent
+	starts int
 	// apart are addresses whose routes settled leaves to the test, and their nexthops.
 	apart []string
 	// pods are those that the runtime takes for attached, by container ID.
@@ -157,7 +161,8 @@ func (n *node) launch(arm string) {
 	cmd := exec.Command(filepath.Join(programs, "flock-agent"), "--node-name=node1", "--state-dir="+n.state,
 		"--kubeconfig="+n.kubeconfig(), "--exit-sources=none", "--pods-api=")
 	cmd.Stderr = log
-	cmd.Env = append(os.Environ(), "FLOCK_FAULTS="+filepath.Join(n.state, "faults.sock"), "FLOCK_FAULTS_ARM="+arm)
+	cmd.Env = slices.Concat(os.Environ(), n.env, []string{"FLOCK_FAULTS=" + filepath.Join(n.state, "faults.sock"), "FLOCK_FAULTS_ARM=" + arm})
+	n.starts++
 	n.host.Run(func() { err = cmd.Start() })
 	if err != nil {
 		n.t.Fatal(err)
@@ -175,9 +180,22 @@ func (n *node) start() {
 		if !n.alive() {
 			return fmt.Errorf("it has ended")
 		}
+		if err := n.listens(); err != nil { // cheaper than a process
+			return err
+		}
 		_, err := n.call("STATUS", nil, nil)
 		return err
 	})
+}
+
+// listens fails unless the agent takes calls. Then they wait until it serves pods.
+func (n *node) listens() error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(n.state, "cni.sock")})
 }
 
 func (n *node) alive() bool {
@@ -370,15 +388,18 @@ func (n *node) settled() error {
 		}
 		return nil
 	}
-	if err := only("links", n.host.IP("-o", "link"), true); err != nil {
+	has, err := n.kernel()
+	if err != nil {
 		return err
 	}
-	if err := only("neighbors", n.host.IP("neighbor", "show", "nud", "permanent"), true); err != nil {
+	if err := only("links", has.links, true); err != nil {
 		return err
 	}
-	routes := n.host.IP("-6", "route", "show", "proto", "85") + n.host.IP("-4", "route", "show", "proto", "85")
-	routes = strings.Join(slices.DeleteFunc(strings.SplitAfter(routes, "\n"), func(line string) bool {
-		return strings.HasPrefix(line, "\tnexthop ") || slices.ContainsFunc(n.apart, func(a string) bool { return strings.HasPrefix(line, a+" ") })
+	if err := only("neighbors", has.neighbors, true); err != nil {
+		return err
+	}
+	routes := strings.Join(slices.DeleteFunc(strings.SplitAfter(has.routes, "\n"), func(line string) bool {
+		return slices.ContainsFunc(n.apart, func(a string) bool { return strings.HasPrefix(line, a+" ") })
 	}), "")
 	if err := only("routes", routes, true); err != nil {
 		return err
@@ -403,13 +424,10 @@ func (n *node) settled() error {
 	if k := strings.Count(routes, "\n"); k != wantRoutes {
 		return fmt.Errorf("%d routes, want %d:\n%s", k, wantRoutes, routes)
 	}
-	if nexthops := n.host.IP("nexthop"); nexthops != "" && n.apart == nil {
-		return fmt.Errorf("nexthops: %s", nexthops)
+	if has.nexthops != "" && n.apart == nil {
+		return fmt.Errorf("nexthops: %s", has.nexthops)
 	}
-	tables, err := n.host.Try("nft", "list", "ruleset")
-	if err != nil {
-		return err
-	}
+	tables := has.tables
 	if err := only("tables", tables, true); err != nil {
 		return err
 	}

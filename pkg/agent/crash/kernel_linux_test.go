@@ -1,0 +1,239 @@
+package crash
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel is what the node's kernel says, as iproute2 would write it. Neither the agent's code nor
+// a process reads it: the one would share its mistakes, the other takes too long for a million
+// steps.
+type kernel struct {
+	links     string // names
+	neighbors string // names of the links that have permanent ones
+	routes    string // of flock's protocol in the main table
+	nexthops  string // IDs
+	tables    string // what has a link's name in nftables, and host ports as "tcp . 9000 : 10.1.0.2 . 80"
+}
+
+const protocol = 85
+
+func (n *node) kernel() (k kernel, err error) {
+	n.host.Run(func() {
+		if k, err = readKernel(); err == nil {
+			k.tables, err = readTables()
+		}
+	})
+	return k, err
+}
+
+func readKernel() (k kernel, err error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return k, err
+	}
+	defer unix.Close(fd)
+	// The kernel selects routes by what the question says.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return k, err
+	}
+	names := map[uint32]string{}
+	var links, neighbors, routes, nexthops strings.Builder
+	err = dump(fd, unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m []byte) {
+		name := strings.TrimRight(string(attributes(m[unix.SizeofIfInfomsg:])[unix.IFLA_IFNAME]), "\x00")
+		names[binary.NativeEndian.Uint32(m[4:])] = name
+		fmt.Fprintln(&links, name)
+	})
+	if err != nil {
+		return k, err
+	}
+	err = dump(fd, unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m []byte) {
+		if binary.NativeEndian.Uint16(m[8:])&unix.NUD_PERMANENT != 0 {
+			fmt.Fprintln(&neighbors, names[binary.NativeEndian.Uint32(m[4:])])
+		}
+	})
+	if err != nil {
+		return k, err
+	}
+	for _, family := range []byte{unix.AF_INET6, unix.AF_INET} {
+		err = dump(fd, unix.RTM_GETROUTE, []byte{family, 0, 0, 0, unix.RT_TABLE_MAIN, protocol, 0, 0, 0, 0, 0, 0}, func(m []byte) {
+			a := attributes(m[unix.SizeofRtMsg:])
+			addr, _ := netip.AddrFromSlice(a[unix.RTA_DST])
+			to := netip.PrefixFrom(addr, int(m[1])).String()
+			if int(m[1]) == addr.BitLen() {
+				to = addr.String()
+			}
+			fmt.Fprint(&routes, to, " ")
+			if oif := a[unix.RTA_OIF]; oif != nil {
+				fmt.Fprint(&routes, "dev ", names[binary.NativeEndian.Uint32(oif)], " ")
+			}
+			fmt.Fprintln(&routes, "type", m[7])
+		})
+		if err != nil {
+			return k, err
+		}
+	}
+	err = dump(fd, unix.RTM_GETNEXTHOP, make([]byte, unix.SizeofNhmsg), func(m []byte) {
+		fmt.Fprintln(&nexthops, binary.NativeEndian.Uint32(attributes(m[unix.SizeofNhmsg:])[unix.NHA_ID]))
+	})
+	return kernel{links: links.String(), neighbors: neighbors.String(), routes: routes.String(), nexthops: nexthops.String()}, err
+}
+
+var tcpPort = []byte{unix.IPPROTO_TCP, 0, 0, 0} // and the port, padded to four bytes
+
+// readTables reads rules and elements of sets.
+func readTables() (string, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	const nftables = unix.NFNL_SUBSYS_NFTABLES << 8
+	header := func(family byte) []byte { return []byte{family, 0, 0, 0} } // struct nfgenmsg
+	var out strings.Builder
+	names := func(b []byte) {
+		for _, name := range linkName.FindAll(b, -1) {
+			fmt.Fprintf(&out, "%s\n", name)
+		}
+	}
+	if err := dump(fd, nftables|unix.NFT_MSG_GETRULE, header(unix.AF_UNSPEC), names); err != nil {
+		return "", err
+	}
+	type set struct {
+		family      byte
+		table, name []byte
+	}
+	var sets []set
+	err = dump(fd, nftables|unix.NFT_MSG_GETSET, header(unix.AF_UNSPEC), func(m []byte) {
+		a := attributes(m[4:])
+		sets = append(sets, set{m[0], slices.Clone(a[unix.NFTA_SET_TABLE]), slices.Clone(a[unix.NFTA_SET_NAME])})
+	})
+	if err != nil {
+		return "", err
+	}
+	for _, s := range sets {
+		question := attribute(attribute(header(s.family), unix.NFTA_SET_ELEM_LIST_TABLE, s.table), unix.NFTA_SET_ELEM_LIST_SET, s.name)
+		err := dump(fd, nftables|unix.NFT_MSG_GETSETELEM, question, func(m []byte) {
+			names(m)
+			for list := attributes(m[4:])[unix.NFTA_SET_ELEM_LIST_ELEMENTS]; len(list) >= 4; {
+				size := int(binary.NativeEndian.Uint16(list))
+				element := attributes(list[4:size])
+				list = list[min((size+3)&^3, len(list)):]
+				key := attributes(element[unix.NFTA_SET_ELEM_KEY])[unix.NFTA_DATA_VALUE]
+				to := attributes(element[unix.NFTA_SET_ELEM_DATA])[unix.NFTA_DATA_VALUE]
+				addr, ok := netip.AddrFromSlice(to[:max(0, len(to)-4)])
+				if bytes.HasPrefix(key, tcpPort) && len(key) == 8 && ok {
+					fmt.Fprintf(&out, "tcp . %d : %v . %d\n", binary.BigEndian.Uint16(key[4:]), addr, binary.BigEndian.Uint16(to[len(to)-4:]))
+				}
+			}
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return out.String(), nil
+}
+
+func attribute(b []byte, typ uint16, value []byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
+	b = append(binary.NativeEndian.AppendUint16(b, typ), value...)
+	return append(b, make([]byte, -len(b)&3)...)
+}
+
+// dump asks for all of a kind. What changed meanwhile makes it an error.
+func dump(fd int, typ uint16, question []byte, each func(message []byte)) error {
+	b := make([]byte, 16, 16+len(question))
+	binary.NativeEndian.PutUint32(b, uint32(16+len(question)))
+	binary.NativeEndian.PutUint16(b[4:], typ)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	if err := unix.Sendto(fd, append(b, question...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	interrupted := false
+	for in := make([]byte, 1<<16); ; {
+		n, _, err := unix.Recvfrom(fd, in, 0)
+		if err != nil {
+			return err
+		}
+		for left := in[:n]; len(left) >= 16; {
+			size, is, flags := binary.NativeEndian.Uint32(left), binary.NativeEndian.Uint16(left[4:]), binary.NativeEndian.Uint16(left[6:])
+			interrupted = interrupted || flags&unix.NLM_F_DUMP_INTR != 0
+			switch is {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				if errno := int32(binary.NativeEndian.Uint32(left[16:])); errno != 0 {
+					return fmt.Errorf("dump %d: %w", typ, unix.Errno(-errno))
+				}
+				if interrupted {
+					return errors.New("the kernel changed amid a dump")
+				}
+				return nil
+			}
+			each(left[16:size])
+			left = left[min(int(size+3)&^3, len(left)):]
+		}
+	}
+}
+
+// attributes are those of a message, by type.
+func attributes(b []byte) map[uint16][]byte {
+	all := map[uint16][]byte{}
+	for len(b) >= 4 {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < 4 || size > len(b) {
+			break
+		}
+		all[binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER)] = b[4:size]
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return all
+}
+
+// TestKernel holds what is read against iproute2.
+func TestKernel(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.start()
+	bystand(n)
+	n.kill() // it would take away what is not its own
+	n.host.IP("-6", "nexthop", "add", "id", "7", "dev", "uplink")
+	n.host.IP("-6", "route", "add", "2001:db8:7::/64", "nhid", "7", "proto", "85")
+	n.host.IP("-6", "route", "add", "2001:db8:8::/64", "dev", "uplink", "proto", "86")
+	n.host.IP("neighbor", "add", "192.0.2.7", "lladdr", "02:00:00:00:00:07", "dev", "uplink")
+	k, err := n.kernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ what, command, word, got string }{
+		{"links", "ip -o link", `(?m)^\d+: ([^:@]+)`, k.links},
+		{"neighbors", "ip neighbor show nud permanent", `dev (\S+)`, k.neighbors},
+		{"routes", "ip -6 -o route show proto 85; ip -4 -o route show proto 85", `(?m)^(?:unreachable )?([0-9]\S+)`, firstWords(k.routes)},
+		{"links of routes", "ip -6 -o route show proto 85; ip -4 -o route show proto 85", `dev (\S+)`, strings.Join(regexp.MustCompile(`dev \S+`).FindAllString(k.routes, -1), "\n")},
+		{"nexthops", "ip -o nexthop", `id (\d+)`, k.nexthops},
+		{"names in tables", "nft list ruleset", `(flock[0-9a-f]{8})`, strings.Join(linkName.FindAllString(k.tables, -1), "\n")},
+		{"host ports", "nft list ruleset", `(tcp \. \d+ : \S+ \. 80)`, strings.Join(regexp.MustCompile("tcp.*").FindAllString(k.tables, -1), "\n")},
+	} {
+		var want []string
+		for _, found := range regexp.MustCompile(c.word).FindAllStringSubmatch(n.host.Exec("sh", "-c", c.command), -1) {
+			want = append(want, found[1])
+		}
+		got := strings.Split(strings.ReplaceAll(strings.TrimSpace(c.got), "dev ", ""), "\n")
+		slices.Sort(got)
+		slices.Sort(want)
+		if len(want) == 0 || !slices.Equal(got, want) {
+			t.Errorf("%s:\n%q, want\n%q", c.what, got, want)
+		}
+	}
+}
+
+func firstWords(lines string) string {
+	return regexp.MustCompile(`(?m) .*`).ReplaceAllString(lines, "")
+}
