@@ -95,12 +95,12 @@ test-sources: bin/lab ## Test the sources of pods and of exits against one contr
 .PHONY: test-crash
 test-crash: packages bin/lab ## Kill the agent at each step and fail each of its system calls, with all outcomes (root)
 	go test ./pkg/agent/crash -count=1 -timeout 120m -v -run 'TestKill|TestFail|TestFullDisk|TestPlanted' -args -full -planted -seed 0
-	cd lab && $(LAB_TURN) go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
+	cd lab && go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
 
 .PHONY: soak
 soak: packages bin/lab ## Attach and detach SOAK_PODS pods (100,000) amid kills and changes; plot in out/soak.svg (root)
 	mkdir -p out
-	cd lab && SOAK_PODS=$${SOAK_PODS:-100000} SOAK_OUT=$(CURDIR)/out/soak.svg $(LAB_TURN) go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
+	cd lab && SOAK_PODS=$${SOAK_PODS:-100000} SOAK_OUT=$(CURDIR)/out/soak.svg go test -tags cluster,crash -count=1 -timeout 300m -v -run TestCrash ./e2e
 
 .PHONY: test-anycast
 test-anycast: bin/lab ## Run the cluster test of anycast with the outages that take minutes (root)

@@ -99,7 +99,7 @@ func newWorld(t *testing.T) *world {
 			"as-user-extra":{"authentication.kubernetes.io/node-name":["node1"]}}}]}`)
 	w.put("/api/v1/nodes/node1", `{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1"}}`)
 	w.put(shopPath, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`)
-	for name, spec := range map[string]string{"anycast": `"cidrs":["2001:db8:53::/64"],"uses":["anycast"]`, "static": `"cidrs":["2001:db8:200::/64"],"uses":["static"]`} {
+	for name, spec := range map[string]string{"anycast": `"cidrs":["2001:db8:53::/64"],"uses":["anycast"]`, "static": `"cidrs":["2001:db8:200::/64"],"uses":["static"],"quarantineSeconds":0`} {
 		w.put(poolsPath+name, fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"AddressPool","metadata":{"name":"%s"},"spec":{"namespaceSelector":{},%s}}`, name, spec))
 	}
 	w.put("/apis/flock.fritzlab.net/v1alpha1/addresspools/service", `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"AddressPool","metadata":{"name":"service"},
@@ -243,7 +243,7 @@ var changes = []change{
 		if err != nil {
 			return err
 		}
-		return want(strings.Contains(string(raw), `"address":"`+claimedAddr+`"`), on, "claim")
+		return want(strings.Contains(string(raw), `"address":"`+claimedAddr+`"`), on, "claim "+string(raw))
 	}},
 	{"Service", func(w *world, on bool) {
 		w.put(shopPath+"/services/web/status", fmt.Sprintf(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"status":{"loadBalancer":{"ingress":[{"ip":"%s","ipMode":"VIP"}]}}}`, serviceAddr))

@@ -78,7 +78,7 @@ func TestSoak(t *testing.T) {
 // soakOn attaches and detaches pods, with a change before each hundredth.
 func soakOn(t *testing.T, n *node, settled func() error, change func(*rand.Rand)) {
 	r := random(t)
-	const namespaces = 8
+	const namespaces = 64 // a pod's link is deleted some time after DEL, and the next one needs its name
 	var sandboxes []*pod
 	for range namespaces {
 		sandboxes = append(sandboxes, n.sandbox("", 0))
