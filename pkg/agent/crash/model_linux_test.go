@@ -6,9 +6,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -212,8 +214,11 @@ func TestRandomScripts(t *testing.T) {
 		return
 	}
 	c := count{kinds: map[string]int{}}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(stop)
 	enough := func() bool {
-		return c.steps >= *steps && *stepsFor == 0 || *stepsFor > 0 && time.Since(began) > *stepsFor
+		return len(stop) > 0 || c.steps >= *steps && *stepsFor == 0 || *stepsFor > 0 && time.Since(began) > *stepsFor
 	}
 	for said := began; !enough(); {
 		l := newLife(t, r)
