@@ -4,132 +4,49 @@ package crash
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
-	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
+	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/kube/kubetest"
 )
 
-// world is a node with an API server, BIRD, and pods of Kubernetes'.
-type world struct {
-	*node
-	server *kubetest.Server
-	admin  rest.Interface
-
-	any, claimed, victim *pod
-	going                []*pod // claimed ones of which DEL was not answered yet
-	made                 int
-	claims               bool         // the claimed pod is there
-	denied, sometimes    atomic.Int64 // datagrams that the victim got at each port
-	wanted               map[string]bool
+// realServer is a kube-apiserver.
+type realServer struct {
+	rest.Interface
+	config *rest.Config
 }
 
-const (
-	configsPath  = "/apis/flock.fritzlab.net/v1alpha1/nodeconfigs/node1"
-	poolsPath    = "/apis/flock.fritzlab.net/v1alpha1/addresspools/"
-	claimsPath   = "/apis/flock.fritzlab.net/v1alpha1/addressclaims"
-	shopPath     = "/api/v1/namespaces/shop"
-	policiesPath = "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies/victim"
-
-	anycastAddr = "2001:db8:53::53"
-	claimedAddr = "2001:db8:200::7"
-	serviceAddr = "2001:db8:113::7"
-
-	// Of the victim: one that no policy ever allows, and one that the policy allows sometimes.
-	deniedPort, sometimesPort = 5301, 5302
-)
-
-// put makes an object what is said, by server-side apply.
-func (w *world) put(path, object string) {
-	w.t.Helper()
-	_, err := w.admin.Patch(types.ApplyPatchType).AbsPath(path).Param("fieldManager", "test").Param("force", "true").Body([]byte(object)).DoRaw(context.Background())
-	if err != nil {
-		w.t.Fatalf("%s: %v", path, err)
-	}
+func (s realServer) put(path, object string) error {
+	return s.Patch(types.ApplyPatchType).AbsPath(path).Param("fieldManager", "test").Param("force", "true").Body([]byte(object)).Do(context.Background()).Error()
 }
 
-// named makes a pod at the API server, with an annotation if there is one.
-func (w *world) named(name, annotation, value string) *pod {
-	w.t.Helper()
-	annotations := ""
-	if annotation != "" {
-		annotations = fmt.Sprintf(`"annotations":{"flock.fritzlab.net/%s":"%s"},`, annotation, value)
-	}
-	w.put(shopPath+"/pods/"+name, fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{%s"name":"%[2]s","labels":{"app":"%[2]s"}},
-		"spec":{"nodeName":"node1","automountServiceAccountToken":false,"containers":[{"name":"c","image":"none"}]}}`, annotations, name))
-	var object struct{ Metadata struct{ UID string } }
-	raw, err := w.admin.Get().AbsPath(shopPath + "/pods/" + name).DoRaw(context.Background())
-	if err == nil {
-		err = json.Unmarshal(raw, &object)
-	}
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.made++
-	p := w.sandbox(fmt.Sprint(name, "-", w.made), 0)
-	p.args = fmt.Sprintf("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=%s;K8S_POD_UID=%s", name, object.Metadata.UID)
-	return p
+func (s realServer) get(path string) ([]byte, error) {
+	return s.Get().AbsPath(path).DoRaw(context.Background())
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{node: newNode(t), server: kubetest.Start(t, "../../../deploy"), wanted: map[string]bool{}}
-	w.admin = w.server.Core(w.server.Admin())
-	w.apart = []string{anycastAddr, serviceAddr}
-	w.relay()
-	os.Remove(filepath.Join(w.state, "nodeconfig.json"))
-	w.write(w.kubeconfig(), `{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
-		"clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:1","insecure-skip-tls-verify":true}}],
-		"users":[{"name":"u","user":{"token":"admin","as":"system:serviceaccount:flock-system:flock",
-			"as-groups":["system:serviceaccounts","system:serviceaccounts:flock-system","system:authenticated"],
-			"as-user-extra":{"authentication.kubernetes.io/node-name":["node1"]}}}]}`)
-	w.put("/api/v1/nodes/node1", `{"apiVersion":"v1","kind":"Node","metadata":{"name":"node1"}}`)
-	w.put(shopPath, `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"shop"}}`)
-	for name, spec := range map[string]string{"anycast": `"cidrs":["2001:db8:53::/64"],"uses":["anycast"]`, "static": `"cidrs":["2001:db8:200::/64"],"uses":["static"],"quarantineSeconds":0`} {
-		w.put(poolsPath+name, fmt.Sprintf(`{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"AddressPool","metadata":{"name":"%s"},"spec":{"namespaceSelector":{},%s}}`, name, spec))
-	}
-	w.put("/apis/flock.fritzlab.net/v1alpha1/addresspools/service", `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"AddressPool","metadata":{"name":"service"},
-		"spec":{"namespaceSelector":{},"cidrs":["2001:db8:113::/64"],"uses":["service"]}}`)
-	w.put(shopPath+"/services/web", `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"type":"LoadBalancer","loadBalancerClass":"flock.fritzlab.net/bgp",
-		"externalTrafficPolicy":"Local","ipFamilyPolicy":"SingleStack","ports":[{"port":80}]}}`)
-	w.put("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/web", `{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"web","labels":{"kubernetes.io/service-name":"web"}},
-		"addressType":"IPv6","endpoints":[{"addresses":["2001:db8:1::9"],"nodeName":"node1","conditions":{"ready":true}}],"ports":[{"port":8080,"protocol":"TCP","name":""}]}`)
-	for _, c := range changes {
-		c.to(w, false)
-	}
-	w.start()
-	w.startBIRD()
-	w.any, w.victim = w.named("any", "anycast", anycastAddr), w.named("victim", "", "")
-	for _, p := range []*pod{w.any, w.victim} {
-		w.must("ADD", func() error { return w.add(p) })
-	}
-	return w
+func (s realServer) remove(path string) error {
+	return s.Delete().AbsPath(path).Param("gracePeriodSeconds", "0").Do(context.Background()).Error()
 }
 
-// relay makes the API server be there on the node.
-func (w *world) relay() {
+func (s realServer) url() string { return "https://127.0.0.1:1" }
+
+// serve passes connections on: the server is in a namespace of its own.
+func (s realServer) serve(t testing.TB, ns *nettest.NS) {
 	var listener net.Listener
 	var err error
-	w.host.Run(func() { listener, err = net.Listen("tcp", "127.0.0.1:1") })
+	ns.Run(func() { listener, err = net.Listen("tcp", "127.0.0.1:1") })
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
-	w.t.Cleanup(func() { listener.Close() })
-	dial := w.server.Admin().Dial
+	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
 			in, err := listener.Accept()
@@ -138,7 +55,7 @@ func (w *world) relay() {
 			}
 			go func() {
 				defer in.Close()
-				out, err := dial(context.Background(), "tcp", "127.0.0.1:6443")
+				out, err := s.config.Dial(context.Background(), "tcp", "127.0.0.1:6443")
 				if err != nil {
 					return
 				}
@@ -150,181 +67,10 @@ func (w *world) relay() {
 	}()
 }
 
-func (w *world) startBIRD() {
-	w.t.Helper()
-	dir := filepath.Join(w.state, "bird")
-	w.eventually("BIRD's configuration", func() error { _, err := os.Stat(filepath.Join(dir, "bird.conf")); return err })
-	cmd := exec.Command("bird", "-f", "-R", "-c", filepath.Join(dir, "bird.conf"), "-s", filepath.Join(dir, "bird.ctl"))
-	var err error
-	w.host.Run(func() { err = cmd.Start() })
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-}
-
-// A change goes from off to on and back. is says in what the node differs.
-type change struct {
-	name string
-	to   func(w *world, on bool)
-	is   func(w *world, on bool) error
-}
-
-// want is an error unless got is what is wanted.
-func want(got, on bool, what string) error {
-	if got != on {
-		return fmt.Errorf("%s: %t, want %t", what, got, on)
-	}
-	return nil
-}
-
-var changes = []change{
-	{"anycast", func(w *world, on bool) {
-		if w.any == nil {
-			return
-		}
-		w.put(shopPath+"/pods/any/status", fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"any"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"%s"}],
-			"containerStatuses":[{"name":"c","image":"none","imageID":"","ready":%t,"restartCount":0,"containerID":"containerd://%064d","state":{"running":{}}}]}}`, map[bool]string{true: "True", false: "False"}[on], on, 7))
-	}, func(w *world, on bool) error {
-		routes := w.host.IP("-6", "route", "show", anycastAddr, "proto", "85", "metric", "512")
-		if err := want(strings.Contains(routes, anycastAddr), on, "anycast route "+routes); err != nil {
-			return err
-		}
-		if !on {
-			return nil // nexthops stay for a while, for the connections that they have
-		}
-		return want(w.host.IP("nexthop") != "", on, "nexthops")
-	}},
-	{"policy", func(w *world, on bool) {
-		ingress := ""
-		if on {
-			ingress = fmt.Sprintf(`{"ports":[{"port":%d,"protocol":"UDP"}]}`, sometimesPort)
-		}
-		w.put(policiesPath, fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"victim"},
-			"spec":{"podSelector":{"matchLabels":{"app":"victim"}},"policyTypes":["Ingress"],"ingress":[%s]}}`, ingress))
-	}, func(w *world, on bool) error {
-		before := w.sometimes.Load()
-		time.Sleep(20 * time.Millisecond) // the prober sends one each millisecond
-		return want(w.sometimes.Load() > before, on, "the policy lets packets through")
-	}},
-	{"claim", func(w *world, on bool) {
-		if on { // a claim is released only with its pod
-			if !w.claims {
-				w.claimed, w.claims = w.named("claimed", "addresses", claimedAddr), true
-			}
-			w.add(w.claimed)
-			return
-		}
-		if !w.claims {
-			return
-		}
-		w.claims, w.going = false, append(w.going, w.claimed)
-		if w.alive() {
-			w.del(w.claimed)
-		}
-		w.forget(w.claimed)
-		if err := w.admin.Delete().AbsPath(shopPath+"/pods/claimed").Param("gracePeriodSeconds", "0").Do(context.Background()).Error(); err != nil {
-			w.t.Fatal(err)
-		}
-	}, func(w *world, on bool) error {
-		// The runtime tries until it succeeds.
-		for w.alive() && len(w.going) > 0 {
-			if err := w.del(w.going[0]); err != nil {
-				return err
-			}
-			w.going = w.going[1:]
-		}
-		if on && w.alive() {
-			if err := w.add(w.claimed); err != nil {
-				return err
-			}
-		}
-		raw, err := w.admin.Get().AbsPath(claimsPath).DoRaw(context.Background())
-		if err != nil {
-			return err
-		}
-		return want(strings.Contains(string(raw), `"address":"`+claimedAddr+`"`), on, "claim "+string(raw))
-	}},
-	{"Service", func(w *world, on bool) {
-		w.put(shopPath+"/services/web/status", fmt.Sprintf(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"status":{"loadBalancer":{"ingress":[{"ip":"%s","ipMode":"VIP"}]}}}`, serviceAddr))
-		p := proxytest.Port{Name: "shop/web:", Addr: netip.MustParseAddr(serviceAddr), Protocol: "tcp", Port: 80, Local: true}
-		if on {
-			p.Here = []netip.AddrPort{netip.MustParseAddrPort("[2001:db8:1::9]:8080")}
-		}
-		file := filepath.Join(w.dir, "kube-proxy")
-		w.write(file, proxytest.NFTables(netip.MustParsePrefix("2001:db8:1::/64"), p))
-		w.host.Exec("nft", "-f", file)
-	}, func(w *world, on bool) error {
-		is := w.host.IP("-6", "route", "show", serviceAddr, "proto", "85", "metric", "640") != ""
-		if is == on {
-			return nil
-		}
-		raw, _ := w.admin.Get().AbsPath(configsPath).DoRaw(context.Background())
-		_, services, _ := strings.Cut(string(raw), `"services"`)
-		return want(is, on, "route of the Service, of which the agent says "+services)
-	}},
-	{"reload", func(w *world, on bool) {
-		spare := ""
-		if on {
-			spare = `,{"name":"spare","address":"192.0.2.9","remoteAS":64512}`
-		}
-		w.put(configsPath, `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfig","metadata":{"name":"node1"},"spec":{
-			"podCIDRs":{"ipv6":["2001:db8:1::/64"],"ipv4":["10.1.0.0/28"],"quarantineSeconds":0},"defaults":{"ipv4":true},"startup":{"sessions":"none"},
-			"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}`+spare+`]}}}`)
-	}, func(w *world, on bool) error {
-		out, err := w.host.Try("birdc", "-s", filepath.Join(w.state, "bird", "bird.ctl"), "show", "protocols")
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		if !strings.Contains(out, "peer_tor") {
-			return fmt.Errorf("peer tor is not configured: %s", out)
-		}
-		return want(strings.Contains(out, "peer_spare"), on, "peer spare is configured")
-	}},
-}
-
-// all is whether the node is what the API server, the runtime and kube-proxy say.
-func (w *world) all() error {
-	for _, c := range changes {
-		if err := c.is(w, w.wanted[c.name]); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
-		}
-	}
-	return w.settled()
-}
-
-// probe has a pod send to both ports of the victim.
-func (w *world) probe(from *pod) {
-	w.t.Helper()
-	for port, got := range map[uint16]*atomic.Int64{deniedPort: &w.denied, sometimesPort: &w.sometimes} {
-		at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.victim.addrs[0], port))
-		var in *net.UDPConn
-		var out net.Conn
-		var err error
-		w.victim.ns.Run(func() { in, err = net.ListenUDP("udp", at) })
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		from.ns.Run(func() { out, err = net.Dial("udp", at.String()) })
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		w.t.Cleanup(func() { in.Close(); out.Close() })
-		go func() {
-			for b := make([]byte, 8); ; got.Add(1) {
-				if _, err := in.Read(b); err != nil {
-					return
-				}
-			}
-		}()
-		go func() {
-			for tick := time.NewTicker(time.Millisecond); ; <-tick.C {
-				if _, err := out.Write([]byte("x")); err != nil && strings.Contains(err.Error(), "closed") {
-					return
-				}
-			}
-		}()
-	}
+func realWorld(t *testing.T) *world {
+	server := kubetest.Start(t, "../../../deploy")
+	admin := server.Admin()
+	return newWorld(t, realServer{server.Core(admin), admin})
 }
 
 // TestAPIServer kills the agent before each of its effects in what changes at the API server and
@@ -332,10 +78,10 @@ func (w *world) probe(from *pod) {
 // agent is there again. Without -full it does so at one point of each.
 func TestAPIServer(t *testing.T) {
 	r := random(t)
-	w := newWorld(t)
+	w := realWorld(t)
 	s := bystand(w.node)
 	w.eventually("at the start", w.all)
-	w.probe(bystanders(w.node)[0])
+	w.probe(bystanders(w.node)[0], time.Millisecond)
 	settled := func(what string) {
 		t.Helper()
 		began := time.Now()
@@ -414,10 +160,10 @@ func TestSoakAPIServer(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("no -soak")
 	}
-	w := newWorld(t)
+	w := realWorld(t)
 	s := bystand(w.node)
 	w.eventually("at the start", w.all)
-	w.probe(bystanders(w.node)[0])
+	w.probe(bystanders(w.node)[0], time.Millisecond)
 	made := 0
 	soakOn(t, w.node, w.all, func(r *rand.Rand) {
 		c := changes[r.IntN(len(changes))]

@@ -7,9 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,19 +23,24 @@ var (
 	script   = flag.String("script", "", "file with the script that TestRandomScripts carries out, in place of random ones")
 )
 
-// A script is what runtime, operator and others do to a node, one step a line. A step that makes
-// no sense when its turn comes, such as DEL of a pod that was never attached, is one that a
-// runtime makes too.
+// A script is what runtime, operator, Kubernetes and others do to a node, one step a line. A step
+// that makes no sense when its turn comes, such as DEL of a pod that was never attached, is one that
+// a runtime makes too.
 //
 //	add POD           ADD; the runtime takes the pod for attached if it is answered
 //	del POD           DEL until it succeeds
+//	STEP & STEP ...   ADD and DEL of different pods at once
 //	end POD           the sandbox ends without DEL
 //	gc                GC, of which all attached pods are valid
 //	kill N            the agent is killed before its Nth effect from now on
-//	fail N ERRNO      a system call of the agent fails
+//	fail N ERRNO      a system call of the agent, or a request to the API server, fails
 //	restart           the agent is killed and starts
+//	reboot WHAT       the node is rebooted, and /run is "kept" or "lost"
 //	meddle WHAT       another program changes flock's state in the kernel
-//	settle            the agent runs, and the node is what the runtime was told
+//	turn CHANGE TO    one of the changes goes on or off: readiness of a pod with an anycast address,
+//	                  a policy, a pod with a claim, kube-proxy's endpoint, a BGP peer
+//	api WHAT          the API server is "away" or "back", or "forgets" what changed before
+//	settle            the agent and the API server are there, and the node is what it was told
 type step = string
 
 var meddling = map[string]string{
@@ -44,9 +51,10 @@ var meddling = map[string]string{
 	"sysctls":  "sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
 }
 
-// randomScript makes a script that ends settled. In one of four the agent is killed all the time;
-// in the others it lives for longer, and comes to do more.
-func randomScript(r *rand.Rand, n int) (script []step) {
+// randomScript makes a script that ends settled, with changes at the API server if there is one. In
+// one of four the agent is killed all the time; in the others it lives for longer, and comes to do
+// more.
+func randomScript(r *rand.Rand, n int, api bool) (script []step) {
 	kills := 3
 	if r.IntN(4) == 0 {
 		kills = 15
@@ -54,116 +62,82 @@ func randomScript(r *rand.Rand, n int) (script []step) {
 	pod := func() string { return fmt.Sprint("pod-", r.IntN(5)) }
 	for range n {
 		var s step
-		switch k := r.IntN(100); {
+		k := r.IntN(100)
+		if api && r.IntN(6) == 0 {
+			k = 100
+		}
+		switch {
 		case k < kills-kills/5:
 			s = fmt.Sprint("kill ", 1+r.IntN(16))
 		case k < kills:
 			s = "restart"
-		case k < 45:
+		case k < 43:
 			s = "add " + pod()
-		case k < 72:
+		case k < 69:
 			s = "del " + pod()
+		case k < 73:
+			var all []string
+			for _, i := range r.Perm(5)[:2+r.IntN(3)] {
+				all = append(all, fmt.Sprint([]string{"add", "del"}[r.IntN(2)], " pod-", i))
+			}
+			s = strings.Join(all, " & ")
 		case k < 77:
 			s = "end " + pod()
-		case k < 82:
+		case k < 81:
 			s = "gc"
-		case k < 90:
+		case k < 89:
 			s = fmt.Sprintf("fail %d %s", 1+r.IntN(40), errnos[r.IntN(len(errnos))])
-		case k < 94:
+		case k < 93:
 			names := []string{"routes", "tables", "links", "neighbor", "sysctls"}
 			s = "meddle " + names[r.IntN(len(names))]
-		default:
+		case k < 94 && !api:
+			s = "reboot " + []string{"kept", "lost"}[r.IntN(2)]
+		case k < 100:
 			s = "settle"
+		case r.IntN(8) == 0:
+			s = "api " + []string{"away", "back", "forgets"}[r.IntN(3)]
+		default:
+			s = "turn " + changes[r.IntN(len(changes))].name + " " + []string{"on", "off"}[r.IntN(2)]
 		}
 		script = append(script, s)
 	}
 	return append(script, "settle")
 }
 
-// carryOut does the steps of a script, and fails the test where the node is not what it must be.
-func carryOut(n *node, sandboxes map[string]*pod, script []step) {
-	running := func() {
-		if !n.alive() {
-			n.start()
-		}
-	}
-	// A kill that was ordered before may come at any time.
-	command := func(s string) {
-		n.eventually(s, func() error {
-			running()
-			_, err := n.tryFaults(s)
-			return err
-		})
-	}
-	for i, s := range script {
-		words := append(strings.Fields(s), "", "")
-		p := sandboxes[words[1]]
-		if p == nil && slices.Contains([]string{"add", "del", "end"}, words[0]) {
-			k, _ := strconv.Atoi(strings.TrimPrefix(words[1], "pod-"))
-			p = n.sandbox(words[1], 9000+k)
-			sandboxes[words[1]] = p
-		}
-		switch words[0] {
-		case "add":
-			running()
-			n.add(p)
-		case "del":
-			if n.alive() {
-				n.del(p)
-			}
-			running()
-			n.must("DEL", func() error {
-				running()
-				return n.del(p)
-			})
-		case "end":
-			end(n, p)
-			// A runtime deletes what it knows to have been there, sooner or later.
-			delete(sandboxes, words[1])
-		case "gc":
-			running()
-			var all []*pod
-			for _, p := range n.pods {
-				all = append(all, p)
-			}
-			n.gc(all...)
-		case "kill", "fail":
-			command(s)
-		case "restart":
-			n.kill()
-			n.start()
-		case "meddle":
-			n.host.Exec("sh", "-c", meddling[words[1]]+" || true")
-		case "settle":
-			command("reset")
-			// What an ADD without an answer left is the runtime's to delete.
-			for _, p := range sandboxes {
-				if n.pods[p.id] == nil {
-					n.must("DEL", func() error { return n.del(p) })
-				}
-			}
-			n.eventually(fmt.Sprintf("step %d", i+1), n.settled)
-		default:
-			n.t.Fatalf("unknown step %q", s)
-		}
-	}
+// needsAPI says whether one of the steps is Kubernetes'.
+func needsAPI(script []step) bool {
+	return slices.ContainsFunc(script, func(s step) bool { return strings.HasPrefix(s, "turn ") || strings.HasPrefix(s, "api ") })
 }
 
 // A life is a node on which script follows script, as long as each leaves it what it must be. The
 // processors and the heap of its agents are drawn too: they order its goroutines another way.
 type life struct {
 	*node
+	world     *world // with the API server; nil: there is none
+	memory    *memory
 	t         *recorder
 	sandboxes map[string]*pod // those that the runtime has not deleted, by name
 	done      []step          // all of its scripts
+	flushed   bool            // policies too, since the node was settled last
+	denied    int64           // packets that came then
 }
 
-func newLife(t testing.TB, r *rand.Rand) *life {
+func newLife(t testing.TB, r *rand.Rand, api bool) *life {
 	l := &life{t: &recorder{TB: t}, sandboxes: map[string]*pod{}}
 	l.t.try(func() {
-		l.node = newNode(l.t)
-		l.env = []string{fmt.Sprint("GOMAXPROCS=", 1+r.IntN(2)), "GOGC=400"}
-		l.start()
+		env := []string{fmt.Sprint("GOMAXPROCS=", 1+r.IntN(2)), "GOGC=400"}
+		if !api {
+			l.node = newNode(l.t)
+			l.env = env
+			l.start()
+			return
+		}
+		l.memory = newMemory()
+		l.world = newWorld(l.t, l.memory, env...)
+		l.node = l.world.node
+		bystand(l.node)
+		l.eventually("at the start", l.world.all)
+		l.world.probe(bystanders(l.node)[0], 5*time.Millisecond)
 	})
 	return l
 }
@@ -171,22 +145,160 @@ func newLife(t testing.TB, r *rand.Rand) *life {
 // carriesOut does a script, and says whether the node is what it must be.
 func (l *life) carriesOut(script []step) bool {
 	l.done = append(l.done, script...)
-	l.t.try(func() { carryOut(l.node, l.sandboxes, script) })
+	l.t.try(func() {
+		for i, s := range script {
+			l.carryOut(s, fmt.Sprintf("step %d, %s", i+1, s))
+		}
+	})
 	return !l.t.failed
+}
+
+func (l *life) running() {
+	if !l.alive() {
+		l.start()
+	}
+}
+
+// command is carried out by an agent that runs: a kill that was ordered before may come at any time.
+func (l *life) command(s string) {
+	l.eventually(s, func() error {
+		l.running()
+		_, err := l.tryFaults(s)
+		return err
+	})
+}
+
+// mustDel is DEL until it succeeds.
+func (l *life) mustDel(p *pod) {
+	l.must("DEL", func() error {
+		l.running()
+		return l.del(p)
+	})
+}
+
+// pod is the one of that name, with a sandbox.
+func (l *life) pod(name string) *pod {
+	if l.sandboxes[name] == nil {
+		k, err := strconv.Atoi(strings.TrimPrefix(name, "pod-"))
+		if err != nil {
+			l.t.Fatalf("%q is no pod", name)
+		}
+		l.sandboxes[name] = l.sandbox(name, 9000+k)
+	}
+	return l.sandboxes[name]
+}
+
+// carryOut does a step, and fails the test where the node is not what it must be.
+func (l *life) carryOut(s step, what string) {
+	words := append(strings.Fields(s), "", "")
+	switch {
+	case strings.Contains(s, " & "):
+		l.together(strings.Split(s, " & "))
+	case words[0] == "add":
+		l.running()
+		l.add(l.pod(words[1]))
+	case words[0] == "del":
+		l.mustDel(l.pod(words[1]))
+	case words[0] == "end":
+		end(l.node, l.pod(words[1]))
+		// A runtime deletes what it knows to have been there, sooner or later.
+		delete(l.sandboxes, words[1])
+	case words[0] == "gc":
+		l.running()
+		l.gc(slices.Collect(maps.Values(l.pods))...)
+	case words[0] == "kill", words[0] == "fail":
+		l.command(s)
+	case words[0] == "restart":
+		l.kill()
+		l.start()
+	case words[0] == "reboot":
+		l.reboot(words[1] == "kept")
+		for _, p := range l.sandboxes {
+			p.ns.Delete()
+			l.mustDel(p)
+		}
+		clear(l.sandboxes)
+	case words[0] == "meddle":
+		l.flushed = l.flushed || words[1] == "tables"
+		l.host.Exec("sh", "-c", meddling[words[1]]+" || true")
+	case words[0] == "turn":
+		i := slices.IndexFunc(changes, func(c change) bool { return c.name == words[1] })
+		l.world.wanted[words[1]] = words[2] == "on"
+		changes[i].to(l.world, words[2] == "on")
+	case s == "api away", s == "api back":
+		l.memory.setAway(words[1] == "away")
+	case s == "api forgets":
+		l.memory.forget()
+	case s == "settle":
+		l.settle(what)
+	default:
+		l.t.Fatalf("unknown step %q", s)
+	}
+}
+
+// together makes calls at once, of which each has a pod of its own.
+func (l *life) together(steps []step) {
+	l.running()
+	pods, answers, errs := make([]*pod, len(steps)), make([][]byte, len(steps)), make([]error, len(steps))
+	command := func(i int) string { return strings.ToUpper(steps[i][:3]) }
+	for i, s := range steps {
+		pods[i] = l.pod(strings.Fields(s)[1])
+	}
+	var all sync.WaitGroup
+	for i := range steps {
+		all.Go(func() { answers[i], errs[i] = l.call(command(i), pods[i], nil) })
+	}
+	all.Wait()
+	for i, p := range pods {
+		switch {
+		case command(i) == "DEL" && errs[i] == nil:
+			l.forget(p)
+		case command(i) == "DEL":
+			l.mustDel(p)
+		case errs[i] == nil:
+			if err := l.added(p, answers[i]); err != nil {
+				l.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// settle waits until the node is what it was told.
+func (l *life) settle(what string) {
+	l.command("reset")
+	// What an ADD without an answer left is the runtime's to delete.
+	for _, p := range l.sandboxes {
+		if l.pods[p.id] == nil {
+			l.mustDel(p)
+		}
+	}
+	if l.world == nil {
+		l.eventually(what, l.settled)
+		return
+	}
+	l.memory.setAway(false)
+	for _, c := range changes {
+		if c.name == "Service" && l.flushed { // kube-proxy writes its rules again
+			c.to(l.world, l.world.wanted[c.name])
+		}
+	}
+	l.eventually(what, l.world.all)
+	denied := l.world.denied.Load()
+	if denied > l.denied && !l.flushed {
+		l.t.Errorf("%s: %d packets came that no policy allows\n%s", what, denied-l.denied, l.log())
+	}
+	l.denied, l.flushed = denied, false
 }
 
 // ends deletes all pods, and says whether nothing is held then.
 func (l *life) ends() bool {
 	l.t.try(func() {
-		if !l.alive() {
-			l.start()
-		}
-		l.faults("reset")
+		l.running()
+		l.settle("at the end")
 		for _, p := range l.sandboxes {
-			l.must("DEL", func() error { return l.del(p) })
+			l.mustDel(p)
 		}
 		clear(l.sandboxes)
-		l.eventually("at the end", l.settled)
 		l.nothingHeld()
 	})
 	return !l.t.failed
@@ -194,7 +306,7 @@ func (l *life) ends() bool {
 
 // fails carries a script out on a node of its own.
 func fails(t testing.TB, r *rand.Rand, script []step) bool {
-	l := newLife(t, r)
+	l := newLife(t, r, needsAPI(script))
 	defer l.t.clean()
 	return !l.carriesOut(script) || !l.ends()
 }
@@ -204,11 +316,7 @@ func fails(t testing.TB, r *rand.Rand, script []step) bool {
 func TestRandomScripts(t *testing.T) {
 	began, r := time.Now(), random(t)
 	if *script != "" {
-		content, err := os.ReadFile(*script)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if fails(t, r, strings.Split(strings.TrimSpace(string(content)), "\n")) {
+		if fails(t, r, readScript(t, *script)) {
 			t.Fatal("this script fails")
 		}
 		return
@@ -221,13 +329,14 @@ func TestRandomScripts(t *testing.T) {
 		return len(stop) > 0 || c.steps >= *steps && *stepsFor == 0 || *stepsFor > 0 && time.Since(began) > *stepsFor
 	}
 	for said := began; !enough(); {
-		l := newLife(t, r)
+		api := r.IntN(3) == 0
+		l := newLife(t, r, api)
 		for len(l.done) < longest && !l.t.failed && !enough() {
 			n := scriptSize
 			if *stepsFor == 0 {
 				n = min(n, *steps-c.steps)
 			}
-			script := randomScript(r, n)
+			script := randomScript(r, n, api)
 			if l.carriesOut(script) {
 				c.add(script)
 			}
@@ -271,6 +380,9 @@ func (c *count) add(script []step) {
 	c.steps += len(script)
 	for _, s := range script {
 		kind, _, _ := strings.Cut(s, " ")
+		if strings.Contains(s, " & ") {
+			kind = "together"
+		}
 		c.kinds[kind]++
 	}
 }
@@ -352,3 +464,33 @@ func (r *recorder) Fatalf(format string, args ...any) {
 func (r *recorder) Fatal(args ...any) { r.Error(args...); panic(ended{}) }
 
 type ended struct{}
+
+// TestStories carries out scripts of cases that matter: testdata/stories.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/stories/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			t.Parallel()
+			if fails(t, random(t), readScript(t, file)) {
+				t.Fail()
+			}
+		})
+	}
+}
+
+// readScript reads steps, a line each, between comments.
+func readScript(t *testing.T, file string) (script []step) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			script = append(script, line)
+		}
+	}
+	return script
+}

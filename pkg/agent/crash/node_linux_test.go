@@ -302,12 +302,17 @@ func (n *node) add(p *pod) error {
 	if err != nil {
 		return err
 	}
+	return n.added(p, out)
+}
+
+// added is what the runtime does with the answer of an ADD.
+func (n *node) added(p *pod, answer []byte) error {
 	var result struct {
 		IPs []struct {
 			Address netip.Prefix `json:"address"`
 		} `json:"ips"`
 	}
-	if err := json.Unmarshal(out, &result); err != nil {
+	if err := json.Unmarshal(answer, &result); err != nil {
 		return err
 	}
 	var addrs []netip.Addr
