@@ -277,9 +277,7 @@ func (s *services) followNode(ctx context.Context) error {
 		}
 		in := s.state.Get().inForce
 		if in != nil {
-			if err := s.routes.SetMTU(in.mtu); err != nil {
-				s.log.Debug("cannot set the MTU of the link for Services' addresses", "error", err)
-			}
+			s.routes.SetMTU(in.mtu)
 		}
 		now := service.Node{Known: in != nil, NotServing: s.missing.Get(), ProxyUnhealthy: s.health.Get(), Offline: s.offline.Get()}
 		if d := s.departing.Get(); d.Withdraw {

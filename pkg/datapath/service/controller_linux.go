@@ -27,7 +27,8 @@ type Config struct {
 }
 
 // Controller owns the state. It acts on each event as it comes, on all that are there at
-// once.
+// once. It withdraws and announces by itself what may be at once; for all that may take longer
+// there are goroutines beside it.
 type Controller struct {
 	cfg   Config
 	inbox *cell.Inbox[message]
@@ -43,8 +44,6 @@ type Controller struct {
 	led     Interim      // what it has translated last
 	pending []Transition // decided, but not in the kernel yet
 	fault   error        // the kernel's, of the last time
-	pause   backoff.Backoff
-	retry   time.Time // zero if there is nothing to retry
 }
 
 // What the kernel refused, or would not say, is tried again after so long at first, and at
@@ -65,7 +64,7 @@ func NewController(c Config) *Controller {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Controller{cfg: c, inbox: cell.NewInbox[message](), flows: cell.NewInbox[diversion](), pause: backoff.Backoff{First: retryMin, Last: retryMax}}
+	return &Controller{cfg: c, inbox: cell.NewInbox[message](), flows: cell.NewInbox[diversion]()}
 }
 
 // Send puts an event into the inbox. It never waits.
@@ -105,7 +104,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		return err
 	}
 	c.state, c.interim, c.led = NewState(kept, interim), interim, interim
-	c.apply(c.cfg.Routes.Reset(kept, interim))
+	c.cfg.Routes.Reset(kept, interim)
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -114,13 +113,14 @@ func (c *Controller) Run(ctx context.Context) error {
 	changed := cell.Signal()
 	running.Go(func() { failed <- c.cfg.Proxy.Watch(ctx, func() { cell.Wake(changed) }) })
 	running.Go(func() { c.look(ctx, changed) })
+	running.Go(func() { c.complete(ctx) })
 	running.Go(func() { c.forgetFlows(ctx) })
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		var alarm <-chan time.Time
-		if next := earliest(c.state.Next(), c.retry); !next.IsZero() {
+		if next := c.state.Next(); !next.IsZero() {
 			timer.Reset(time.Until(next))
 			alarm = timer.C
 		}
@@ -135,23 +135,27 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-c.inbox.Filled():
 		case <-alarm:
 		}
-		c.turn(ctx)
+		c.turn()
 	}
 }
 
 // turn takes in what has come, and then acts on all of it.
-func (c *Controller) turn(ctx context.Context) {
+func (c *Controller) turn() {
 	now := time.Now()
 	c.state.Tick(now)
 	var events []Event
 	var asks []chan Status
 	arrived, asking := now, false
-	for i, m := range c.inbox.Take() {
+	for _, m := range c.inbox.Take() {
 		if m.ask != nil {
 			asks = append(asks, m.ask)
 			continue
 		}
-		if i == 0 || m.arrived.Before(arrived) {
+		if m.completed != nil {
+			c.took(*m.completed)
+			continue
+		}
+		if m.arrived.Before(arrived) {
 			arrived = m.arrived
 		}
 		_, isServices := m.event.(Services)
@@ -160,17 +164,14 @@ func (c *Controller) turn(ctx context.Context) {
 	}
 	c.state.SetTranslates(c.cfg.Routes.Translates())
 	c.state.Apply(now, arrived, events...)
+	c.reportTransitions() // before others may undo them
 	want, transitions := c.state.Wanted()
-	c.pending = append(c.pending, transitions...)
-	interim := c.state.Interim()
-	switch {
-	case len(want) > 0 || !interim.Equal(c.interim):
+	if interim := c.state.Interim(); len(want) > 0 || !interim.Equal(c.interim) {
 		c.interim = interim
-		c.apply(c.cfg.Routes.Set(want, interim))
-	case !c.retry.IsZero() && !now.Before(c.retry):
-		_, err := c.cfg.Routes.Sync(ctx)
-		c.apply(err)
+		c.cfg.Routes.Set(want, interim)
 	}
+	c.decided(transitions)
+	c.reportTransitions()
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}
@@ -183,15 +184,64 @@ func (c *Controller) turn(ctx context.Context) {
 	}
 }
 
+// complete has the kernel do what takes longer, and reports to the controller what came of it.
+// It is a goroutine of its own: the kernel makes one transaction of nftables at a time, and one
+// of kube-proxy's may take long.
+func (c *Controller) complete(ctx context.Context) {
+	pause := backoff.Backoff{First: retryMin, Last: retryMax}
+	retry := time.NewTimer(retryMax)
+	defer retry.Stop()
+	retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.cfg.Routes.Behind():
+		case <-retry.C:
+		}
+		retry.Stop()
+		done := completion{err: c.cfg.Routes.Complete()}
+		if done.err == nil {
+			pause.Reset()
+		} else {
+			done.retry = pause.Next()
+			retry.Reset(done.retry)
+		}
+		c.inbox.Put(message{completed: &done})
+	}
+}
+
+// completion is what came of the rest of a change of the kernel.
+type completion struct {
+	err   error         // the kernel's; nil: it has all that it should
+	retry time.Duration // after which it is tried again
+}
+
+// took takes in what came of changes of the kernel.
+func (c *Controller) took(done completion) {
+	switch {
+	case done.err != nil:
+		c.cfg.Log.Error("cannot set routes to Services' addresses, will retry", "error", done.err, "after", done.retry)
+	case c.fault != nil:
+		c.cfg.Log.Info("routes to Services' addresses are complete again")
+	}
+	if c.fault != nil || done.err != nil {
+		c.cfg.OnStatus()
+	}
+	c.fault = done.err
+	c.diverted()
+}
+
 // diverted passes on which flows of UDP the kernel translates from now on.
 func (c *Controller) diverted() {
 	var targets []proxy.Target
-	for target, t := range c.interim {
+	translated := c.cfg.Routes.Translated()
+	for target, t := range translated {
 		if target.Protocol == pod.Protocols["udp"] && c.led[target].To != t.To {
 			targets = append(targets, target)
 		}
 	}
-	c.led = c.interim
+	c.led = translated
 	if len(targets) > 0 {
 		c.flows.Put(diversion{targets, c.state.podAddrs()})
 	}
@@ -221,21 +271,17 @@ func (c *Controller) forgetFlows(ctx context.Context) {
 	}
 }
 
-// apply takes in what came of a change of the kernel.
-func (c *Controller) apply(err error) {
-	if err == nil {
-		if c.fault != nil {
-			c.cfg.Log.Info("routes to Services' addresses are complete again")
+// decided takes in transitions. What is withdrawn before the kernel had it was never announced.
+func (c *Controller) decided(transitions []Transition) {
+	for _, t := range transitions {
+		before := len(c.pending)
+		if !t.Announced {
+			c.pending = slices.DeleteFunc(c.pending, func(p Transition) bool { return p.Service == t.Service && p.Addr == t.Addr })
 		}
-		c.fault, c.retry = nil, time.Time{}
-		c.pause.Reset()
-		c.diverted()
-	} else {
-		after := c.pause.Next()
-		c.cfg.Log.Error("cannot set routes to Services' addresses, will retry", "error", err, "after", after)
-		c.fault, c.retry = err, time.Now().Add(after)
+		if len(c.pending) == before {
+			c.pending = append(c.pending, t)
+		}
 	}
-	c.reportTransitions()
 }
 
 // reportTransitions calls OnTransitions with the transitions that the kernel has made.
@@ -247,7 +293,7 @@ func (c *Controller) reportTransitions() {
 	actual := c.cfg.Routes.Actual()
 	var made []Transition
 	c.pending = slices.DeleteFunc(c.pending, func(t Transition) bool {
-		if c.fault != nil && t.Announced && !actual[t.Prefix].Announced {
+		if t.Announced && !actual[t.Prefix].Announced {
 			return false
 		}
 		t.Applied = now
@@ -261,16 +307,20 @@ func (c *Controller) reportTransitions() {
 
 func (c *Controller) status() Status {
 	s := Status{Mode: c.state.mode, Paths: c.state.Paths()}
-	if c.fault == nil {
-		return s
+	if c.fault != nil {
+		s.Fault = c.fault.Error()
 	}
-	s.Fault = c.fault.Error()
 	actual := c.cfg.Routes.Actual()
 	for i, p := range s.Paths {
-		if is := actual[p.Prefix].Announced; p.Announced && !is {
-			s.Paths[i].Announced = false
+		switch {
+		case !p.Announced || actual[p.Prefix].Announced:
+			continue
+		case c.fault != nil:
 			s.Paths[i].Detail = "the kernel refused: " + s.Fault
+		default:
+			s.Paths[i].Detail = "the kernel does not have it yet"
 		}
+		s.Paths[i].Announced = false
 	}
 	return s
 }
@@ -319,9 +369,10 @@ func (c *Controller) look(ctx context.Context, changed chan struct{}) {
 	}
 }
 
-// message is an event, or somebody who asks for the status.
+// message is an event, what came of changes of the kernel, or somebody who asks for the status.
 type message struct {
-	event   Event
-	arrived time.Time
-	ask     chan Status
+	event     Event
+	arrived   time.Time
+	completed *completion
+	ask       chan Status
 }

@@ -38,7 +38,7 @@ const servicePort, podPort = 80, 8080
 type fabric struct {
 	t                        *testing.T
 	client, node, pod, other *nettest.NS
-	fib                      *fib
+	routes                   *Routes
 }
 
 func newFabric(t *testing.T) *fabric {
@@ -62,13 +62,7 @@ func newFabric(t *testing.T) *fabric {
 		f.client.IP("route", "add", netip.PrefixFrom(here[i], bits).Masked().String(), "via", node[i].String())
 		f.client.IP("route", "add", netip.PrefixFrom(vip[i], bits).Masked().String(), "via", node[i].String())
 	}
-	f.node.Run(func() {
-		var err error
-		if f.fib, err = openFIB(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	t.Cleanup(f.fib.Close)
+	f.routes = openRoutes(t, f.node, true)
 	f.attach(f.pod, "a", here)
 	answers(t, f.pod, "here", podPort)
 	answers(t, f.other, "there", podPort)
@@ -110,10 +104,7 @@ func (f *fabric) announce() {
 	for _, a := range vip {
 		want[netip.PrefixFrom(a, a.BitLen())] = Entry{Announced: true, Local: true}
 	}
-	if _, err := f.fib.Load(true, 0, nil); err != nil {
-		f.t.Fatal(err)
-	}
-	if err := f.fib.Apply(Plan(want, f.fib.Actual())); err != nil {
+	if err := reset(f.routes, want, nil); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,21 +15,12 @@ import (
 	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
 )
 
-func openTestFIB(t *testing.T, ns *nettest.NS) (f *fib) {
+// lookAgain has the kernel be what is desired, and returns what differed from what it had last.
+func lookAgain(t *testing.T, r *Routes) []string {
 	t.Helper()
-	ns.Run(func() {
-		var err error
-		if f, err = openFIB(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	t.Cleanup(f.Close)
-	return f
-}
-
-func load(t *testing.T, f *fib, wanted bool) []string {
-	t.Helper()
-	repairs, err := f.Load(wanted, 0, nil)
+	r.work.Lock()
+	defer r.work.Unlock()
+	repairs, err := r.converge()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,13 +32,6 @@ func texts(repairs []datapath.Repair) (all []string) {
 		all = append(all, r.String())
 	}
 	return all
-}
-
-func apply(t *testing.T, f *fib, want map[netip.Prefix]Entry) {
-	t.Helper()
-	if err := f.Apply(Plan(want, f.Actual())); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // wanted are a host route and a pool's prefix of each family, and an address that is not
@@ -63,17 +48,18 @@ var wanted = map[netip.Prefix]Entry{
 func TestRoutesAppearAsWanted(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
-	f := openTestFIB(t, ns)
-	if got := load(t, f, false); len(got) > 0 || strings.Contains(ns.IP("link"), kernel.ServiceLink) || ns.Exec("nft", "list", "tables") != "" {
+	r := openRoutes(t, ns, true)
+	r.Reset(nil, nil)
+	if got := lookAgain(t, r); len(got) > 0 || strings.Contains(ns.IP("link"), kernel.ServiceLink) || ns.Exec("nft", "list", "tables") != "" {
 		t.Errorf("without addresses something was done: %q", got)
 	}
-	if got, want := load(t, f, true), []string{"table inet flock-service: missing", "link flock-service: missing"}; !slices.Equal(got, want) {
+	r.Reset(wanted, nil)
+	if got, want := lookAgain(t, r), []string{"table inet flock-service: missing", "link flock-service: missing"}; !slices.Equal(got, want) {
 		t.Errorf("the first look found %q, want %q", got, want)
 	}
-	if got := load(t, f, true); len(got) > 0 {
+	if got := lookAgain(t, r); len(got) > 0 {
 		t.Errorf("the second look found %q", got)
 	}
-	apply(t, f, wanted)
 	got := ns.Exec("sh", "-c", "ip -6 route show proto 85; ip -4 route show proto 85")
 	want := `2001:db8:5::7 dev flock-service metric 640 pref medium
 2001:db8:5::7 dev flock-service metric 1024 pref medium
@@ -90,19 +76,25 @@ func TestRoutesAppearAsWanted(t *testing.T) {
 		t.Errorf("the kernel has\n%s\nwant\n%s", got, want)
 	}
 	// An agent that starts finds them.
-	g := openTestFIB(t, ns)
-	if got := load(t, g, true); len(got) > 0 {
-		t.Errorf("another look found %q", got)
+	g := openRoutes(t, ns, true)
+	kept, _, err := g.Kept()
+	if err != nil || !maps.Equal(kept, wanted) {
+		t.Errorf("a start finds %v, %v", kept, err)
 	}
-	if plan := Plan(wanted, g.Actual()); len(plan) > 0 || len(g.Actual()) != len(wanted) {
-		t.Errorf("a start would change %v", plan)
+	g.Reset(kept, nil)
+	if got := lookAgain(t, g); len(got) > 0 {
+		t.Errorf("another look found %q", got)
 	}
 	if addrs := ns.IP("address", "show", "dev", kernel.ServiceLink); strings.Contains(addrs, "inet") {
 		t.Errorf("the link has addresses:\n%s", addrs)
 	}
 	// Without addresses all of it goes, routes first.
-	if got := load(t, g, false); len(got) != 12 || got[10] != "link flock-service: stray" || got[11] != "table inet flock-service: stray" {
-		t.Errorf("the end of all addresses took away %q", got)
+	g.Reset(nil, nil)
+	if got := ns.Exec("sh", "-c", "ip -6 route show proto 85; ip -4 route show proto 85"); got != "" {
+		t.Errorf("routes are left:\n%s", got)
+	}
+	if got, want := lookAgain(t, g), []string{"link flock-service: stray", "table inet flock-service: stray"}; !slices.Equal(got, want) {
+		t.Errorf("the end of all addresses took away %q, want %q", got, want)
 	}
 	if ns.Exec("nft", "list", "tables") != "" || strings.Contains(ns.IP("link"), kernel.ServiceLink) {
 		t.Error("something is left")
@@ -136,17 +128,16 @@ func TestRepair(t *testing.T) {
 		t.Run(break_, func(t *testing.T) {
 			t.Parallel()
 			ns := nettest.New(t)
-			f := openTestFIB(t, ns)
-			look := func() (found []string) {
-				found = load(t, f, true)
-				plan := Plan(withGone(wanted, f.Actual()), f.Actual())
-				if err := f.Apply(plan); err != nil {
+			r := openRoutes(t, ns, true)
+			if err := reset(r, wanted, nil); err != nil {
+				t.Fatal(err)
+			}
+			look := func() []string {
+				repairs, err := r.Sync(t.Context())
+				if err != nil {
 					t.Fatal(err)
 				}
-				for _, c := range plan {
-					found = append(found, c.repair().String())
-				}
-				return found
+				return texts(repairs)
 			}
 			look()
 			look()
@@ -166,18 +157,6 @@ func TestRepair(t *testing.T) {
 			}
 		})
 	}
-}
-
-// withGone is want, and nothing for all else that the kernel has.
-func withGone(want, have map[netip.Prefix]Entry) map[netip.Prefix]Entry {
-	all := map[netip.Prefix]Entry{}
-	for p := range have {
-		all[p] = Entry{}
-	}
-	for p, e := range want {
-		all[p] = e
-	}
-	return all
 }
 
 // state is all that the feature has in the kernel, as people see it.
@@ -238,15 +217,14 @@ func TestLinkOfAnother(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
 	ns.IP("link", "add", kernel.ServiceLink, "type", "veth", "peer", "name", "other")
-	f := openTestFIB(t, ns)
+	r := openRoutes(t, ns, true)
 	before := ns.IP("link")
-	_, err := f.Load(true, 0, nil)
+	err := reset(r, wanted, nil)
 	if err == nil || !strings.Contains(err.Error(), "rename it") || ns.IP("link") != before {
 		t.Errorf("%v\n%s", err, ns.IP("link"))
 	}
-	load(t, f, false)
-	if ns.IP("link") != before {
-		t.Errorf("it was changed:\n%s", ns.IP("link"))
+	if err := reset(r, nil, nil); err != nil || ns.IP("link") != before {
+		t.Errorf("it was changed: %v\n%s", err, ns.IP("link"))
 	}
 }
 
@@ -254,10 +232,9 @@ func TestLinkOfAnother(t *testing.T) {
 func TestRouteInTheWay(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
-	f := openTestFIB(t, ns)
-	load(t, f, true)
 	ns.IP("route", "add", "unreachable", "203.0.113.7", "metric", "640")
-	err := f.Apply(Plan(wanted, f.Actual()))
+	r := openRoutes(t, ns, true)
+	err := reset(r, wanted, nil)
 	if err == nil || !strings.Contains(err.Error(), "announce 203.0.113.7/32: a route of another program") {
 		t.Errorf("error %v", err)
 	}
@@ -265,12 +242,15 @@ func TestRouteInTheWay(t *testing.T) {
 		t.Errorf("its route is gone: %s", got)
 	}
 	// All others are there.
-	load(t, f, true)
-	if plan := Plan(wanted, f.Actual()); len(plan) != 1 {
-		t.Errorf("missing are %v", plan)
+	others := maps.Clone(wanted)
+	others[hostPrefix(vip[1])] = Entry{Local: true}
+	if got := r.Actual(); !maps.Equal(got, others) {
+		t.Errorf("the kernel has %v, want %v", got, others)
 	}
 	ns.IP("route", "del", "unreachable", "203.0.113.7", "metric", "640")
-	apply(t, f, wanted)
+	if err := r.Complete(); err != nil || !maps.Equal(r.Actual(), wanted) {
+		t.Errorf("the kernel has %v, want %v: %v", r.Actual(), wanted, err)
+	}
 }
 
 // A packet that conntrack calls invalid is not translated. An answer to it would end the
@@ -296,11 +276,11 @@ func TestInvalidPacketsAreNotAnswered(t *testing.T) {
 		}
 		// Flags that no packet of TCP has are invalid in any state.
 		segment := []byte{0x13, 0x88, 0, servicePort, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x03, 0x10, 0, 0, 0, 0, 0}
-		refusedBefore, _ := f.fib.Refused()
+		refusedBefore, _ := f.routes.Refused()
 		if err := unix.Sendto(fd, segment, 0, to); err != nil {
 			t.Fatal(err)
 		}
-		nettest.Await(t, "the packet at the guard", func() bool { n, _ := f.fib.Refused(); return n > refusedBefore })
+		nettest.Await(t, "the packet at the guard", func() bool { n, _ := f.routes.Refused(); return n > refusedBefore })
 		in := make([]byte, 200)
 		_ = unix.SetNonblock(fd, true)
 		if n, _, err := unix.Recvfrom(fd, in, 0); err == nil {

@@ -66,43 +66,82 @@ func chains(nat bool) []ruled {
 	return all
 }
 
-// syncGuard makes the kernel's table the guard's. One that is made anew has these connections
-// translated.
-func (f *fib) syncGuard(interim Interim) (repairs []datapath.Repair, err error) {
-	generation, err := f.tables.Generation()
+// guard is the table in the network namespace that it was opened in. Its methods wait while
+// other programs change nftables: the kernel makes one transaction after the other. It has one
+// owner; they are not safe for concurrent use, but for Refused.
+type guard struct {
+	tables   *nft.Conn
+	onCommit func() // before a transaction is made; tests only
+
+	// interim are the connections that the kernel translated at the last look, with the
+	// changes since.
+	interim Interim
+	// noNAT: the kernel cannot translate.
+	noNAT bool
+	// seen is a generation of nftables, and looks how often the guard was seen complete in it.
+	seen  uint32
+	looks int
+}
+
+// sendBuffer, in bytes, holds the translations to thousands of pods in one transaction.
+const sendBuffer = 8 << 20
+
+// openGuard opens nftables of the calling thread's network namespace. It changes nothing.
+func openGuard() (*guard, error) {
+	tables, err := nft.Dial()
 	if err != nil {
 		return nil, err
 	}
-	if generation != f.seen {
-		f.seen, f.looks = generation, 0
+	if err := tables.SetSendBuffer(sendBuffer); err != nil {
+		tables.Close()
+		return nil, err
 	}
-	if f.looks >= enoughLooks {
-		return nil, nil
+	return &guard{tables: tables, interim: Interim{}}, nil
+}
+
+// Close gives the socket up. The table stays.
+func (g *guard) Close() { g.tables.Close() }
+
+func (g *guard) commit(b *nft.Batch) error {
+	if g.onCommit != nil {
+		g.onCommit()
 	}
-	found, err := f.guardDiffers()
+	return g.tables.Commit(b)
+}
+
+// look says how the kernel's table differs from the guard's; empty if it does not. Then it has
+// read what is translated.
+func (g *guard) look() (found string, err error) {
+	generation, err := g.tables.Generation()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if found != "" {
-		if err := f.replaceGuard(interim); err != nil {
-			return nil, err
-		}
-		return []datapath.Repair{{Kind: kernel.NFTables, Object: "table " + table.String(), Found: found}}, nil
+	if generation != g.seen {
+		g.seen, g.looks = generation, 0
 	}
-	if f.interim, err = f.readInterim(); err != nil {
-		return nil, err
+	if g.looks >= enoughLooks {
+		return "", nil
 	}
-	f.looks++
-	return nil, nil
+	if found, err = g.differs(); found != "" || err != nil {
+		return found, err
+	}
+	interim, err := g.readInterim()
+	if err != nil {
+		return "", err
+	}
+	g.interim = interim
+	g.looks++
+	return "", nil
 }
 
 // enoughLooks at one generation of nftables are made. The kernel counts a transaction just
 // before it shows what has changed, so the first may have seen the table of before.
 const enoughLooks = 2
 
-// guardDiffers says how the kernel's table differs from the guard's; empty if it does not.
-func (f *fib) guardDiffers() (found string, err error) {
-	have, err := f.tables.Contents(table)
+// differs says how the kernel's table differs from the guard's, but for what is translated;
+// empty if it does not.
+func (g *guard) differs() (found string, err error) {
+	have, err := g.tables.Contents(table)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return datapath.Missing, nil
@@ -111,12 +150,12 @@ func (f *fib) guardDiffers() (found string, err error) {
 	case have.Dormant:
 		return "dormant", nil
 	}
-	if _, err := f.tables.Counter(refused); errors.Is(err, unix.ENOENT) {
+	if _, err := g.tables.Counter(refused); errors.Is(err, unix.ENOENT) {
 		return "another counter", nil
 	} else if err != nil {
 		return "", err
 	}
-	all := chains(!f.noNAT)
+	all := chains(!g.noNAT)
 	if len(have.Chains) != len(all) || len(have.Sets) != len(interimMaps) {
 		return "other chains or sets", nil
 	}
@@ -137,14 +176,14 @@ func (f *fib) guardDiffers() (found string, err error) {
 	return "", nil
 }
 
-// replaceGuard writes the table in one transaction, with the connections that flock
-// translates. The count of refused packets begins again. A kernel without NAT in nf_tables
-// has no chain for them.
-func (f *fib) replaceGuard(interim Interim) error {
-	err := f.writeGuard(interim)
-	if !f.noNAT && isMissing(err) {
-		f.noNAT = true
-		err = f.writeGuard(nil)
+// replace writes the table in one transaction, with the connections that flock translates. The
+// count of refused packets begins again. A kernel without NAT in nf_tables has no chain for
+// them.
+func (g *guard) replace(interim Interim) error {
+	err := g.write(interim)
+	if !g.noNAT && isMissing(err) {
+		g.noNAT = true
+		err = g.write(nil)
 	}
 	return err
 }
@@ -155,8 +194,8 @@ func isMissing(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
 }
 
-func (f *fib) writeGuard(interim Interim) error {
-	if f.noNAT {
+func (g *guard) write(interim Interim) error {
+	if g.noNAT {
 		interim = nil
 	}
 	var b nft.Batch
@@ -167,38 +206,34 @@ func (f *fib) writeGuard(interim Interim) error {
 	for _, m := range interimMaps {
 		b.AddSet(m.set)
 	}
-	for _, r := range chains(!f.noNAT) {
+	for _, r := range chains(!g.noNAT) {
 		b.AddChain(r.chain)
 		b.AddRules(r.chain, r.rules...)
 	}
-	var c interimChange
-	for from, t := range interim {
-		c.insert(from, t)
-	}
-	c.appendTo(&b)
-	if err := f.tables.Commit(&b); err != nil {
+	interimChange{add: interim}.appendTo(&b)
+	if err := g.commit(&b); err != nil {
 		return err
 	}
-	f.interim = Interim{}
-	maps.Copy(f.interim, interim)
+	g.interim = Interim{}
+	maps.Copy(g.interim, interim)
 	return nil
 }
 
-// deleteGuard deletes the table, and says whether there was one.
-func (f *fib) deleteGuard() (deleted bool, err error) {
-	f.looks, f.interim = 0, Interim{}
-	if _, err := f.tables.Contents(table); errors.Is(err, unix.ENOENT) {
+// takeAway deletes the table, and says whether there was one.
+func (g *guard) takeAway() (deleted bool, err error) {
+	g.looks, g.interim = 0, Interim{}
+	if _, err := g.tables.Contents(table); errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	var b nft.Batch
 	b.AddTable(table)
 	b.DelTable(table)
-	return true, f.tables.Commit(&b)
+	return true, g.commit(&b)
 }
 
 // Refused counts the packets that the guard has refused since its table was made.
-func (f *fib) Refused() (uint64, error) {
-	count, err := f.tables.Counter(refused)
+func (g *guard) Refused() (uint64, error) {
+	count, err := g.tables.Counter(refused)
 	if errors.Is(err, unix.ENOENT) {
 		return 0, nil
 	}

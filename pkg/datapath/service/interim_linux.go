@@ -103,10 +103,10 @@ func interimMapOf(a netip.Addr) interimMap {
 var errNoNAT = errors.New("the kernel has no destination NAT in nf_tables (CONFIG_NFT_NAT)")
 
 // readInterim reads what the kernel translates.
-func (f *fib) readInterim() (Interim, error) {
+func (g *guard) readInterim() (Interim, error) {
 	all := Interim{}
 	for _, m := range interimMaps {
-		elements, err := f.tables.Elements(m.set)
+		elements, err := g.tables.Elements(m.set)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		} else if err != nil {
@@ -133,79 +133,77 @@ func (t Translation) same(want Translation) bool {
 	return t.To == want.To && t.Until.Sub(want.Until).Abs() <= interimSlack
 }
 
-// interimChange are elements by map, as a transaction deletes and adds them.
-type interimChange struct {
-	del, add map[string][]nft.Element
-}
+// interimChange are connections that are not translated any more, and those that are from now
+// on. One that is in both leads elsewhere, or for another time.
+type interimChange struct{ del, add Interim }
 
-func (c *interimChange) delete(from proxy.Target, t Translation) {
-	m := interimMapOf(from.Addr)
-	put(&c.del, m.set.Name, m.element(from, t.To))
-}
+func (c interimChange) isEmpty() bool { return len(c.del)+len(c.add) == 0 }
 
-func (c *interimChange) insert(from proxy.Target, t Translation) {
-	m := interimMapOf(from.Addr)
-	e := m.element(from, t.To)
-	e.Timeout = max(time.Until(t.Until)+interimMargin, time.Millisecond)
-	put(&c.add, m.set.Name, e)
-}
-
-func put(all *map[string][]nft.Element, name string, e nft.Element) {
-	if *all == nil {
-		*all = map[string][]nft.Element{}
-	}
-	(*all)[name] = append((*all)[name], e)
-}
-
-func (c *interimChange) appendTo(b *nft.Batch) {
+func (c interimChange) appendTo(b *nft.Batch) {
 	for _, m := range interimMaps {
-		b.Delete(m.set, c.del[m.set.Name]...)
-		b.Add(m.set, c.add[m.set.Name]...)
+		var del, add []nft.Element
+		for from, t := range c.del {
+			if interimMapOf(from.Addr).proto == m.proto {
+				del = append(del, m.element(from, t.To))
+			}
+		}
+		for from, t := range c.add {
+			if interimMapOf(from.Addr).proto == m.proto {
+				e := m.element(from, t.To)
+				e.Timeout = max(time.Until(t.Until)+interimMargin, time.Millisecond)
+				add = append(add, e)
+			}
+		}
+		b.Delete(m.set, del...)
+		b.Add(m.set, add...)
 	}
 }
 
-// addInterim has the kernel translate these connections. Those that lead elsewhere lead to
-// these.
-func (f *fib) addInterim(want Interim) error {
-	if f.noNAT && len(want) > 0 {
+// additions are what has all connections that are wanted led to where they should be, or where
+// they already lead.
+func additions(want, have Interim) interimChange {
+	c := interimChange{Interim{}, Interim{}}
+	for from, t := range want {
+		if is, there := have[from]; !there {
+			c.add[from] = t
+		} else if !is.same(t) {
+			c.del[from], c.add[from] = is, t
+		}
+	}
+	return c
+}
+
+// removals are what has no connections but these led anywhere. With moved, those that lead
+// elsewhere are led nowhere, too.
+func removals(want, have Interim, moved bool) interimChange {
+	c := interimChange{del: Interim{}}
+	for from, t := range have {
+		if w, ok := want[from]; !ok || moved && w.To != t.To {
+			c.del[from] = t
+		}
+	}
+	return c
+}
+
+// change makes a change in one transaction.
+func (g *guard) change(c interimChange) error {
+	if c.isEmpty() {
+		return nil
+	}
+	if g.noNAT && len(c.add) > 0 {
 		return errNoNAT
 	}
-	return f.changeInterim(func(c *interimChange, have Interim) {
-		for from, t := range want {
-			if is, there := have[from]; !there || !is.same(t) {
-				if there {
-					c.delete(from, is)
-				}
-				c.insert(from, t)
-				have[from] = t
-			}
-		}
-	})
-}
-
-// pruneInterim has the kernel translate no other connections than these, and those to no other
-// pods.
-func (f *fib) pruneInterim(want Interim) error {
-	return f.changeInterim(func(c *interimChange, have Interim) {
-		maps.DeleteFunc(have, func(from proxy.Target, t Translation) bool {
-			wrong := want[from].To != t.To
-			if wrong {
-				c.delete(from, t)
-			}
-			return wrong
-		})
-	})
-}
-
-// lacks says whether the kernel does not translate all of these connections that go to a
-// prefix.
-func (f *fib) lacks(want Interim, p netip.Prefix) bool {
-	for from, t := range want {
-		if p.Contains(from.Addr) && f.interim[from].To != t.To {
-			return true
-		}
+	var b nft.Batch
+	c.appendTo(&b)
+	if err := g.commit(&b); err != nil {
+		g.looks = 0 // what the kernel has is to be read again
+		return err
 	}
-	return false
+	for from := range c.del {
+		delete(g.interim, from)
+	}
+	maps.Copy(g.interim, c.add)
+	return nil
 }
 
 // interimRepairs are the differences in words, where they were not decided but found.
@@ -231,34 +229,6 @@ func interimRepairs(want, have Interim) (repairs []datapath.Repair) {
 		}
 	}
 	return repairs
-}
-
-// changeInterim makes a change in one transaction. An element that is to be deleted may have
-// gone since the last look. Then the change is made of what there is.
-func (f *fib) changeInterim(change func(*interimChange, Interim)) error {
-	for again := false; ; again = true {
-		var c interimChange
-		have := maps.Clone(f.interim)
-		change(&c, have)
-		var b nft.Batch
-		c.appendTo(&b)
-		if b.Len() == 0 {
-			return nil
-		}
-		err := f.tables.Commit(&b)
-		switch {
-		case err == nil:
-			f.interim = have
-			return nil
-		case again || !errors.Is(err, unix.ENOENT) || len(c.del) == 0:
-			f.looks = 0 // what the kernel has is to be read again
-			return err
-		}
-		if f.interim, err = f.readInterim(); err != nil {
-			f.interim, f.looks = Interim{}, 0
-			return err
-		}
-	}
 }
 
 // forgetFlows makes the kernel decide again for flows of UDP from outside to where these

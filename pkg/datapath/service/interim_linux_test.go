@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func TestInterimTranslates(t *testing.T) {
 				}
 				reached := []string{"here " + outside[0].String(), "here " + outside[1].String()}
 				refused := []string{refusedAtOnce, refusedAtOnce}
-				if err := f.fib.addInterim(toPod(servicePort)); err != nil {
+				if err := set(f.routes, nil, toPod(servicePort)); err != nil {
 					t.Fatal(err)
 				}
 				expect("translated", "tcp", servicePort, reached...)
@@ -74,18 +75,18 @@ func TestInterimTranslates(t *testing.T) {
 				}
 				expect("another port", "tcp", podPort, refused...)
 				// A flow of UDP stays where it was; the next one is refused.
-				if err := f.fib.pruneInterim(nil); err != nil {
+				if err := set(f.routes, nil, nil); err != nil {
 					t.Fatal(err)
 				}
 				expect("no more", "udp", servicePort, refused...)
 				// kube-proxy has its rule, while flock's is there.
 				p.Here = endpoints(here)
-				if err := f.fib.addInterim(toPod(servicePort)); err != nil {
+				if err := set(f.routes, nil, toPod(servicePort)); err != nil {
 					t.Fatal(err)
 				}
 				f.program(m, p)
 				expect("both", "tcp", servicePort, reached...)
-				if err := f.fib.pruneInterim(nil); err != nil {
+				if err := set(f.routes, nil, nil); err != nil {
 					t.Fatal(err)
 				}
 				expect("kube-proxy alone", "tcp", servicePort, reached...)
@@ -111,7 +112,7 @@ func TestInterimConverges(t *testing.T) {
 		entries[netip.PrefixFrom(a, a.BitLen())] = Entry{Announced: true, Local: true}
 	}
 	want := toPod(80)
-	if err := r.Reset(entries, want); err != nil {
+	if err := reset(r, entries, want); err != nil {
 		t.Fatal(err)
 	}
 	has := func(when string, want Interim) {
@@ -154,19 +155,19 @@ func TestInterimConverges(t *testing.T) {
 	want = maps.Clone(want)
 	first := proxy.Target{Addr: vip[0], Protocol: 6, Port: 80}
 	want[first] = Translation{netip.AddrPortFrom(there[0], 8081), time.Now().Add(time.Minute)}
-	if err := r.Set(nil, want); err != nil {
+	if err := set(r, nil, want); err != nil {
 		t.Fatal(err)
 	}
 	has("one leads elsewhere", want)
 	ns.Exec("nft", "flush", "map", "inet", "flock-service", "interim4")
-	if err := r.Set(nil, nil); err != nil {
+	if err := set(r, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	has("none", Interim{})
-	if err := r.Set(nil, want); err != nil {
+	if err := set(r, nil, want); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Reset(nil, nil); err != nil {
+	if err := reset(r, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	has("no address", Interim{})
@@ -179,12 +180,15 @@ func TestInterimConverges(t *testing.T) {
 func TestInterimWithoutKernelNAT(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
-	f.fib.noNAT = true
+	f.routes.guard.noNAT = true
 	f.announce()
-	if err := f.fib.addInterim(toPod(servicePort)); !errors.Is(err, errNoNAT) {
+	if err := set(f.routes, nil, toPod(servicePort)); !errors.Is(err, errNoNAT) {
 		t.Errorf("error %v, want %v", err, errNoNAT)
 	}
-	if repairs, err := f.fib.Load(true, 0, nil); err != nil || len(repairs) > 0 {
+	if err := set(f.routes, nil, nil); err != nil {
+		t.Error(err)
+	}
+	if repairs, err := f.routes.Sync(t.Context()); err != nil || len(repairs) > 0 {
 		t.Errorf("repairs %v, %v; want none", repairs, err)
 	}
 	if got := ask(t, f.client, "tcp", vip[0], servicePort); got != refusedAtOnce {
@@ -215,9 +219,7 @@ func TestControllerTranslates(t *testing.T) {
 			}
 			nettest.Await(t, "a look", func() bool { return strings.HasPrefix(reason(), string(NoLocalEndpoint)) })
 			c.Send(report("a", pod.Ready, appWeb, here[0], here[1]))
-			if got := reason(); got != "Serving flock translates tcp port 80 until kube-proxy does" {
-				t.Errorf("reason %q", got)
-			}
+			nettest.Await(t, "the translation", func() bool { return reason() == "Serving flock translates tcp port 80 until kube-proxy does" })
 			reached := func(when string) {
 				t.Helper()
 				for i, a := range vip {
@@ -248,8 +250,20 @@ func openRoutes(t *testing.T, ns *nettest.NS, nat bool) (r *Routes) {
 		}
 	})
 	t.Cleanup(r.Close)
-	r.fib.noNAT = !nat
+	r.guard.noNAT = !nat
 	return r
+}
+
+// reset is Reset, and what it leaves to Complete.
+func reset(r *Routes, all map[netip.Prefix]Entry, interim Interim) error {
+	r.Reset(all, interim)
+	return r.Complete()
+}
+
+// set is Set, and what it leaves to Complete.
+func set(r *Routes, changes map[netip.Prefix]Entry, interim Interim) error {
+	r.Set(changes, interim)
+	return r.Complete()
 }
 
 func announcedAt(addrs ...netip.Addr) map[netip.Prefix]Entry {
@@ -276,7 +290,7 @@ func TestInterimEndsInTheKernel(t *testing.T) {
 	}
 	// It is not the agent that waits here, which would be later.
 	soon := toPodUntil(80, time.Now().Add(-interimMargin+time.Second))
-	if err := r.Reset(announcedAt(vip[:]...), soon); err != nil {
+	if err := reset(r, announcedAt(vip[:]...), soon); err != nil {
 		t.Fatal(err)
 	}
 	if !has(soon) {
@@ -284,14 +298,14 @@ func TestInterimEndsInTheKernel(t *testing.T) {
 	}
 	nettest.Await(t, "the end in the kernel", func() bool { return has(Interim{}) })
 	// Deleting what has ended is no error.
-	if err := r.Set(nil, nil); err != nil {
+	if err := set(r, nil, nil); err != nil {
 		t.Error(err)
 	}
-	if err := r.Set(nil, soon); err != nil {
+	if err := set(r, nil, soon); err != nil {
 		t.Fatal(err)
 	}
 	long := toPodUntil(80, time.Now().Add(time.Minute))
-	if err := r.Set(nil, long); err != nil || !has(long) {
+	if err := set(r, nil, long); err != nil || !has(long) {
 		t.Errorf("a longer one is not in the kernel: %v", err)
 	}
 	if repairs, err := r.Sync(t.Context()); err != nil || len(repairs) > 0 {
@@ -309,13 +323,13 @@ func TestInterimEndsBesideARefusedRoute(t *testing.T) {
 	ns := nettest.New(t)
 	r := openRoutes(t, ns, true)
 	ns.IP("route", "add", "unreachable", vip[1].String(), "metric", "640")
-	if err := r.Reset(announcedAt(vip[:]...), toPod(80)); err == nil {
+	if err := reset(r, announcedAt(vip[:]...), toPod(80)); err == nil {
 		t.Fatal("another program's route is no error")
 	}
 	for _, again := range []func() error{
-		func() error { return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
+		func() error { return set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
 		func() error {
-			return errors.Join(r.Set(announcedAt(vip[0]), toPod(80)), r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil))
+			return errors.Join(set(r, announcedAt(vip[0]), toPod(80)), set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil))
 		},
 	} {
 		if err := again(); err == nil {
@@ -334,15 +348,15 @@ func TestInterimThatFailsStopsNothingElse(t *testing.T) {
 	ns := nettest.New(t)
 	r := openRoutes(t, ns, true)
 	other := netip.MustParseAddr("203.0.113.99")
-	if err := r.Reset(announcedAt(vip[0]), nil); err != nil {
+	if err := reset(r, announcedAt(vip[0]), nil); err != nil {
 		t.Fatal(err)
 	}
-	r.fib.noNAT = true // from now on
+	r.guard.noNAT = true // from now on
 	changes := announcedAt(vip[1], other)
 	changes[hostPrefix(vip[0])] = Entry{}
 	interim := toPod(80)
 	maps.DeleteFunc(interim, func(from proxy.Target, _ Translation) bool { return from.Addr != vip[1] })
-	if err := r.Set(changes, interim); !errors.Is(err, errNoNAT) {
+	if err := set(r, changes, interim); !errors.Is(err, errNoNAT) {
 		t.Errorf("error %v", err)
 	}
 	want := announcedAt(other)
@@ -357,7 +371,7 @@ func TestInterimThatCannotMoveEnds(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
 	r := openRoutes(t, ns, true)
-	if err := r.Reset(announcedAt(vip[0]), toPod(80)); err != nil {
+	if err := reset(r, announcedAt(vip[0]), toPod(80)); err != nil {
 		t.Fatal(err)
 	}
 	want := Interim{}
@@ -365,7 +379,7 @@ func TestInterimThatCannotMoveEnds(t *testing.T) {
 		is.To = netip.AddrPortFrom(there[0], 8080) // which the map of IPv4 refuses
 		want[from] = is
 	}
-	if err := r.Set(nil, want); err == nil {
+	if err := set(r, nil, want); err == nil {
 		t.Error("an element with an address of the other family is no error")
 	}
 	if _, got, err := r.Kept(); err != nil || len(got) > 0 {
@@ -384,13 +398,13 @@ func TestInterimOfManyServices(t *testing.T) {
 		addr = addr.Next()
 		want[proxy.Target{Addr: addr, Protocol: 6, Port: 80}] = Translation{netip.AddrPortFrom(here[0], 8080), time.Now().Add(time.Minute)}
 	}
-	if err := r.Reset(announcedAt(vip[0]), want); err != nil {
+	if err := reset(r, announcedAt(vip[0]), want); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Set(nil, nil); err != nil {
+	if err := set(r, nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Set(nil, want); err != nil {
+	if err := set(r, nil, want); err != nil {
 		t.Fatal(err)
 	}
 	if _, got, err := r.Kept(); err != nil || !maps.EqualFunc(got, want, Translation.same) {
@@ -403,7 +417,7 @@ func TestInterimWithoutAddress(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
 	first := openRoutes(t, ns, true)
-	if err := first.Reset(announcedAt(vip[0]), toPod(80)); err != nil {
+	if err := reset(first, announcedAt(vip[0]), toPod(80)); err != nil {
 		t.Fatal(err)
 	}
 	ns.IP("link", "del", "flock-service")
@@ -412,13 +426,13 @@ func TestInterimWithoutAddress(t *testing.T) {
 	if err != nil || len(entries) > 0 || len(interim) == 0 {
 		t.Fatalf("kept %v, %v, %v", entries, interim, err)
 	}
-	if err := r.Reset(entries, interim); err != nil {
+	if err := reset(r, entries, interim); err != nil {
 		t.Error(err)
 	}
-	if err := r.Set(nil, nil); err != nil {
+	if err := set(r, nil, nil); err != nil {
 		t.Error(err)
 	}
-	if err := r.Set(announcedAt(vip[0]), toPod(80)); err != nil {
+	if err := set(r, announcedAt(vip[0]), toPod(80)); err != nil {
 		t.Error(err)
 	}
 }
@@ -448,7 +462,7 @@ func TestInterimOfUDPFlows(t *testing.T) {
 		}
 		nettest.Await(t, "pod "+name, func() bool {
 			s, _ := c.Status(t.Context())
-			return len(s.Paths) == 2 && s.Paths[0].Reason == want && s.Paths[1].Reason == want
+			return len(s.Paths) == 2 && !slices.ContainsFunc(s.Paths, func(p Path) bool { return p.Reason != want || p.Announced != (is == pod.Ready) })
 		})
 	}
 	clients := func(name string) (both [2]func() string) {
@@ -510,12 +524,12 @@ func flow(t *testing.T, ns *nettest.NS, addr netip.Addr) func() string {
 func TestWithdrawalWithoutNFTables(t *testing.T) {
 	t.Parallel()
 	for what, withdraw := range map[string]func(*Routes) error{
-		"one of two": func(r *Routes) error { return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
+		"one of two": func(r *Routes) error { return set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {Local: true}}, nil) },
 		"after a look": func(r *Routes) error {
 			if _, err := r.Sync(t.Context()); err == nil {
 				t.Error("a look without a socket is no error")
 			}
-			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
+			return set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
 		},
 		"the link cannot be changed": func(r *Routes) error {
 			r.mtu = -1
@@ -523,25 +537,25 @@ func TestWithdrawalWithoutNFTables(t *testing.T) {
 			if _, err := r.Sync(t.Context()); err == nil {
 				t.Error("an MTU that the kernel refuses is no error")
 			}
-			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
+			return set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {}}, nil)
 		},
 		"the last": func(r *Routes) error {
-			return r.Set(map[netip.Prefix]Entry{hostPrefix(vip[0]): {}, hostPrefix(vip[1]): {}}, nil)
+			return set(r, map[netip.Prefix]Entry{hostPrefix(vip[0]): {}, hostPrefix(vip[1]): {}}, nil)
 		},
-		"a restart": func(r *Routes) error { return r.Reset(announcedAt(vip[1]), nil) },
+		"a restart": func(r *Routes) error { return reset(r, announcedAt(vip[1]), nil) },
 	} {
 		ns := nettest.New(t)
 		r := openRoutes(t, ns, true)
-		if err := r.Reset(announcedAt(vip[:]...), nil); err != nil {
+		if err := reset(r, announcedAt(vip[:]...), nil); err != nil {
 			t.Fatal(err)
 		}
 		if what != "the link cannot be changed" {
-			r.fib.tables.Close()
+			r.guard.tables.Close()
 		}
 		_ = withdraw(r)
 		ns.Run(func() {
 			var err error
-			if r.fib.tables, err = nft.Dial(); err != nil {
+			if r.guard.tables, err = nft.Dial(); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -91,7 +91,7 @@ func testRoute(t *testing.T, m mode, local bool, where string) {
 			expect(ns, "udp", servicePort, who, refusedAtOnce)
 		}
 	}
-	if n, err := f.fib.Refused(); err != nil || n < 12 {
+	if n, err := f.routes.Refused(); err != nil || n < 12 {
 		t.Errorf("%d packets were refused, %v; want 12 or more", n, err)
 	}
 	// Nothing went through the loopback or came to the link.

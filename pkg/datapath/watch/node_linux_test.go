@@ -130,7 +130,8 @@ func newNode(t testing.TB, pods int, change func(*Watcher)) *node {
 	}
 	announced := service.Entry{Announced: true, Local: true}
 	interim := service.Interim{{Addr: netip.MustParseAddr("203.0.113.7"), Protocol: 6, Port: 80}: {To: netip.MustParseAddrPort("10.244.1.10:8080"), Until: time.Now().Add(time.Hour)}}
-	if err := services.Reset(map[netip.Prefix]service.Entry{netip.MustParsePrefix("2001:db8:6::7/128"): announced, netip.MustParsePrefix("203.0.113.7/32"): announced}, interim); err != nil {
+	services.Reset(map[netip.Prefix]service.Entry{netip.MustParsePrefix("2001:db8:6::7/128"): announced, netip.MustParsePrefix("203.0.113.7/32"): announced}, interim)
+	if err := services.Complete(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.anycast.Status(ctx); err != nil {
