@@ -21,7 +21,7 @@ func TestFleet(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	size := fleetSize{nodes: 5, namespaces: 3, pods: 5, claims: 2, followers: 2, changes: 2, survivors: 2, looks: time.Second, idle: time.Second, quiet: 3 * time.Second}
+	size := fleetSize{nodes: 5, namespaces: 3, pods: 5, claims: 2, followers: 2, changes: 2, survivors: 2, idle: time.Second, quiet: 3 * time.Second}
 	results, err := measureFleet(t.Context(), size, fleetPlaces{filepath.Dir(server), "../deploy", bin})
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +34,7 @@ func TestFleet(t *testing.T) {
 	for name, least := range map[string]float64{
 		"fleet.start": 1, "fleet.start.received": 1, "fleet.start.reads": 6, "fleet.start.writes": 2,
 		"fleet.template": 1, "fleet.template.writes": 4, "fleet.agent.rss": 10, "fleet.agent.start.reads": 6,
-		"fleet.5000.start.received": 1, "fleet.looks.received": 0.1, "fleet.namespace.received": 0.1,
+		"fleet.5000.start.received": 1, "fleet.overlaps": 1, "fleet.overlaps.received": 0.1, "fleet.namespace.received": 0.1,
 	} {
 		if r := got[name]; r.P50 < least {
 			t.Errorf("%s: %+v, want %v at least", name, r, least)

@@ -11,8 +11,9 @@ import (
 type fleetFigures struct {
 	fleetSize
 	flock, naive  clientCost
-	looks, lists  cost
-	atOnce, waves templateCost
+	overlaps      timedCost
+	lists         cost
+	atOnce, waves timedCost
 	quiet         cost
 
 	realStart, realQuiet usage // of the one agent that is a process
@@ -29,9 +30,9 @@ type clientCost struct {
 	namespace cost            // of all changes
 }
 
-type templateCost struct {
+type timedCost struct {
 	cost
-	took []time.Duration // of each node, from the change of the template to its report
+	took []time.Duration // of each node, from a change to its report
 }
 
 // largeFleet is the number of nodes for which figures are extrapolated.
@@ -41,7 +42,7 @@ const largeFleet = 5000
 func (m fleetFigures) results() []Result {
 	nodes, changes := float64(m.nodes), float64(m.changes)
 	survivors, minutes := float64(m.survivors), m.quiet.took.Minutes()
-	looks, lists := m.looks.less(m.flock.idle), m.lists.less(m.flock.idle)
+	overlaps, lists := m.overlaps.less(m.flock.idle), m.lists.less(m.flock.idle)
 	namespace, naiveNamespace := m.flock.namespace.less(m.flock.idle), m.naive.namespace.less(m.naive.idle)
 	cpu := func(c cost, by float64) float64 { return c.cpu.Seconds() * 1000 / by }
 	kilobytes := func(u usage, by float64) float64 { return float64(u.bytes) / 1000 / by }
@@ -57,8 +58,9 @@ func (m fleetFigures) results() []Result {
 		m.mean("fleet.start.received", "KB", kilobytes(m.flock.start.agents, nodes), 40).against("naive.start.received", kilobytes(m.naive.start.others, nodes)),
 		m.mean("fleet.start.reads", "requests", reads(m.flock.start.agents, nodes), 30).against("naive.start.reads", reads(m.naive.start.others, nodes)),
 		m.mean("fleet.start.writes", "requests", writes(m.flock.start.agents, nodes), 3),
-		m.mean("fleet.looks.cpu", "ms", cpu(looks, nodes), 20).against("lists.cpu", cpu(lists, changes)),
-		m.mean("fleet.looks.received", "KB", kilobytes(looks.agents, nodes), 200).against("lists.received", kilobytes(lists.others, changes)),
+		{Name: "fleet.overlaps", Unit: "ms", Figures: Milliseconds(m.overlaps.took)},
+		m.mean("fleet.overlaps.cpu", "ms", cpu(overlaps, nodes), 20).against("lists.cpu", cpu(lists, changes)),
+		m.mean("fleet.overlaps.received", "KB", kilobytes(overlaps.agents, nodes), 20).against("lists.received", kilobytes(lists.others, changes)),
 		m.mean("fleet.namespace.cpu", "ms", cpu(namespace, changes), 0).against("naive.namespace.cpu", cpu(naiveNamespace, changes)),
 		m.mean("fleet.namespace.received", "KB", kilobytes(namespace.agents, changes), 60).against("naive.namespace.received", kilobytes(naiveNamespace.others, changes)),
 		{Name: "fleet.template", Unit: "ms", Figures: Milliseconds(m.waves.took),
@@ -82,11 +84,9 @@ func (m fleetFigures) results() []Result {
 	return append(all, m.extrapolated()...)
 }
 
-// extrapolated are figures for more nodes. What a node costs is taken to stay the same, but for
-// what grows with the nodes itself: the table of all nodes' pod CIDRs.
+// extrapolated are figures for more nodes. What a node costs is taken to stay the same.
 func (m fleetFigures) extrapolated() []Result {
 	nodes, changes, minutes := float64(m.nodes), float64(m.changes), m.quiet.took.Minutes()
-	times := largeFleet / nodes
 	each := func(name, unit string, of, divided float64, shown string) Result {
 		value := largeFleet * of / divided
 		r := single(fmt.Sprintf("fleet.%d.%s", largeFleet, name), unit, value)
@@ -94,8 +94,7 @@ func (m fleetFigures) extrapolated() []Result {
 		return r
 	}
 	const ms, kB = "%.3f ms / 1000", "%.3f KB / 1000"
-	looks := m.looks.less(m.flock.idle)
-	look, lookCPU := float64(looks.agents.bytes)/1000/nodes*times, looks.cpu.Seconds()*1000/nodes*times
+	overlaps := m.overlaps.less(m.flock.idle)
 	namespace := each("namespace.received", "MB", float64(m.flock.namespace.less(m.flock.idle).agents.bytes)/1000/changes/nodes, 1000, kB)
 	base := each("namespace.received", "MB", float64(m.naive.namespace.less(m.naive.idle).others.bytes)/1000/changes/nodes, 1000, kB)
 	base.Name = fmt.Sprintf("naive.%d.namespace.received", largeFleet)
@@ -104,8 +103,8 @@ func (m fleetFigures) extrapolated() []Result {
 	return []Result{
 		each("start.cpu", "s", m.flock.start.cpu.Seconds()*1000/nodes, 1000, ms),
 		each("start.received", "MB", float64(m.flock.start.agents.bytes)/1000/nodes, 1000, kB),
-		each("looks.cpu", "s", lookCPU, 1000, fmt.Sprintf("%g × %.3f ms = %%.3f ms / 1000", times, lookCPU/times)),
-		each("looks.received", "MB", look, 1000, fmt.Sprintf("%g × %.3f KB = %%.3f KB / 1000", times, look/times)),
+		each("overlaps.cpu", "s", overlaps.cpu.Seconds()*1000/nodes, 1000, ms),
+		each("overlaps.received", "MB", float64(overlaps.agents.bytes)/1000/nodes, 1000, kB),
 		namespace,
 		each("template.cpu", "s", m.waves.cpu.Seconds()*1000/nodes, 1000, ms),
 		each("template.received", "MB", float64(m.waves.agents.bytes)/1000/nodes, 1000, kB),

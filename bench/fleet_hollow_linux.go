@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -39,10 +40,9 @@ type hollow struct {
 	// follows is the namespace that its pods need, empty if there is none.
 	follows string
 	wake    chan struct{}
-	// look is closed when the time begins within which it compares the pod CIDRs of all nodes.
-	look   <-chan struct{}
-	within time.Duration
-	looked func() // is called when it has, and has reported it
+	// overlapping is called with each status that is written: whether it says that another
+	// node has pod CIDRs of this one.
+	overlapping func(node string, is bool)
 	// reported is called with each generation of the NodeConfig whose status is written, and of
 	// which it has all that it follows.
 	reported func(node string, generation int64)
@@ -141,11 +141,6 @@ func (h *hollow) run(ctx context.Context) {
 	var reported int64 // generation that it has written before
 	var written v1alpha1.NodeConfigStatus
 	var earliest time.Time
-	var unique, looked bool
-	looks := h.look
-	look := time.NewTimer(0)
-	look.Stop()
-	defer look.Stop()
 	again := time.NewTimer(0)
 	defer again.Stop()
 	for {
@@ -154,23 +149,12 @@ func (h *hollow) run(ctx context.Context) {
 			return
 		case <-h.wake:
 		case <-again.C:
-		case <-looks:
-			looks = nil
-			look.Reset(rand.N(h.within))
-			continue
 		case <-others:
 			others = nil
 			if complete = true; reported > 0 {
 				h.reported(h.name, reported)
 			}
 			continue
-		case <-look.C:
-			if _, err := h.client.PodCIDRs(ctx); err == nil {
-				unique = true
-			} else if ctx.Err() == nil {
-				h.failed(err)
-				look.Reset(rand.N(h.within))
-			}
 		}
 		n, ok := node.Get(h.name)
 		if !ok || !configs.Synced() || !templates.Synced() || !pools.Synced() || !services.Synced() {
@@ -197,17 +181,14 @@ func (h *hollow) run(ctx context.Context) {
 				again.Reset(wait)
 				continue
 			}
-			status := hollowStatus(current, v, unique)
+			status := hollowStatus(current, v)
 			if !equality.Semantic.DeepEqual(status, written) {
 				if err = h.client.PatchStatus(ctx, h.name, status); err == nil {
 					written, earliest, reported = status, time.Now().Add(hollowGather), current.Generation
 					if complete {
 						h.reported(h.name, reported)
 					}
-					if unique && !looked {
-						looked = true
-						h.looked()
-					}
+					h.overlapping(h.name, len(current.Status.PodCIDROverlaps) > 0)
 				}
 			}
 		}
@@ -233,9 +214,9 @@ func (h *hollow) followVersion(ctx context.Context) {
 	}
 }
 
-// hollowStatus is as large as that of a node with two sessions on which all is well; unique
-// says that the pod CIDRs of all nodes have been compared.
-func hollowStatus(nc *v1alpha1.NodeConfig, v fleet.Decision, unique bool) v1alpha1.NodeConfigStatus {
+// hollowStatus is as large as that of a node with two sessions on which all is well, unless another
+// node has its pod CIDRs.
+func hollowStatus(nc *v1alpha1.NodeConfig, v fleet.Decision) v1alpha1.NodeConfigStatus {
 	status := v1alpha1.NodeConfigStatus{
 		ObservedGeneration: nc.Generation, PodSource: "kubelet", ExitSource: "containerd",
 		PasswordKey: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
@@ -246,11 +227,8 @@ func hollowStatus(nc *v1alpha1.NodeConfig, v fleet.Decision, unique bool) v1alph
 	}
 	for _, c := range []struct{ kind, reason string }{
 		{"Ready", "ServingPods"}, {"Accepted", "Valid"}, {"RoutingConfigured", "Configured"}, {"SessionsUp", "AllUp"}, {"KernelInSync", "InSync"},
-		{"PoliciesEnforced", "Enforced"}, {"Supported", "AsRequired"}, {"PodCIDRsUnique", "NoOverlap"},
+		{"PoliciesEnforced", "Enforced"}, {"Supported", "AsRequired"},
 	} {
-		if c.kind == "PodCIDRsUnique" && !unique {
-			continue
-		}
 		meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: c.kind, Status: metav1.ConditionTrue, Reason: c.reason, LastTransitionTime: since})
 	}
 	templated := metav1.Condition{Type: "Templated", Status: metav1.ConditionTrue, Reason: string(v.Reason), Message: v.Message, LastTransitionTime: since}
@@ -258,6 +236,9 @@ func hollowStatus(nc *v1alpha1.NodeConfig, v fleet.Decision, unique bool) v1alph
 		templated.Status = metav1.ConditionFalse
 	}
 	meta.SetStatusCondition(&status.Conditions, templated)
+	if found := nc.Status.PodCIDROverlaps; len(found) > 0 {
+		meta.SetStatusCondition(&status.Conditions, metav1.Condition{Type: "PodCIDRsUnique", Status: metav1.ConditionFalse, Reason: "Overlap", Message: fmt.Sprint(found), LastTransitionTime: since})
+	}
 	for i := range status.Conditions {
 		status.Conditions[i].ObservedGeneration = nc.Generation
 	}

@@ -51,9 +51,6 @@ type fleetSize struct {
 	changes int
 	// survivors are the naive clients beside the agents in the quiet time.
 	survivors int
-	// looks is within which time each agent compares the pod CIDRs of all nodes. An agent takes
-	// five minutes from its start; here all do it after that, to be measured apart.
-	looks time.Duration
 	// idle is for how long nothing is done before what is measured by the moment, so that what
 	// all those clients cost anyhow can be taken away.
 	idle time.Duration
@@ -67,7 +64,7 @@ type fleetSize struct {
 
 var fullFleet = fleetSize{
 	nodes: 1000, namespaces: 200, pods: 1000, claims: 500, followers: 100, changes: 20, survivors: 100,
-	looks: time.Minute, idle: time.Minute, minReady: 2, untilQuiet: 4 * time.Minute, quiet: 8 * time.Minute,
+	idle: time.Minute, minReady: 2, untilQuiet: 4 * time.Minute, quiet: 8 * time.Minute,
 }
 
 // fleetPlaces are directories.
@@ -96,18 +93,18 @@ type fleetRun struct {
 	admin  kubernetes.Interface
 	flock  *kube.Client
 
-	agents, control, others traffic       // of the hollow agents, of flock-controller, and of the naive clients
-	namespacesSeen          atomic.Int64  // by naive clients
-	look                    chan struct{} // closed when agents may compare all nodes' pod CIDRs
-	looked                  atomic.Int64  // agents that have
+	agents, control, others traffic      // of the hollow agents, of flock-controller, and of the naive clients
+	namespacesSeen          atomic.Int64 // by naive clients
 	hollows                 []*hollow
 
-	mu       sync.Mutex // guards below
-	began    time.Time  // what reports are timed from
-	reports  map[int64]map[string]time.Duration
-	failures int
-	failure  error // the last one
-	progress chan struct{}
+	mu      sync.Mutex // guards below
+	began   time.Time  // what reports are timed from
+	reports map[int64]map[string]time.Duration
+	// overlapping are the nodes whose pod CIDRs another has too, as their agents report, and since when.
+	overlapping map[string]time.Duration
+	failures    int
+	failure     error // the last one
+	progress    chan struct{}
 }
 
 func measureFleet(ctx context.Context, size fleetSize, in fleetPlaces) (results []Result, err error) {
@@ -121,7 +118,7 @@ func measureFleet(ctx context.Context, size fleetSize, in fleetPlaces) (results 
 	// All clients end before the server does.
 	var running sync.WaitGroup
 	defer func() { cancel(nil); running.Wait(); err = errors.Join(err, s.close()) }()
-	f := &fleetRun{fleetSize: size, fleetPlaces: in, server: s, reports: map[int64]map[string]time.Duration{}, progress: make(chan struct{}, 1), look: make(chan struct{})}
+	f := &fleetRun{fleetSize: size, fleetPlaces: in, server: s, reports: map[int64]map[string]time.Duration{}, overlapping: map[string]time.Duration{}, progress: make(chan struct{}, 1)}
 	if f.admin, err = kubernetes.NewForConfig(s.admin(nil)); err != nil {
 		return nil, err
 	}
@@ -231,8 +228,11 @@ func (f *fleetRun) phases(ctx context.Context, running *sync.WaitGroup) ([]Resul
 	if m.flock.namespace, err = f.measure(func() error { return f.changeNamespaces(ctx, "flock", f.followersSaw) }); err != nil {
 		return nil, fmt.Errorf("changes of a namespace: %w", err)
 	}
-	if m.looks, err = f.measure(func() error { return f.compareCIDRs(ctx) }); err != nil {
-		return nil, fmt.Errorf("comparison of all nodes' pod CIDRs: %w", err)
+	if m.overlaps.cost, err = f.measure(func() error { return f.overlapAll(ctx, &m.overlaps.took) }); err != nil {
+		return nil, fmt.Errorf("pod CIDRs of several nodes: %w", err)
+	}
+	if err := f.overlapNone(ctx); err != nil {
+		return nil, fmt.Errorf("pod CIDRs of one node each again: %w", err)
 	}
 	if m.lists, err = f.measure(func() error { return f.listNodeConfigs(ctx) }); err != nil {
 		return nil, fmt.Errorf("lists of all NodeConfigs: %w", err)
@@ -244,7 +244,7 @@ func (f *fleetRun) phases(ctx context.Context, running *sync.WaitGroup) ([]Resul
 	for _, change := range []struct {
 		generation int64
 		atOnce     bool
-		of         *templateCost
+		of         *timedCost
 	}{{2, true, &m.atOnce}, {3, false, &m.waves}} {
 		if change.of.cost, err = f.measure(func() error { return f.changeTemplate(ctx, change.generation, change.atOnce, &change.of.took) }); err != nil {
 			return nil, fmt.Errorf("change of the template to generation %d: %w", change.generation, err)

@@ -173,7 +173,7 @@ func TestFleetFigures(t *testing.T) {
 	m.naive.namespace = cost{took: 30 * time.Second, cpu: 3 * time.Second, others: usage{bytes: 9e6}}
 	m.flock.idle = cost{took: time.Minute, cpu: 4 * time.Second, agents: usage{bytes: 1e6}}
 	m.flock.namespace = cost{took: 30 * time.Second, cpu: 2200 * time.Millisecond, agents: usage{bytes: 14e5}}
-	m.looks = cost{took: 75 * time.Second, cpu: 25 * time.Second, agents: usage{bytes: 10125e4}}
+	m.overlaps = timedCost{cost: cost{took: 75 * time.Second, cpu: 25 * time.Second, agents: usage{bytes: 10125e3}}, took: []time.Duration{3 * time.Second}}
 	m.lists = cost{took: 15 * time.Second, cpu: 5 * time.Second, others: usage{bytes: 4e6}}
 	m.waves.cost = cost{agents: usage{writes: 3000}, control: usage{writes: 1100}}
 	m.quiet = cost{took: 2 * time.Minute, cpu: 6 * time.Second, agents: usage{reads: 2400}, others: usage{reads: 300}}
@@ -183,10 +183,10 @@ func TestFleetFigures(t *testing.T) {
 	}
 	for name, want := range map[string][2]float64{ // and the baseline
 		"fleet.start.cpu": {20, 10}, "fleet.start.received": {32, 96}, "fleet.start.reads": {12, 5}, "fleet.start.writes": {2, 0},
-		"fleet.looks.cpu": {20, 200}, "fleet.looks.received": {100, 200},
+		"fleet.overlaps": {3000, 0}, "fleet.overlaps.cpu": {20, 200}, "fleet.overlaps.received": {8.875, 200},
 		"fleet.namespace.received": {45, 400}, "fleet.namespace.cpu": {10, 100}, "fleet.template.writes": {4.1, 0}, "fleet.steady.reads": {1.2, 1.5},
 		"fleet.steady.cpu": {3, 0}, "fleet.agent.rss": {30, 60},
-		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.looks.received": {2500, 0}, "fleet.5000.looks.cpu": {500, 0}, "fleet.5000.namespace.received": {0.225, 2},
+		"fleet.5000.start.cpu": {100, 0}, "fleet.5000.overlaps.received": {44.375, 0}, "fleet.5000.overlaps.cpu": {100, 0}, "fleet.5000.namespace.received": {0.225, 2},
 		"fleet.5000.steady.reads": {100, 0}, "fleet.5000.steady.cpu": {25, 0},
 	} {
 		r, base := got[name], 0.0
@@ -201,7 +201,7 @@ func TestFleetFigures(t *testing.T) {
 		t.Errorf("arithmetic %q, want %q", got, want)
 	}
 	var table strings.Builder
-	if err := writeTable(&table, m.results()); err != nil || !strings.Contains(table.String(), "5000 × 5 × 100.000 KB = 500.000 KB / 1000 = 2500.000 MB") {
+	if err := writeTable(&table, m.results()); err != nil || !strings.Contains(table.String(), "5000 × 8.875 KB / 1000 = 44.375 MB") {
 		t.Errorf("%v\n%s", err, table.String())
 	}
 	if r := m.results(); r[0].Goal == nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,8 +98,7 @@ func (f *fleetRun) startAgents(ctx context.Context, running *sync.WaitGroup, too
 		if err != nil {
 			return err
 		}
-		h.look, h.within, h.reported, h.failed = f.look, f.looks, f.report, f.fail
-		h.looked = func() { f.looked.Add(1); f.wake() }
+		h.overlapping, h.reported, h.failed = f.reportOverlap, f.report, f.fail
 		if i < f.followers {
 			h.follows = f.changing()
 		}
@@ -204,14 +205,54 @@ func (f *fleetRun) followersSaw(label string) bool {
 	return true
 }
 
-// compareCIDRs has each agent compare the pod CIDRs of all nodes.
-func (f *fleetRun) compareCIDRs(ctx context.Context) error {
-	close(f.look)
-	return f.await(ctx, "all agents to compare the pod CIDRs of all nodes", func() bool { return f.looked.Load() == int64(f.nodes) })
+// reportOverlap takes what an agent has reported last of its pod CIDRs.
+func (f *fleetRun) reportOverlap(node string, is bool) {
+	defer f.wake()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, there := f.overlapping[node]; is && !there {
+		f.overlapping[node] = time.Since(f.began)
+	} else if !is {
+		delete(f.overlapping, node)
+	}
 }
 
-// listNodeConfigs reads all NodeConfigs as often as a namespace changes, as a client would that
-// compared the pod CIDRs of all nodes without the table.
+// wide is a NodeConfig that has the pod CIDRs of all nodes.
+const wide = "wide"
+
+// overlapAll makes that NodeConfig, and waits until all agents have reported it.
+func (f *fleetRun) overlapAll(ctx context.Context, took *[]time.Duration) error {
+	f.timeReports()
+	nc := &v1alpha1.NodeConfig{Spec: v1alpha1.NodeConfigSpec{PodCIDRs: v1alpha1.PodCIDRs{IPv4: []v1alpha1.CIDR{"10.0.0.0/8"}}}}
+	nc.Name = wide
+	if err := f.flock.CreateNodeConfig(ctx, nc); err != nil {
+		return err
+	}
+	err := f.awaitOverlaps(ctx, f.nodes)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	*took = slices.Collect(maps.Values(f.overlapping))
+	return err
+}
+
+func (f *fleetRun) awaitOverlaps(ctx context.Context, nodes int) error {
+	return f.await(ctx, fmt.Sprintf("%d agents to report that another node has their pod CIDRs", nodes), func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.overlapping) == nodes
+	})
+}
+
+// overlapNone deletes that NodeConfig, and waits until no agent reports it any more.
+func (f *fleetRun) overlapNone(ctx context.Context) error {
+	if err := f.flock.Flock().Delete().Resource("nodeconfigs").Name(wide).Do(ctx).Error(); err != nil {
+		return err
+	}
+	return f.awaitOverlaps(ctx, 0)
+}
+
+// listNodeConfigs reads all NodeConfigs as often as a namespace changes, as each agent would that
+// compared the pod CIDRs of all nodes itself.
 func (f *fleetRun) listNodeConfigs(ctx context.Context) error {
 	client, err := kube.NewClient(f.server.admin(&f.others))
 	if err != nil {

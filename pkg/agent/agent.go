@@ -170,7 +170,6 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	pools := &pools{path: c.path("addresspools.json"), gonePath: c.path("addresspools-gone.json"), cache: poolCache, changed: &poolsChanged, ledger: promises, granted: &granted, services: given, log: c.Log}
 	pools.open()
 	templates := &templates{nodeName: c.NodeName, api: api, configs: configs, node: nodeCache, templates: templateCache, nodeChanged: &nodeChanged, changed: &templatesChanged, log: c.Log}
-	overlaps := &overlaps{node: c.NodeName, api: api, configs: configs, log: c.Log}
 
 	claims := claim.New(claim.Config{
 		Node: c.NodeName, API: api, Log: c.Log,
@@ -268,7 +267,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 
 	all := parts{
 		configCache, nodeCache, templateCache, poolCache, namespaces, recorder, claims,
-		configs, pools, poolUse{promises, &granted, pools}, templates, overlaps,
+		configs, pools, poolUse{promises, &granted, pools}, templates, &overlaps{configs},
 		node, passwords, router, gate, nodeCondition,
 		stopwatch, attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
 		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,

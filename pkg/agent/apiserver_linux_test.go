@@ -262,7 +262,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		object := s.object.DeepCopy()
-		patch.Status.Passwords = object.Status.Passwords // which no agent writes
+		patch.Status.Passwords, patch.Status.PodCIDROverlaps = object.Status.Passwords, object.Status.PodCIDROverlaps // which no agent writes
 		object.Status = patch.Status
 		s.change(object)
 		json.NewEncoder(w).Encode(object)

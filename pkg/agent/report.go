@@ -109,7 +109,7 @@ func (r *report) Run(ctx context.Context) error {
 // ofAgent is what of status an agent writes.
 func ofAgent(status v1alpha1.NodeConfigStatus) v1alpha1.NodeConfigStatus {
 	s := status.DeepCopy()
-	s.Passwords, s.TemplateTurn = nil, nil
+	s.Passwords, s.TemplateTurn, s.PodCIDROverlaps = nil, nil, nil
 	return *s
 }
 

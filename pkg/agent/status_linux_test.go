@@ -58,7 +58,6 @@ func TestConditionsOutliveTheAgent(t *testing.T) {
 		{Type: "Accepted", Status: metav1.ConditionTrue, Reason: "InForce", LastTransitionTime: before},
 		{Type: "Ready", Status: metav1.ConditionTrue, Reason: "ServingPods", LastTransitionTime: before},
 		{Type: "Templated", Status: metav1.ConditionTrue, Reason: "FromTemplate", LastTransitionTime: before},
-		{Type: "PodCIDRsUnique", Status: metav1.ConditionFalse, Reason: "Overlap", LastTransitionTime: before},
 	}
 	api.mu.Lock()
 	api.object.Status = v1alpha1.NodeConfigStatus{Conditions: was}

@@ -55,6 +55,7 @@ func TestAPIServer(t *testing.T) {
 		{"Services without a class", classless},
 		{"nodes that are gone", deadNodes},
 		{"who uses a pool", poolStatus},
+		{"pod CIDRs of several nodes", overlappingCIDRs},
 		{"passwords", sealedPasswords},
 		{"a password of many nodes", passwordsOfMany},
 		{"a template reaches nodes in waves", waves},

@@ -33,6 +33,8 @@ var (
 		"Rising while no Secret, NodeConfig or template changes and no node starts: something changes back and forth.")
 	metricUnknown = metric.New(metric.Gauge, "flock_controller_nodes_unknown", "NodeConfigs whose conditions are Unknown because nothing is heard of their Node.",
 		"Not 0: these nodes are down or cut off.")
+	metricOverlapping = metric.New(metric.Gauge, "flock_controller_overlapping_nodes", "NodeConfigs with pod CIDRs that other NodeConfigs have as well, or have a part of.",
+		"Not 0: two pods may get the same address. The condition PodCIDRsUnique of these NodeConfigs names the CIDRs.")
 	metricStopped = metric.New(metric.Gauge, "flock_controller_rollouts_stopped", "NodeConfigTemplates whose change does not reach further nodes, because nodes of its last wave have not followed or are not available, or the API server refuses their turns.",
 		"Not 0: the template's condition Progressing names the nodes, the reasons and the ways out.")
 )
@@ -44,7 +46,7 @@ type poolFamilyUse struct{ pool, family, use string }
 type metrics struct {
 	leading                                       atomic.Bool
 	assigned, released, failures, collect, sealed prometheus.Counter
-	unknown, stopped                              atomic.Int64
+	unknown, stopped, overlapping                 atomic.Int64
 
 	mu       sync.Mutex // guards below
 	services map[string]int
@@ -85,6 +87,7 @@ func (m *metrics) pools(pools []config.Pool, used map[poolFamilyUse]int) {
 func (m *metrics) forget() {
 	m.unknown.Store(0)
 	m.stopped.Store(0)
+	m.overlapping.Store(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.services, m.capacity, m.used = nil, nil, nil
@@ -92,7 +95,7 @@ func (m *metrics) forget() {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown, metricStopped)
+	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown, metricStopped, metricOverlapping)
 }
 
 // Collect implements prometheus.Collector.
@@ -106,6 +109,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- metricUnknown.Value(float64(m.unknown.Load()))
 	ch <- metricStopped.Value(float64(m.stopped.Load()))
+	ch <- metricOverlapping.Value(float64(m.overlapping.Load()))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for reason, n := range m.services {

@@ -147,18 +147,23 @@ func problems(nodes []node, pools []v1alpha1.AddressPool, addresses map[string][
 		found = append(found, problem{object, fmt.Sprintf(format, args...)})
 	}
 	cidrs := map[string][]netip.Prefix{}
+	var holdings []fleet.Holding
 	for _, n := range nodes {
 		if n.config != nil {
 			if parsed, err := config.ParseNode(n.config); err == nil {
 				cidrs[n.name] = parsed.Summaries()
+				for _, p := range cidrs[n.name] {
+					holdings = append(holdings, fleet.Holding{Node: n.name, Prefix: p})
+				}
 			}
 		}
 	}
+	overlaps := fleet.Overlaps(holdings)
 	for _, n := range nodes {
 		for _, p := range n.problems() {
 			add(n.name, "%s", p)
 		}
-		for _, o := range fleet.Overlaps(n.name, cidrs[n.name], cidrs) {
+		for _, o := range overlaps[n.name] {
 			add(n.name, "pod CIDR %s", o)
 		}
 		for _, cidr := range cidrs[n.name] {

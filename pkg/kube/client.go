@@ -82,12 +82,13 @@ func (c *Client) AddressPools(changed func()) *Cache[*v1alpha1.AddressPool] {
 }
 
 // PatchStatus makes status that of the NodeConfig called name (JSON merge patch,
-// RFC 7396, in which null takes a field away), but for the passwords and the turn to follow
-// a template, which are flock-controller's.
+// RFC 7396, in which null takes a field away), but for the passwords, the turn to follow
+// a template and the overlaps of pod CIDRs, which are flock-controller's.
 func (c *Client) PatchStatus(ctx context.Context, name string, status v1alpha1.NodeConfigStatus) error {
 	fields := allFields(status)
-	delete(fields, "passwords")
-	delete(fields, "templateTurn")
+	for _, field := range []string{"passwords", "templateTurn", "podCIDROverlaps"} {
+		delete(fields, field)
+	}
 	patch, err := json.Marshal(map[string]any{"status": fields})
 	if err != nil {
 		return err

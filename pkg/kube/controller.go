@@ -170,6 +170,14 @@ func (c *Client) PatchTemplateTurn(ctx context.Context, nc *v1alpha1.NodeConfig,
 	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"templateTurn": allFields(turn)})
 }
 
+// PatchPodCIDROverlaps makes overlaps those in the status of a NodeConfig, nil: none, whatever
+// version it has: they are flock-controller's alone.
+func (c *Client) PatchPodCIDROverlaps(ctx context.Context, nc *v1alpha1.NodeConfig, overlaps []v1alpha1.PodCIDROverlap) error {
+	of := nc.ObjectMeta
+	of.ResourceVersion = ""
+	return c.patchFlockStatus(ctx, nodeConfigs, of, map[string]any{"podCIDROverlaps": overlaps})
+}
+
 // PatchTemplateStatus makes status that of a NodeConfigTemplate, whatever version it has.
 func (c *Client) PatchTemplateStatus(ctx context.Context, t *v1alpha1.NodeConfigTemplate, status v1alpha1.NodeConfigTemplateStatus) error {
 	of := t.ObjectMeta

@@ -253,8 +253,8 @@ type NodeConfigStatus struct {
 	// addresses. KernelInSync: flock's state in the kernel is what it should be, and
 	// nothing is in its way. PoliciesEnforced: the kernel has what network policies say
 	// about the node's pods. Templated: the NodeConfig is what its template makes of
-	// it. PodCIDRsUnique: no other NodeConfig had overlapping pod CIDRs when they
-	// changed last. Supported: kernel, runtime, Kubernetes and BIRD have what flock needs;
+	// it. PodCIDRsUnique: only while it is False, as flock-controller has found
+	// podCIDROverlaps. Supported: kernel, runtime, Kubernetes and BIRD have what flock needs;
 	// the message names what is missing that it can do without. MetricsServed: only while it
 	// is False. Where one is not True, its message says why.
 	// +listType=map
@@ -316,6 +316,21 @@ type NodeConfigStatus struct {
 	// of it. flock-controller writes it.
 	// +optional
 	TemplateTurn *TemplateTurn `json:"templateTurn,omitempty"`
+	// PodCIDROverlaps are pod CIDRs of the node that other NodeConfigs have as well, or have
+	// a part of: at most 5. flock-controller writes them.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=5
+	// +optional
+	PodCIDROverlaps []PodCIDROverlap `json:"podCIDROverlaps,omitempty"`
+}
+
+// PodCIDROverlap is a pod CIDR of a node that overlaps one of another.
+type PodCIDROverlap struct {
+	// CIDR of the node: in spec.podCIDRs or status.retiredCIDRs.
+	CIDR string `json:"cidr"`
+	// NodeConfig of the other node, and its CIDR.
+	NodeConfig string `json:"nodeConfig"`
+	OtherCIDR  string `json:"otherCIDR"`
 }
 
 // SealedPasswords are passwords that one node can decrypt.
