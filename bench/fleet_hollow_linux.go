@@ -57,6 +57,7 @@ const (
 )
 
 func newHollow(name string, config *rest.Config) (*hollow, error) {
+	kube.ConnectOnce(config)
 	client, err := kube.NewClient(config)
 	if err != nil {
 		return nil, err

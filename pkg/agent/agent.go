@@ -127,6 +127,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		return nil, nil, fmt.Errorf("no way to reach the API server: %w", err)
 	}
 	server.UserAgent = "flock-agent/" + version.Version
+	kube.ConnectOnce(server)
 	if sys.Enabled {
 		server.Wrap(func(next http.RoundTripper) http.RoundTripper { return counted{next} })
 	}
