@@ -178,14 +178,18 @@ func (g *guard) differs() (found string, err error) {
 
 // replace writes the table in one transaction, with the connections that flock translates. The
 // count of refused packets begins again. A kernel without NAT in nf_tables has no chain for
-// them.
+// them. If it refuses one of them, the table begins with none.
 func (g *guard) replace(interim Interim) error {
 	err := g.write(interim)
-	if !g.noNAT && isMissing(err) {
+	switch {
+	case err == nil:
+		return nil
+	case !g.noNAT && isMissing(err):
 		g.noNAT = true
-		err = g.write(nil)
+	case len(interim) == 0:
+		return err
 	}
-	return err
+	return g.write(nil)
 }
 
 // isMissing says whether an error is that of a transaction with something that the kernel, or

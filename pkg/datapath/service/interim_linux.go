@@ -18,6 +18,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
+	"flock.fritzlab.net/flock/pkg/netlink"
 	"flock.fritzlab.net/flock/pkg/netlink/conntrack"
 	"flock.fritzlab.net/flock/pkg/netlink/nft"
 )
@@ -185,8 +186,55 @@ func removals(want, have Interim, moved bool) interimChange {
 	return c
 }
 
-// change makes a change in one transaction.
+// mostRefusals bounds the transactions that are tried to find out what the kernel refuses.
+const mostRefusals = 32
+
+// change makes a change in one transaction. If the kernel refuses that, it makes the half of it,
+// and so on: what cannot be keeps little else from being. It returns what was refused, and what
+// was not tried after too much of that.
 func (g *guard) change(c interimChange) error {
+	refusals := 0
+	var halve func(interimChange) error
+	halve = func(c interimChange) error {
+		err := g.changeAtOnce(c)
+		refused := (*netlink.Error)(nil)
+		if err == nil || len(c.add) < 2 || isOutdated(err) || !errors.As(err, &refused) {
+			return err
+		}
+		if refusals++; refusals >= mostRefusals {
+			return err
+		}
+		first, second := c.halves()
+		return errors.Join(halve(first), halve(second))
+	}
+	return halve(c)
+}
+
+// isOutdated says whether an error is that of a change that does not fit what the kernel has: an
+// element has ended, or another program has put one in the way.
+func isOutdated(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)
+}
+
+// halves divide a change of connections. The first has those that only end.
+func (c interimChange) halves() (first, second interimChange) {
+	first, second = interimChange{maps.Clone(c.del), Interim{}}, interimChange{Interim{}, Interim{}}
+	for from, t := range c.add {
+		if len(first.add) < len(c.add)/2 {
+			first.add[from] = t
+			continue
+		}
+		second.add[from] = t
+		if is, ok := c.del[from]; ok {
+			delete(first.del, from)
+			second.del[from] = is
+		}
+	}
+	return first, second
+}
+
+// changeAtOnce makes a change in one transaction.
+func (g *guard) changeAtOnce(c interimChange) error {
 	if c.isEmpty() {
 		return nil
 	}

@@ -366,7 +366,7 @@ func TestInterimThatFailsStopsNothingElse(t *testing.T) {
 	}
 }
 
-// A connection that cannot be led to another pod is led to none.
+// A connection that cannot be led to another pod is led to none. All others are.
 func TestInterimThatCannotMoveEnds(t *testing.T) {
 	t.Parallel()
 	ns := nettest.New(t)
@@ -374,15 +374,96 @@ func TestInterimThatCannotMoveEnds(t *testing.T) {
 	if err := reset(r, announcedAt(vip[0]), toPod(80)); err != nil {
 		t.Fatal(err)
 	}
-	want := Interim{}
+	want, moved := Interim{}, Interim{}
 	for from, is := range toPod(80) {
 		is.To = netip.AddrPortFrom(there[0], 8080) // which the map of IPv4 refuses
 		want[from] = is
+		if from.Addr == vip[0] {
+			moved[from] = is
+		}
 	}
 	if err := set(r, nil, want); err == nil {
 		t.Error("an element with an address of the other family is no error")
 	}
-	if _, got, err := r.Kept(); err != nil || len(got) > 0 {
+	if _, got, err := r.Kept(); err != nil || !maps.EqualFunc(got, moved, Translation.same) {
+		t.Errorf("the kernel translates %v, %v; want %v", got, err, moved)
+	}
+}
+
+// What the kernel refuses of some connections keeps no other from being translated and
+// announced, and costs few transactions.
+func TestInterimRefusedForSome(t *testing.T) {
+	t.Parallel()
+	const all = 1000
+	for bad, most := range map[int]int{1: 30, 3: 70, all: 80} {
+		for _, first := range []bool{false, true} { // the guard is made with them
+			t.Run(fmt.Sprint(bad, first), func(t *testing.T) {
+				t.Parallel()
+				r := openRoutes(t, nettest.New(t), true)
+				commits := 0
+				r.guard.onCommit = func() { commits++ }
+				other := netip.MustParseAddr("203.0.113.99")
+				if err := reset(r, announcedAt(other), nil); err != nil {
+					t.Fatal(err)
+				}
+				interim, good, entries := Interim{}, Interim{}, announcedAt(other)
+				addr := netip.MustParseAddr("198.51.100.0")
+				for i := range all {
+					addr = addr.Next()
+					from := proxy.Target{Addr: addr, Protocol: 6, Port: 80}
+					to := Translation{netip.AddrPortFrom(here[1], podPort), time.Now().Add(time.Minute)}
+					if i < bad {
+						to.To = netip.AddrPortFrom(here[0], podPort) // of the other family
+					} else {
+						good[from] = to
+					}
+					interim[from] = to
+					maps.Copy(entries, announcedAt(addr))
+				}
+				commits = 0
+				what := set
+				if first {
+					if err := reset(r, nil, nil); err != nil {
+						t.Fatal(err)
+					}
+					what = reset
+				}
+				if err := what(r, entries, interim); err == nil {
+					t.Error("an element with an address of the other family is no error")
+				}
+				if commits > most {
+					t.Errorf("%d transactions, want %d at most", commits, most)
+				}
+				_, got, err := r.Kept()
+				if err != nil || !maps.EqualFunc(got, good, Translation.same) {
+					t.Errorf("%d of %d are translated, %v", len(got), len(good), err)
+				}
+				for prefix, is := range r.Actual() {
+					_, lacks := interim[proxy.Target{Addr: prefix.Addr(), Protocol: 6, Port: 80}]
+					_, has := good[proxy.Target{Addr: prefix.Addr(), Protocol: 6, Port: 80}]
+					if want := !lacks || has; is.Announced != want || !is.Local {
+						t.Errorf("%v is %v", prefix, is)
+					}
+				}
+			})
+		}
+	}
+}
+
+// An element of another program's in the place of one of flock's gives way, as what it has put
+// there later does.
+func TestInterimInTheWay(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	if err := reset(r, announcedAt(vip[:]...), nil); err != nil {
+		t.Fatal(err)
+	}
+	ns.Exec("nft", "add", "element", "inet", "flock-service", "interim4", "{ 203.0.113.7 . tcp . 80 : 10.244.1.99 . 1 }")
+	if err := set(r, nil, toPod(80)); err != nil {
+		t.Error(err)
+	}
+	if _, got, err := r.Kept(); err != nil || !maps.EqualFunc(got, toPod(80), Translation.same) {
 		t.Errorf("the kernel translates %v, %v", got, err)
 	}
 }

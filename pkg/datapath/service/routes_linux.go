@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
@@ -66,7 +64,7 @@ func Open() (*Routes, error) {
 		f.Close()
 		return nil, err
 	}
-	return &Routes{fib: f, guard: g, desired: map[netip.Prefix]Entry{}, behind: cell.Signal()}, nil
+	return &Routes{fib: f, guard: g, desired: map[netip.Prefix]Entry{}, standing: Interim{}, behind: cell.Signal()}, nil
 }
 
 // Close gives the sockets up. Routes and guard stay.
@@ -236,8 +234,8 @@ func (r *Routes) translate() error {
 }
 
 // modify changes what the kernel translates by what is wanted at that moment. From then on no
-// address is announced by what is about to change. An element that is to be deleted may have
-// gone since the last look. Then the change is made of what there is. The caller holds work.
+// address is announced by what is about to change. Elements may have come or gone since the last
+// look. Then the change is made of what there is. The caller holds work.
 func (r *Routes) modify(change func(want, have Interim) interimChange) error {
 	for again := false; ; again = true {
 		r.mu.Lock()
@@ -256,7 +254,7 @@ func (r *Routes) modify(change func(want, have Interim) interimChange) error {
 			r.stand()
 			return nil
 		}
-		if !again && errors.Is(err, unix.ENOENT) && len(c.del) > 0 {
+		if !again && isOutdated(err) {
 			var have Interim
 			if have, err = r.guard.readInterim(); err == nil {
 				r.guard.interim = have
@@ -265,8 +263,13 @@ func (r *Routes) modify(change func(want, have Interim) interimChange) error {
 			}
 		}
 		r.mu.Lock()
+		defer r.mu.Unlock()
 		r.stale = true
-		r.mu.Unlock()
+		for from, t := range c.add { // what the kernel took
+			if r.guard.interim[from] == t {
+				r.standing[from] = t
+			}
+		}
 		return err
 	}
 }
@@ -346,7 +349,7 @@ func (r *Routes) converge() (repairs []datapath.Repair, err error) {
 	r.due, r.stale = false, false
 	r.touched = map[netip.Prefix]struct{}{}
 	if !wanted { // before anything is taken away
-		r.guarded, r.standing = false, nil
+		r.guarded, r.standing = false, Interim{}
 	}
 	r.mu.Unlock()
 	defer func() {
@@ -440,7 +443,7 @@ func (r *Routes) syncGuard() (repairs []datapath.Repair, err error) {
 		repairs = interimRepairs(had, r.guard.interim)
 	default:
 		r.mu.Lock()
-		r.guarded, r.standing = false, nil
+		r.guarded, r.standing = false, Interim{}
 		interim := r.translations()
 		r.mu.Unlock()
 		if err := r.guard.replace(interim); err != nil {
