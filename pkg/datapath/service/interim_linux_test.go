@@ -240,6 +240,38 @@ func TestControllerTranslates(t *testing.T) {
 	}
 }
 
+// What arrives after a node that departs has withdrawn an address still reaches its pod.
+func TestControllerTranslatesWhileRoutersFollow(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	f.program(nftables, proxytest.Port{Name: "shop/web:http", Protocol: "tcp", Port: servicePort, Local: true, Elsewhere: endpoints(there)})
+	c, _ := run(t, f.node, nil)
+	c.Send(NodeChanged{Node{Known: true}})
+	c.Send(Services{All: []*Service{plain(vip[0], vip[1])}})
+	c.Send(PodsSynced{})
+	c.Send(report("a", pod.Ready, appWeb, here[0], here[1]))
+	all := func(want func(Path) bool) func() bool {
+		return func() bool {
+			s, _ := c.Status(t.Context())
+			return len(s.Paths) == 2 && want(s.Paths[0]) && want(s.Paths[1])
+		}
+	}
+	nettest.Await(t, "the addresses", all(func(p Path) bool { return p.Announced }))
+	c.Send(NodeChanged{Node{Known: true, Departing: "it is drained"}})
+	nettest.Await(t, "the withdrawal", all(func(p Path) bool { return p.Reason == NodeDeparting }))
+	wantRoutes(t, f.node, "departing")
+	if err := c.cfg.Routes.Complete(); err != nil {
+		t.Error(err)
+	}
+	for i, a := range vip {
+		if got, want := ask(t, f.client, "tcp", a, servicePort), "here "+outside[i].String(); got != want {
+			t.Errorf("%v: %q, want %q", a, got, want)
+		}
+	}
+	c.Send(report("a", pod.NotReady, appWeb, here[0], here[1]))
+	nettest.Await(t, "the end", func() bool { _, got, err := c.cfg.Routes.Kept(); return err == nil && len(got) == 0 })
+}
+
 // openRoutes opens the Services' part of a namespace, with no kernel NAT if nat is false.
 func openRoutes(t *testing.T, ns *nettest.NS, nat bool) (r *Routes) {
 	t.Helper()

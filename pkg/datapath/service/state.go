@@ -77,6 +77,7 @@ type path struct {
 	detail    string
 	interim   Interim
 	since     time.Time
+	withdrawn time.Time // last, by this run of the agent
 	flaps     int
 }
 
@@ -284,6 +285,7 @@ func (s *State) drop(now, arrived time.Time, p *path) {
 	addr := p.address.Addr
 	s.touchAddr(addr)
 	s.move(now, arrived, p, false, Deleted, "")
+	s.translate(p, nil)
 	if e := s.entry(hostPrefix(addr)); e.Local || e.Announced {
 		s.linger[hostPrefix(addr)] = now.Add(LingerTime)
 	}
@@ -411,6 +413,8 @@ func (s *State) decide(now, arrived time.Time) {
 				s.translate(p, s.staying(now, p))
 			case announced:
 				s.translate(p, p.decision.Interim)
+			default:
+				s.translate(p, s.draining(now, p))
 			}
 		}
 	}
@@ -469,9 +473,6 @@ func (s *State) move(now, arrived time.Time, p *path, announced bool, reason Rea
 	s.changed = s.changed || p.reason != reason || p.detail != detail
 	was := p.announced
 	p.announced, p.reason, p.detail = announced, reason, detail
-	if !announced {
-		s.translate(p, nil)
-	}
 	// A path that is refused has no route, whether it was announced or not.
 	s.touchAddr(p.address.Addr)
 	if was == announced {
@@ -479,6 +480,7 @@ func (s *State) move(now, arrived time.Time, p *path, announced bool, reason Rea
 	}
 	if was {
 		p.flaps++
+		p.withdrawn = now
 	}
 	s.transitions = append(s.transitions, Transition{Path: p.status(), Cause: arrived})
 }
@@ -523,6 +525,7 @@ func (s *State) Tick(now time.Time) {
 		}
 	}
 	s.tickInterim(now)
+	s.tickDrain(now)
 }
 
 // Next returns when Tick has something to do, or zero if never.
@@ -530,7 +533,7 @@ func (s *State) Next() (next time.Time) {
 	for _, end := range s.linger {
 		next = earliest(next, end)
 	}
-	return earliest(next, s.nextInterim())
+	return earliest(next, earliest(s.nextInterim(), s.nextDrain()))
 }
 
 // earliest is the earlier of two times, of which zero is none.
