@@ -24,6 +24,7 @@ import (
 	"flock.fritzlab.net/flock/internal/otlp"
 	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/agent"
+	"flock.fritzlab.net/flock/pkg/agent/threads"
 	"flock.fritzlab.net/flock/pkg/datapath/policy"
 	"flock.fritzlab.net/flock/pkg/pod/exits"
 	"flock.fritzlab.net/flock/pkg/pod/source"
@@ -84,6 +85,10 @@ func main() {
 	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
 	flag.StringVar(&c.PageAddress, "page-address", "", "address and port, on the loopback, of a page that shows the node's pods, routes, sessions, policies and Events: 127.0.0.1:9481; if empty, there is none")
 	flag.StringVar(&c.OTLPEndpoint, "otlp-endpoint", "", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; if empty, none are made")
+	flag.Func("realtime-priority", "real-time priority of the agent's threads, from 1 to 99 (SCHED_RR): on a node whose processors are all busy a withdrawal does not wait for one; needs CAP_SYS_NICE; 0: none (default 0)", func(s string) (err error) {
+		c.RealtimePriority, err = threads.ParsePriority(s)
+		return err
+	})
 	flag.TextVar(&level, "log-level", slog.LevelInfo, "lowest level to log: debug, info, warn or error")
 	flag.StringVar(&format, "log-format", "text", "format of the log: text (logfmt) or json, a line each")
 	flag.BoolVar(&showVersion, "version", false, "print the version and exit")

@@ -1,10 +1,11 @@
-// Command flock-slice executes a program with short scheduler time slices. The
-// DaemonSet starts BIRD with it. See docs/deploy.md.
+// Command flock-slice executes a program with short scheduler time slices, or with real-time
+// priority. The DaemonSet starts BIRD with it. See docs/deploy.md.
 package main
 
 import (
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,13 +15,17 @@ import (
 
 const usage = `flock-slice runs a program with short slices of the processor's time.
 
-  flock-slice PROGRAM [ARGUMENT]...
+  flock-slice [--realtime-priority=N] PROGRAM [ARGUMENT]...
 
 It asks the kernel's scheduler for slices of 0.1 ms and becomes PROGRAM, which is
 a path and keeps the process ID. On a busy node PROGRAM then need not wait until
 others' slices are over, from Linux 6.12 on. It gets no more of the processor for
 it, and all else is as if it had been started by itself. Where the kernel refuses,
 PROGRAM runs all the same, and a line on standard error says so.
+
+With a real-time priority from 1 to 99 (SCHED_RR) it runs before all programs that
+have none. This needs CAP_SYS_NICE; where the kernel refuses, PROGRAM has short
+slices. 0: none.
 `
 
 func main() {
@@ -36,6 +41,16 @@ func run(args []string) (problem string) {
 	if len(args) == 0 {
 		return "no program: want its path; flock-slice --help says more"
 	}
+	priority := 0
+	if value, ok := strings.CutPrefix(args[0], "--realtime-priority="); ok {
+		var err error
+		if priority, err = strconv.Atoi(value); err != nil || priority < 0 || priority > timeslice.MaxPriority {
+			return args[0] + ": want a number from 1 to " + strconv.Itoa(timeslice.MaxPriority) + ", or 0 for none"
+		}
+		if args = args[1:]; len(args) == 0 {
+			return "no program: want its path; flock-slice --help says more"
+		}
+	}
 	program := args[0]
 	switch program {
 	case "help", "--help", "-help", "-h":
@@ -49,6 +64,12 @@ func run(args []string) (problem string) {
 	if err := timeslice.Shorten(0); err != nil {
 		os.Stderr.WriteString("flock-slice: " + program + " runs with time slices of the default length: " + err.Error() +
 			": have the seccomp profile allow sched_getattr and sched_setattr\n")
+	}
+	if priority > 0 {
+		if err := timeslice.Raise(0, priority); err != nil {
+			os.Stderr.WriteString("flock-slice: " + program + " runs without real-time priority: " + err.Error() +
+				": give the container CAP_SYS_NICE; a kernel with RT_GROUP_SCHED also wants a share of real time for its cgroup\n")
+		}
 	}
 	return program + ": " + unix.Exec(program, args, os.Environ()).Error()
 }

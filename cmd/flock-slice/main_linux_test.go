@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -90,6 +91,41 @@ func TestSlice(t *testing.T) {
 	}
 }
 
+// With a priority the program runs in real time, and where that is refused, with a short slice.
+func TestRealtimePriority(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := build(t)
+	for name, c := range map[string]struct {
+		namespace uintptr
+		want      string
+		says      string
+	}{
+		"granted": {0, "policy 2 ", ""},
+		"refused": {unix.CLONE_NEWUSER, "slice 100µs", "flock-slice: " + self + " runs without real-time priority: operation not permitted: give the container CAP_SYS_NICE"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command(path, "--realtime-priority=2", self)
+			cmd.Env = append(os.Environ(), asChild+"=1")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: c.namespace}
+			if c.namespace != 0 { // there is no CAP_SYS_NICE of the host's in it
+				root := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+				cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = root, root
+			}
+			var said, printed bytes.Buffer
+			cmd.Stderr, cmd.Stdout = &said, &printed
+			_ = cmd.Run()
+			if !strings.Contains(printed.String(), c.want) || !strings.HasPrefix(said.String(), c.says) || c.says == "" && said.Len() > 0 {
+				t.Errorf("the program said %q, and flock-slice %q; want %q and %q", &printed, &said, c.want, c.says)
+			}
+		})
+	}
+}
+
 // A program of Go has signals and limits of its own; what it executes must not.
 func TestAllElseIsAsWithoutIt(t *testing.T) {
 	t.Parallel()
@@ -129,6 +165,10 @@ func TestCommandLine(t *testing.T) {
 		"nothing":         {nil, 1, "flock-slice: no program: want its path; flock-slice --help says more\n"},
 		"empty":           {[]string{""}, 1, "flock-slice: : want the path of a program"},
 		"no path":         {[]string{"true"}, 1, "flock-slice: true: want the path of a program, PATH is not searched"},
+		"no priority":     {[]string{"--realtime-priority=high", "/bin/true"}, 1, "flock-slice: --realtime-priority=high: want a number from 1 to 99, or 0 for none\n"},
+		"too high":        {[]string{"--realtime-priority=100", "/bin/true"}, 1, "flock-slice: --realtime-priority=100: want a number"},
+		"priority alone":  {[]string{"--realtime-priority=1"}, 1, "flock-slice: no program"},
+		"priority 0":      {[]string{"--realtime-priority=0", "/bin/echo", "-n", "a"}, 0, "a"},
 		"unknown flag":    {[]string{"--slice", "/bin/true"}, 1, "flock-slice: --slice: want the path of a program"},
 		"not there":       {[]string{"/nonexistent/bird"}, 1, "flock-slice: /nonexistent/bird: no such file or directory\n"},
 		"not a program":   {[]string{"/etc/passwd"}, 1, "flock-slice: /etc/passwd: permission denied\n"},

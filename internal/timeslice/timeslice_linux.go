@@ -9,15 +9,64 @@ import (
 // Short is the least that the kernel takes.
 const Short = 100 * time.Microsecond
 
-// Shorten makes Short the slice of a thread, 0 for the one that calls. Threads that
-// it makes from then on, child processes and the program that it executes have it
-// too. The error is that of sched_getattr(2) or sched_setattr(2), which a seccomp
-// profile may refuse.
+// MaxPriority is the highest real-time priority (sched(7)).
+const MaxPriority = 99
+
+// Shorten makes Short the slice of a thread, 0 for the one that calls, and leaves its policy
+// as it is. Threads that it makes from then on, child processes and the program that it
+// executes have it too. The error is that of sched_getattr(2) or sched_setattr(2), which a
+// seccomp profile may refuse.
 func Shorten(tid int) error {
 	attr, err := unix.SchedGetAttr(tid, 0)
 	if err != nil {
 		return err
 	}
+	if attr.Policy == unix.SCHED_RR || attr.Policy == unix.SCHED_FIFO || attr.Runtime == uint64(Short.Nanoseconds()) {
+		return nil
+	}
 	attr.Runtime = uint64(Short.Nanoseconds())
 	return unix.SchedSetAttr(tid, attr, 0)
+}
+
+// Raise gives a thread, 0 for the one that calls, a real-time priority from 1 to MaxPriority,
+// with SCHED_RR. What the thread makes or executes from then on has it too. The error is EPERM
+// without CAP_SYS_NICE, or in a cgroup without a share of real time.
+func Raise(tid, priority int) error {
+	attr, err := unix.SchedGetAttr(tid, 0)
+	if err != nil {
+		return err
+	}
+	if attr.Policy == unix.SCHED_RR && attr.Priority == uint32(priority) {
+		return nil
+	}
+	attr.Policy, attr.Priority, attr.Runtime = unix.SCHED_RR, uint32(priority), 0
+	return unix.SchedSetAttr(tid, attr, 0)
+}
+
+// Lower takes the real-time priority of a thread back, if it has one: SCHED_OTHER with the
+// nice value that it had, and Short as its slice.
+func Lower(tid int) error {
+	attr, err := unix.SchedGetAttr(tid, 0)
+	if err != nil || attr.Policy != unix.SCHED_RR {
+		return err
+	}
+	nice, err := unix.Getpriority(unix.PRIO_PROCESS, tid)
+	if err != nil {
+		return err
+	}
+	// The system call returns 20 less the nice value (getpriority(2)).
+	attr.Policy, attr.Priority, attr.Nice, attr.Runtime = unix.SCHED_NORMAL, 0, int32(20-nice), uint64(Short.Nanoseconds())
+	return unix.SchedSetAttr(tid, attr, 0)
+}
+
+// LimitBursts has the kernel send SIGXCPU when a thread has run with real-time priority for
+// this long without ever waiting for anything (RLIMIT_RTTIME, getrlimit(2)). It moves the limit
+// on by a second each time, so it is to be set again then.
+func LimitBursts(most time.Duration) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &limit); err != nil {
+		return err
+	}
+	limit.Cur = min(uint64(most.Microseconds()), limit.Max)
+	return unix.Setrlimit(unix.RLIMIT_RTTIME, &limit)
 }

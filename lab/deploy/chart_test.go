@@ -205,6 +205,26 @@ func TestChartValues(t *testing.T) {
 			t.Errorf("%+v", d.Spec)
 		}
 	})
+	t.Run("real time", func(t *testing.T) {
+		got := ds("--set=realtimePriority=1,agent.extraArgs={--exit-sources=cri}")
+		for _, c := range got.Spec.Template.Spec.Containers {
+			flags := c.Args
+			if c.Name == "bird" {
+				flags = c.Command
+			}
+			if !slices.Contains(flags, "--realtime-priority=1") || !slices.Contains(c.SecurityContext.Capabilities.Add, "SYS_NICE") {
+				t.Errorf("%s: %q with %v", c.Name, flags, c.SecurityContext.Capabilities.Add)
+			}
+			if c.Name == "bird" && (!strings.HasSuffix(c.Command[0], "/flock-slice") || c.Command[2] != "/usr/sbin/bird") {
+				t.Errorf("BIRD's command is %q", c.Command)
+			}
+		}
+		for _, c := range got.Spec.Template.Spec.InitContainers {
+			if c.SecurityContext != nil && c.SecurityContext.Capabilities != nil && slices.Contains(c.SecurityContext.Capabilities.Add, "SYS_NICE") {
+				t.Errorf("%s has SYS_NICE", c.Name)
+			}
+		}
+	})
 	t.Run("digest", func(t *testing.T) {
 		got := ds("--set=image.repository=registry.example/flock,image.tag=v1,image.digest=sha256:0123")
 		if image := containers(got)[0].Image; image != "registry.example/flock@sha256:0123" {
@@ -309,6 +329,7 @@ func TestChartValues(t *testing.T) {
 			{"--set=agent.logLevel=loud", "logLevel"},
 			{"--set=agent.otlpEndpoint=127.0.0.1:4318", "otlpEndpoint"},
 			{"--set=paths.cniBin=relative", "cniBin"},
+			{"--set=realtimePriority=100", "realtimePriority"},
 			{"--set=nodeselector.a=b", "nodeselector"}, // nothing is ignored silently
 			{"--set=agent.healthAdress=x", "healthAdress"},
 			{"--set=metrics.address=nowhere", "address"},

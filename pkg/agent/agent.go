@@ -24,6 +24,7 @@ import (
 	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/address/claim"
 	"flock.fritzlab.net/flock/pkg/address/ledger"
+	"flock.fritzlab.net/flock/pkg/agent/threads"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/cni"
 	"flock.fritzlab.net/flock/pkg/datapath"
@@ -72,7 +73,9 @@ type Config struct {
 	// OTLPEndpoint is the URL of the collector that gets the spans of calls, as
 	// otlp.ParseEndpoint returns it; empty: there is none.
 	OTLPEndpoint string
-	Log          *slog.Logger
+	// RealtimePriority is that of the agent's threads (SCHED_RR), from 1 to 99; 0: none.
+	RealtimePriority int
+	Log              *slog.Logger
 }
 
 // Run serves the node until ctx ends. It leaves links, routes and the routing
@@ -80,9 +83,6 @@ type Config struct {
 func Run(ctx context.Context, c Config) error {
 	if c.NodeName == "" {
 		return errors.New("no node name: set --node-name or $NODE_NAME to the name of this node's Node object")
-	}
-	if err := shortenTimeslices(); err != nil {
-		c.Log.Debug("cannot shorten the time slices of the agent's threads; withdrawals may wait longer on a busy node", "error", err)
 	}
 	if err := sys.MkdirAll(c.StateDir, 0o700); err != nil {
 		return err
@@ -122,6 +122,7 @@ func (c Config) path(name string) string { return filepath.Join(c.StateDir, name
 // compose makes the agent's parts, and brings the kernel to the records. It contacts
 // neither the API server nor the kubelet.
 func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, stop func(), err error) {
+	threads := threads.New(c.RealtimePriority, c.Log)
 	server, err := apiServer(c.Kubeconfig)
 	if err != nil {
 		return nil, nil, fmt.Errorf("no way to reach the API server: %w", err)
@@ -273,7 +274,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		stopwatch, attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
 		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,
 		&policyLog{namespaces: namespaces, changed: &grantsChanged, policies: policies, log: c.Log},
-		events{recorder}, buildInfo{}, supported,
+		threads, events{recorder}, buildInfo{}, supported,
 		report, viewer, health,
 	}
 	if err := all.open(); err != nil {

@@ -5,9 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"flock.fritzlab.net/flock/internal/timeslice"
 	"flock.fritzlab.net/flock/pkg/datapath/anycast"
 )
 
@@ -25,15 +22,5 @@ func TestAddressList(t *testing.T) {
 		if got, took := addressList(all); got != want || took != 10*time.Millisecond {
 			t.Errorf("%s in %v, want %s in 10ms", got, took, want)
 		}
-	}
-}
-
-func TestShortTimeslices(t *testing.T) {
-	if err := shortenTimeslices(); err != nil {
-		t.Fatal(err)
-	}
-	attr, err := unix.SchedGetAttr(0, 0)
-	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Runtime != uint64(timeslice.Short.Nanoseconds()) {
-		t.Errorf("%+v, %v: want the policy as it was, with %v", attr, err, timeslice.Short)
 	}
 }

@@ -33,6 +33,12 @@ nothing.
 {{- range concat $pod.initContainers $pod.containers }}
 {{- $_ := set . "resources" (index $values .name).resources }}
 {{- if eq .name "agent" }}{{ include "flock.agent" (list $root .) }}{{ end }}
+{{- if and $values.realtimePriority (has .name (list "agent" "bird")) }}
+{{- $flag := printf "--realtime-priority=%d" (int $values.realtimePriority) }}
+{{- if eq .name "bird" }}{{ $_ := set . "command" (concat (list (first .command) $flag) (rest .command)) }}
+{{- else }}{{ $_ := set . "args" (prepend (.args | default list) $flag) }}{{ end }}
+{{- $_ := set .securityContext.capabilities "add" (append .securityContext.capabilities.add "SYS_NICE") }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -1,0 +1,194 @@
+package threads
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/internal/metric"
+	"flock.fritzlab.net/flock/internal/sys"
+	"flock.fritzlab.net/flock/internal/timeslice"
+)
+
+const (
+	// burst is more than a withdrawal of a thousand addresses takes.
+	burst = 50 * time.Millisecond
+	// pause is how long what took longer than burst runs like other programs.
+	pause = time.Second
+	// every is how often it is seen to that nobody has changed the threads.
+	every = 10 * time.Second
+)
+
+// Threads are those of this process.
+type Threads struct {
+	priority int
+	log      *slog.Logger
+
+	mu      sync.Mutex // guards all below
+	paused  bool
+	pauses  int
+	granted bool
+	answer  string // of the kernel to the wish for a priority, as it was logged last
+	short   string // why it gives no short slices
+}
+
+// ParsePriority reads a real-time priority; 0: none.
+func ParsePriority(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > timeslice.MaxPriority {
+		return 0, fmt.Errorf("%q is not a real-time priority: want a number from 1 to %d, or 0 for none", s, timeslice.MaxPriority)
+	}
+	return n, nil
+}
+
+// New gives all threads of this process short time slices, and a real-time priority from 1 to
+// 99, or none with 0. What the kernel refuses is logged: the agent works without it.
+func New(priority int, log *slog.Logger) *Threads {
+	t := &Threads{priority: priority, log: log}
+	t.set()
+	return t
+}
+
+// Run keeps what the threads have until ctx ends.
+func (t *Threads) Run(ctx context.Context) {
+	long := make(chan os.Signal, 1)
+	signal.Notify(long, unix.SIGXCPU)
+	defer signal.Stop(long)
+	look := time.NewTicker(every)
+	defer look.Stop()
+	over := time.NewTimer(0)
+	defer over.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-long:
+			t.mu.Lock()
+			t.paused = true
+			t.pauses++
+			t.mu.Unlock()
+			over.Reset(pause)
+		case <-over.C:
+			t.mu.Lock()
+			t.paused = false
+			t.mu.Unlock()
+		case <-look.C:
+		}
+		t.set()
+	}
+}
+
+// set gives all threads what they are to have now. It can run at any time and again.
+func (t *Threads) set() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if short := text(all(timeslice.Shorten)); short != t.short {
+		if t.short = short; short != "" {
+			t.log.Debug("cannot shorten the time slices of the agent's threads; withdrawals may wait longer on a busy node", "error", short)
+		}
+	}
+	if t.priority == 0 {
+		return
+	}
+	if t.paused {
+		if err := all(timeslice.Lower); err != nil {
+			t.log.Error("cannot take back the real-time priority of the agent's threads", "error", err)
+		}
+		t.granted = false
+	}
+	// The limit first: without it nothing ends what does not wait.
+	err := timeslice.LimitBursts(burst)
+	if t.paused {
+		return
+	}
+	if err == nil {
+		err = all(func(tid int) error { return timeslice.Raise(tid, t.priority) })
+	}
+	t.granted = err == nil
+	if !t.granted {
+		_ = all(timeslice.Lower) // a thread that has it would wait for one that has not
+	}
+	answer := cmp.Or(text(err), "granted")
+	if answer == t.answer {
+		return
+	}
+	t.answer = answer
+	if t.granted {
+		t.log.Info("the agent's threads have real-time priority", "priority", t.priority)
+	} else {
+		t.log.Warn("--realtime-priority: the kernel refuses it, so withdrawals may wait longer on a busy node: give the container CAP_SYS_NICE; a kernel with RT_GROUP_SCHED also wants a share of real time for its cgroup", "priority", t.priority, "error", err)
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// all does something to each thread of this process. One may make another just before it is
+// its turn, so it looks until there is no new one.
+func all(do func(tid int) error) error {
+	done := map[string]bool{}
+	for {
+		threads, err := sys.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		before := len(done)
+		for _, thread := range threads {
+			if done[thread.Name()] {
+				continue
+			}
+			done[thread.Name()] = true
+			tid, err := strconv.Atoi(thread.Name())
+			if err != nil {
+				return err
+			}
+			if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+				return err
+			}
+		}
+		if len(done) == before {
+			return nil
+		}
+	}
+}
+
+var (
+	priorityMetric = metric.New(metric.Gauge, "flock_realtime_priority",
+		"Real-time priority of the agent's threads (SCHED_RR); 0: none.",
+		"0 where --realtime-priority is set: the kernel refuses it, and the agent's log says why.")
+	pausesMetric = metric.New(metric.Counter, "flock_realtime_pauses_total",
+		"Times that the agent's threads lost their real-time priority for a second, because one ran for 50 ms without waiting.",
+		"Rising all the time: the agent has so much to do that a withdrawal may wait for a processor.")
+)
+
+// Describe implements prometheus.Collector.
+func (t *Threads) Describe(ch chan<- *prometheus.Desc) {
+	ch <- priorityMetric.Desc
+	ch <- pausesMetric.Desc
+}
+
+// Collect implements prometheus.Collector.
+func (t *Threads) Collect(ch chan<- prometheus.Metric) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var has int
+	if t.granted {
+		has = t.priority
+	}
+	ch <- priorityMetric.Value(float64(has))
+	ch <- pausesMetric.Value(float64(t.pauses))
+}
