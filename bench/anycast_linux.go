@@ -67,6 +67,7 @@ const (
 type flipTimes struct {
 	NotReady, NotReadyNode, BaseNotReady []time.Duration
 	NotReadyAPIDown                      []time.Duration
+	NotReadyRealTime                     []time.Duration
 	Reached, Routed, BaseRouted          []time.Duration
 	ReadyNode                            []time.Duration
 	Delete, DeleteNoticed, BaseDelete    []time.Duration
@@ -86,6 +87,7 @@ func (m flipTimes) results() []Result {
 		{Name: "anycast.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.NotReady), Baseline: base("tick.withdraw.notready", m.BaseNotReady)},
 		{Name: "anycast.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
 		{Name: "anycast.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown)},
+		{Name: "anycast.withdraw.notready.realtime", Unit: "ms", Figures: Milliseconds(m.NotReadyRealTime)},
 		{Name: "anycast.withdraw.delete", Unit: "ms", Figures: Milliseconds(m.Delete), Baseline: base("tick.withdraw.delete", m.BaseDelete)},
 		{Name: "anycast.withdraw.delete.node", Unit: "ms", Figures: Milliseconds(m.DeleteNode)},
 		{Name: "kubelet.notices.delete", Unit: "ms", Figures: Milliseconds(m.DeleteNoticed)},
@@ -128,7 +130,7 @@ func flips(ctx context.Context, g *ground, n int) (results []Result, err error) 
 	if err := notConfiguredSince(g.lab, before); err != nil {
 		return nil, err
 	}
-	flipped := len(m.NotReady) + len(m.NotReadyAPIDown) + len(m.Routed) + len(m.Delete)
+	flipped := len(m.NotReady) + len(m.NotReadyRealTime) + len(m.NotReadyAPIDown) + len(m.Routed) + len(m.Delete)
 	return append(m.results(), Result{Name: "anycast.reconfigurations", Unit: "times", Figures: Figures{N: flipped}}), nil
 }
 
@@ -180,7 +182,16 @@ func (g *generation) flips(ctx context.Context, number, size int, m *flipTimes) 
 	if err := g.flip(ctx, true, flipSinks{routed: &m.Routed, installed: &m.ReadyNode, reached: &m.Reached, routedBase: &m.BaseRouted}); err != nil {
 		return err
 	}
-	err := g.lab.WithoutAPIServer(ctx, func() error {
+	err := inRealTime(member.Of(g.lab.Dir, anycastNode), func() error {
+		return g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime})
+	})
+	if err != nil {
+		return fmt.Errorf("with real-time priority: %w", err)
+	}
+	if err := g.flip(ctx, true, flipSinks{routed: new([]time.Duration)}); err != nil {
+		return err
+	}
+	err = g.lab.WithoutAPIServer(ctx, func() error {
 		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyAPIDown}); err != nil {
 			return fmt.Errorf("without API server: %w", err)
 		}

@@ -57,6 +57,7 @@ func serviceAddr(group, i int) netip.Addr { return numbered(servicePool, group, 
 // serviceTimes are durations by Service.
 type serviceTimes struct {
 	NotReady, NotReadyNode, NotReadyAPIDown []time.Duration
+	NotReadyRealTime, NotReadyRealTimeNode  []time.Duration
 	Reached, Routed, Node, Proxy            []time.Duration
 	SliceNotReady, SliceReady               []time.Duration
 	// Refused and Lost count connections that failed though the router had the route.
@@ -84,6 +85,8 @@ func (m serviceTimes) results() []Result {
 		{Name: "service.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
 		{Name: "endpointslices.notice.notready", Unit: "ms", Figures: Milliseconds(m.SliceNotReady)},
 		{Name: "service.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown), Goal: &Goal{P99: 10}},
+		{Name: "service.withdraw.notready.realtime", Unit: "ms", Figures: Milliseconds(m.NotReadyRealTime), Goal: &Goal{P99: 10}},
+		{Name: "service.withdraw.notready.realtime.node", Unit: "ms", Figures: Milliseconds(m.NotReadyRealTimeNode)},
 		{Name: "service.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached), Goal: &Goal{P99: 50},
 			Baseline: &Result{Name: "metallb.announce.ready", Unit: "ms", Figures: Milliseconds(m.MetalLB.Reached)}},
 		{Name: "service.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed),
@@ -141,7 +144,7 @@ spec:
 	if err := notConfiguredSince(g.lab, before); err != nil {
 		return nil, err
 	}
-	flipped := len(m.NotReady) + len(m.NotReadyAPIDown) + len(m.Routed)
+	flipped := len(m.NotReady) + len(m.NotReadyRealTime) + len(m.NotReadyAPIDown) + len(m.Routed)
 	return append(m.results(), Result{Name: "service.reconfigurations", Unit: "times", Figures: Figures{N: flipped}}), nil
 }
 
@@ -206,7 +209,16 @@ func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serv
 	if err := g.readyServices(ctx, m); err != nil {
 		return err
 	}
-	err := g.lab.WithoutAPIServer(ctx, func() error {
+	err := inRealTime(member.Of(g.lab.Dir, anycastNode), func() error {
+		return g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime, installed: &m.NotReadyRealTimeNode})
+	})
+	if err != nil {
+		return fmt.Errorf("with real-time priority: %w", err)
+	}
+	if err := g.flip(ctx, true, flipSinks{routed: new([]time.Duration)}); err != nil {
+		return err
+	}
+	err = g.lab.WithoutAPIServer(ctx, func() error {
 		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyAPIDown}); err != nil {
 			return fmt.Errorf("without API server: %w", err)
 		}
