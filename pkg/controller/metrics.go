@@ -21,8 +21,8 @@ var (
 		"Together with the releases: how much Services come and go.")
 	metricReleased = metric.New(metric.Counter, "flock_controller_addresses_released_total", "Addresses that were taken from Services that exist: they wanted another one, or others had a better right. Those of deleted Services do not count.",
 		"Rising without anybody changing Services: look for Events AddressLost.")
-	metricFailures = metric.New(metric.Counter, "flock_controller_write_failures_total", "Writes of a Service's status or claim that the API server refused or did not answer, other than because the object had changed.",
-		"Rising: Services wait for their addresses. The log has the error.")
+	metricFailures = metric.New(metric.Counter, "flock_controller_write_failures_total", "Writes of a Service's status or claim, of a node's turn to follow a NodeConfigTemplate or of a template's status that the API server refused or did not answer, other than because the object had changed.",
+		"Rising: Services wait for their addresses, or nodes for their turns. The log has the error.")
 	metricCapacity = metric.New(metric.Gauge, "flock_controller_pool_capacity_addresses", "Addresses in the CIDRs of an AddressPool, by family.",
 		"Compare with flock_controller_pool_used_addresses.", "pool", "family")
 	metricUsed = metric.New(metric.Gauge, "flock_controller_pool_used_addresses", "Addresses of an AddressPool in use, each once, by family and by use: static, anycast or service.",

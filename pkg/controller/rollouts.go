@@ -2,9 +2,11 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,12 +41,14 @@ type rollouts struct {
 // member is what is known of a NodeConfig.
 type member struct {
 	of       madeOf
-	template string // "": none applies
+	template string // "": none selects the node
 	updated  bool
+	facts    bool   // see [fleet.Member]
+	unfit    string // likewise
 
 	turn    written[*v1alpha1.TemplateTurn]
 	began   began
-	changed changed
+	changes fleet.Changes
 	seen    fleet.Availability
 	kept    fleet.Availability
 	refused refusal
@@ -52,21 +56,16 @@ type member struct {
 
 // refusal is why the API server did not take the node's turn, and when it is asked again.
 type refusal struct {
-	why   string
-	again time.Time
-	pause backoff.Backoff
+	why      string
+	conflict bool // the answer before was one
+	again    time.Time
+	pause    backoff.Backoff
 }
 
 // began is when this instance has seen a turn first.
 type began struct {
 	turn *v1alpha1.TemplateTurn
 	at   time.Time
-}
-
-// changed is when this instance has seen a generation of the NodeConfig first.
-type changed struct {
-	generation int64
-	at         time.Time
 }
 
 // reported is what was written of a template last, and when.
@@ -112,6 +111,18 @@ const (
 
 func newMember() *member {
 	return &member{refused: refusal{pause: backoff.Backoff{First: time.Second, Last: 5 * time.Minute, Jitter: 0.2}}}
+}
+
+// decide notes which template the NodeConfig is, or would be, made from, and whether it is what that says.
+func (m *member) decide(nc *v1alpha1.NodeConfig, node *corev1.Node, all []*v1alpha1.NodeConfigTemplate) {
+	v := fleet.Decide(fleet.NodeOf(node), nc, all)
+	m.updated, m.facts, m.template, m.unfit = fleet.UpToDate(v, nc), fleet.FactsOnly(v, nc), "", ""
+	if v.Template != nil {
+		m.template = v.Template.Name
+	}
+	if v.Reason == fleet.NotApplicable {
+		m.unfit = v.Message
+	}
 }
 
 // Run works until ctx ends.
@@ -184,8 +195,8 @@ func (r *rollouts) pass(ctx context.Context) (again time.Duration, failed error)
 
 // observe looks at all NodeConfigs, and returns those that templates make, by template,
 // without those of nodes of which nothing is heard. A node that has the turn counts whether it
-// is heard or not: the change may have cut it off. following has the template of each node that is
-// there, "" if it has none.
+// is heard or not: the change may have cut it off. following has the template of which each NodeConfig of a
+// node that is there was made, "" if of none.
 func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now time.Time) (of map[string][]fleet.Member, following map[string]string) {
 	byName := map[string]*v1alpha1.NodeConfigTemplate{}
 	for _, t := range all {
@@ -205,13 +216,10 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 			continue
 		}
 		if made := (madeOf{nc.Generation, fleet.Templated(nc), node, seen}); m.of != made {
-			v := fleet.Decide(fleet.NodeOf(node), nc, all)
-			m.of, m.updated, m.template = made, fleet.UpToDate(v, nc), ""
-			if v.Template != nil {
-				m.template = v.Template.Name
-			}
+			m.of = made
+			m.decide(nc, node, all)
 		}
-		following[nc.Name] = m.template
+		following[nc.Name] = nc.Labels[v1alpha1.TemplateLabel]
 		t := byName[m.template]
 		if t == nil {
 			continue
@@ -220,10 +228,8 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 		if !equality.Semantic.DeepEqual(m.began.turn, turn) {
 			m.began = began{turn, now}
 		}
-		if m.changed.generation != nc.Generation {
-			m.changed = changed{nc.Generation, now}
-		}
-		is := fleet.Member{Config: nc, Updated: m.updated, Turn: turn, Began: m.began.at, Changed: m.changed.at, Refused: m.refused.why, Retry: m.refused.again}
+		m.changes.See(nc.Generation, m.seen, t, now)
+		is := fleet.Member{Config: nc, Updated: m.updated, Facts: m.facts, Unfit: m.unfit, Turn: turn, Began: m.began.at, Changes: m.changes, Refused: m.refused.why, Retry: m.refused.again}
 		_, _, is.Dead = silence(node)
 		m.seen.See(is.Available(t), nc.Generation, now)
 		m.kept.See(!is.Worse(t), nc.Generation, now)
@@ -238,7 +244,8 @@ func (r *rollouts) observe(all []*v1alpha1.NodeConfigTemplate, seen int64, now t
 }
 
 // stillFailed are the nodes that stop waves of the template, without those that somebody has taken
-// out of it. following has the template of each node that is there, "" if it has none. What became of one that is gone is not known.
+// out of it: another template has made their NodeConfigs, or none has. What became of one that is gone is
+// not known, and one that the template does not fit for a moment, or does not select, has what it had.
 func stillFailed(failed []string, template string, following map[string]string) (names []string) {
 	for _, name := range failed {
 		if now, known := following[name]; !known || now == template {
@@ -261,15 +268,17 @@ func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate
 		writers.Go(func() {
 			defer func() { <-slots }()
 			err := r.api.PatchTemplateTurn(ctx, n.Config, n.Turn)
-			if apierrors.IsConflict(err) { // it is another object by now
-				return
-			}
 			mu.Lock()
 			defer mu.Unlock()
-			m.refused.why = ""
+			conflict := apierrors.IsConflict(err)
+			again := conflict && m.refused.conflict // else it may be another object by now
+			m.refused.why, m.refused.conflict = "", conflict
 			if err != nil {
-				if refused(err) {
+				if refused(err) || again {
 					m.refused.why, m.refused.again = err.Error(), time.Now().Add(m.refused.pause.Next())
+				}
+				if !conflict || again {
+					r.metrics.failures.Inc()
 				}
 				failed = fmt.Errorf("NodeConfigTemplate %s: give node %s its turn: %w", t.Name, n.Config.Name, err)
 				return
@@ -289,10 +298,9 @@ func (r *rollouts) giveTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate
 // withdrawTurns ends turns that nodes have not followed.
 func (r *rollouts) withdrawTurns(ctx context.Context, t *v1alpha1.NodeConfigTemplate, ended []fleet.Turn) (failed error) {
 	for _, n := range ended {
-		err := r.api.PatchTemplateTurn(ctx, n.Config, n.Turn)
-		switch {
-		case apierrors.IsConflict(err): // it has changed, and is looked at again
+		switch err := r.api.PatchTemplateTurn(ctx, n.Config, n.Turn); {
 		case err != nil:
+			r.failure(err)
 			failed = fmt.Errorf("NodeConfigTemplate %s: withdraw the turn of node %s: %w", t.Name, n.Config.Name, err)
 		default:
 			r.members[n.Config.UID].turn.set(&n.Turn)
@@ -302,10 +310,19 @@ func (r *rollouts) withdrawTurns(ctx context.Context, t *v1alpha1.NodeConfigTemp
 	return failed
 }
 
+// failure counts a write that the API server has not taken, unless the object has changed.
+func (r *rollouts) failure(err error) {
+	if !apierrors.IsConflict(err) {
+		r.metrics.failures.Inc()
+	}
+}
+
 // refused says whether the API server will answer the same again, for this object at least. It
-// calls it an internal error if an admission webhook does not answer.
+// calls it an internal error if an admission webhook does not answer, or does not answer itself
+// for as long as that may take.
 func refused(err error) bool {
-	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsInternalError(err)
+	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsBadRequest(err) || apierrors.IsInternalError(err) ||
+		apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // report writes how far a template is: at once when a wave begins, stops or ends, and what
@@ -331,15 +348,14 @@ func (r *rollouts) report(ctx context.Context, t *v1alpha1.NodeConfigTemplate, r
 	}
 	last := r.reports[t.UID]
 	// A reason that others alternate with is paced: that waves stop or end is said at once, and
-	// that they go on when one begins.
-	prompt := began || !same && (rollout.Reason != fleet.RolloutProgressing || was == nil || was.ObservedGeneration != t.Generation)
+	// that they go on when one begins. A node that has stopped them is written before it can be deleted.
+	more := slices.ContainsFunc(status.FailedNodes, func(name string) bool { return !slices.Contains(t.Status.FailedNodes, name) })
+	prompt := began || more || !same && (rollout.Reason != fleet.RolloutProgressing || was == nil || was.ObservedGeneration != t.Generation)
 	if wait := last.at.Add(reportPause).Sub(now); !prompt && wait > 0 {
 		return wait, nil
 	}
 	if err := r.api.PatchTemplateStatus(ctx, t, status); err != nil {
-		if apierrors.IsConflict(err) { // it is another object by now
-			return -1, nil
-		}
+		r.failure(err)
 		return -1, fmt.Errorf("NodeConfigTemplate %s: write its status: %w", t.Name, err)
 	}
 	last.status.set(status)

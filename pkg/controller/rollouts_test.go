@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
@@ -47,7 +50,8 @@ func TestWritten(t *testing.T) {
 
 // patches is an API server that takes or refuses the PATCHes of statuses.
 type patches struct {
-	fails int // with this code
+	fails int           // with this code
+	hangs chan struct{} // answers when it is closed
 	last  struct {
 		Metadata metav1.ObjectMeta
 		Status   struct {
@@ -61,8 +65,11 @@ type patches struct {
 func (p *patches) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	p.n++
+	if p.hangs != nil {
+		<-p.hangs
+	}
 	if p.fails != 0 {
-		reason := map[int]metav1.StatusReason{http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusConflict: metav1.StatusReasonConflict, http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusInternalServerError: metav1.StatusReasonInternalError}[p.fails]
+		reason := map[int]metav1.StatusReason{http.StatusGatewayTimeout: metav1.StatusReasonTimeout, http.StatusNotFound: metav1.StatusReasonNotFound, http.StatusConflict: metav1.StatusReasonConflict, http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusInternalServerError: metav1.StatusReasonInternalError}[p.fails]
 		w.WriteHeader(p.fails)
 		fmt.Fprintf(w, `{"apiVersion":"v1","kind":"Status","status":"Failure","code":%d,"reason":%q,"message":"no"}`, p.fails, reason)
 		return
@@ -98,6 +105,62 @@ func TestStillFailed(t *testing.T) {
 	}
 }
 
+// A node that its template does not fit is one of its nodes all the same.
+func TestDecide(t *testing.T) {
+	all := &v1alpha1.NodeConfigTemplate{ObjectMeta: metav1.ObjectMeta{Name: "all", UID: "t", Generation: 3}}
+	all.Spec.Template.BGP = &v1alpha1.BGPTemplate{LocalASLabel: "as"}
+	all.Spec.Template.BGP.Peers = []v1alpha1.BGPPeer{{Name: "tor", Address: "2001:db8::1", RemoteAS: 4200000001}}
+	unreadable := all.DeepCopy()
+	unreadable.Name, unreadable.Spec.Priority = "first", 1
+	unreadable.Spec.NodeSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "role", Operator: "Like"}}
+	none := all.DeepCopy()
+	none.Spec.NodeSelector.MatchLabels = map[string]string{"role": "storage"}
+	fits := map[string]string{"as": "4200000107"}
+	node := func(labels map[string]string, ip string) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n", Labels: labels}}
+		n.Spec.PodCIDRs = []string{"10.244.7.0/24"}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}
+		return n
+	}
+	made := fleet.Decide(fleet.NodeOf(node(fits, "192.0.2.7")), nil, []*v1alpha1.NodeConfigTemplate{all}).Object
+	for _, tc := range []struct {
+		name           string
+		labels         map[string]string
+		ip             string
+		template       *v1alpha1.NodeConfigTemplate
+		of, unfit      string
+		updated, facts bool
+	}{
+		{"as it is", fits, "192.0.2.7", all, "all", "", true, false},
+		{"another address", fits, "192.0.2.8", all, "all", "", false, true},
+		{"another AS", map[string]string{"as": "4200000108"}, "192.0.2.7", all, "all", "", false, false},
+		{"no AS", nil, "192.0.2.7", all, "all", "node n0 has no label as", false, false},
+		{"no selector", fits, "192.0.2.7", unreadable, "first", "spec.nodeSelector is not a label selector", false, false},
+		{"no template", fits, "192.0.2.7", none, "", "", false, false},
+	} {
+		m := newMember()
+		m.decide(made, node(tc.labels, tc.ip), []*v1alpha1.NodeConfigTemplate{tc.template})
+		if m.template != tc.of || m.updated != tc.updated || m.facts != tc.facts || (m.unfit == "") != (tc.unfit == "") || !strings.Contains(m.unfit, tc.unfit) {
+			t.Errorf("%s: of %q, updated %t, facts %t, unfit %q", tc.name, m.template, m.updated, m.facts, m.unfit)
+		}
+	}
+}
+
+// A write that nobody answers, as a webhook hangs, is refused.
+func TestUnansweredWrites(t *testing.T) {
+	r, server := newRollouts(t)
+	server.hangs = make(chan struct{})
+	defer close(server.hangs)
+	m := newMember()
+	r.members["n0"] = m
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	config := &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: "n0", UID: "n0"}}
+	if given, err := r.giveTurns(ctx, &v1alpha1.NodeConfigTemplate{}, []fleet.Turn{{Config: config}}); given != 0 || err == nil || !strings.Contains(m.refused.why, "deadline exceeded") {
+		t.Errorf("%d, %v, %q", given, err, m.refused.why)
+	}
+}
+
 // A wave's begin and end are written at once, what changes in between once a minute.
 func TestReportsArePaced(t *testing.T) {
 	r, server := newRollouts(t)
@@ -118,7 +181,9 @@ func TestReportsArePaced(t *testing.T) {
 		{10, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "second"}, true, nil, 1, -1},
 		{11, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0"}, false, nil, 1, -1},
 		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1"}, false, nil, 0, 59 * time.Second},
-		{13, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "waits"}, false, nil, 0, 58 * time.Second},
+		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1", Failed: []string{"n1"}}, false, nil, 1, -1}, // it may be deleted at any moment
+		{12, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0"}, false, nil, 0, time.Minute},
+		{13, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutProgressing, Message: "waits"}, false, nil, 0, 59 * time.Second},
 		{71, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutStopped, Message: "n0, n1", Failed: []string{"n0", "n1"}}, false, nil, 1, -1},
 		{72, fleet.Rollout{Nodes: 5, Reason: fleet.RolloutComplete, Message: "all", Completed: &done}, false, nil, 1, -1},
 		{73, fleet.Rollout{Nodes: 6, Reason: fleet.RolloutComplete, Message: "all"}, false, nil, 0, 59 * time.Second},
@@ -157,7 +222,9 @@ func TestRefusedWrites(t *testing.T) {
 		said, refused bool
 	}{
 		{http.StatusNotFound, true, false},
-		{http.StatusConflict, false, false},
+		{http.StatusConflict, true, false}, // it may be another object by now
+		{http.StatusConflict, true, true},  // and is not
+		{http.StatusGatewayTimeout, true, true},
 		{http.StatusForbidden, true, true},
 		{http.StatusInternalServerError, true, true},
 		{http.StatusServiceUnavailable, true, false},
@@ -173,6 +240,15 @@ func TestRefusedWrites(t *testing.T) {
 		if err := r.withdrawTurns(t.Context(), tmpl, []fleet.Turn{turn}); (err != nil) != tc.said || err != nil && !strings.HasPrefix(err.Error(), "NodeConfigTemplate all: withdraw the turn of node n0: ") || m.turn.value != nil {
 			t.Errorf("%d for the end of a turn: %v, %v", tc.code, err, m.turn.value)
 		}
+	}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(r.metrics.failures)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := families[0].GetMetric()[0].GetCounter().GetValue(); n != 3*5+1 { // a conflict counts if it is a refusal
+		t.Errorf("%v failures", n)
 	}
 	server.fails, m.refused.why = 0, "before"
 	given, err := r.giveTurns(t.Context(), tmpl, []fleet.Turn{turn})

@@ -77,7 +77,7 @@ type Decision struct {
 	Reason Reason
 	// Message for the operator: which template, or what is missing and the remedy.
 	Message string
-	// Template from which the NodeConfig is made, where the reason is FromTemplate.
+	// Template that is the node's, where there is one, also if the reason is NotApplicable.
 	Template *v1alpha1.NodeConfigTemplate
 }
 
@@ -91,14 +91,14 @@ func Decide(node Node, current *v1alpha1.NodeConfig, templates []*v1alpha1.NodeC
 	}
 	best, err := choose(node, templates)
 	if err != nil {
-		return Decision{Reason: NotApplicable, Message: err.Error()}
+		return Decision{Reason: NotApplicable, Message: err.Error(), Template: best}
 	}
 	if best == nil {
 		return Decision{Reason: NoTemplate, Message: noTemplate(node, len(templates))}
 	}
 	spec, err := fill(node, best)
 	if err != nil {
-		return Decision{Reason: NotApplicable, Message: err.Error()}
+		return Decision{Reason: NotApplicable, Message: err.Error(), Template: best}
 	}
 	v := Decision{Action: Create, Reason: FromTemplate, Template: best, Message: fmt.Sprintf("NodeConfigTemplate %s, generation %d", best.Name, best.Generation)}
 	v.Object = &v1alpha1.NodeConfig{ObjectMeta: metav1.ObjectMeta{Name: node.Name}}
@@ -121,7 +121,7 @@ func Templated(nc *v1alpha1.NodeConfig) bool {
 
 // choose returns the best template that selects the node, or nil. A template with an
 // unreadable selector might be meant for the node. If it would be the best one, choose
-// returns an error and does not use the next best.
+// returns it with an error and does not use the next best.
 func choose(node Node, templates []*v1alpha1.NodeConfigTemplate) (*v1alpha1.NodeConfigTemplate, error) {
 	ranked := slices.SortedFunc(slices.Values(templates), func(a, b *v1alpha1.NodeConfigTemplate) int {
 		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
@@ -129,7 +129,7 @@ func choose(node Node, templates []*v1alpha1.NodeConfigTemplate) (*v1alpha1.Node
 	for _, t := range ranked {
 		selector, err := metav1.LabelSelectorAsSelector(&t.Spec.NodeSelector)
 		if err != nil {
-			return nil, fmt.Errorf("NodeConfigTemplate %s: spec.nodeSelector is not a label selector: %w: fix it; until then neither it nor a template of lower priority is used", t.Name, err)
+			return t, fmt.Errorf("NodeConfigTemplate %s: spec.nodeSelector is not a label selector: %w: fix it; until then neither it nor a template of lower priority is used", t.Name, err)
 		}
 		if selector.Matches(labels.Set(node.Labels)) {
 			return t, nil

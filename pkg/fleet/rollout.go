@@ -17,11 +17,11 @@ import (
 )
 
 // InTurn is the decision for the moment: current stays as it is until it is the node's turn
-// in the template's roll-out. What cannot cut the node off does not wait: its first
+// in the template's roll-out. What no template has changed does not wait: the node's first
 // NodeConfig, a change of its own facts under the template that it follows already, and a
 // change of the template that leaves the node's spec as it is.
 func (v Decision) InTurn(current *v1alpha1.NodeConfig) Decision {
-	if v.Action != Update || atOnce(v.Template) || follows(current, v.Template) || UpToDate(v, current) {
+	if v.Action != Update || atOnce(v.Template) || follows(current, v.Template) || UpToDate(v, current) || FactsOnly(v, current) {
 		return v
 	}
 	if InWave(current.Status.TemplateTurn, v.Template) {
@@ -35,6 +35,23 @@ func (v Decision) InTurn(current *v1alpha1.NodeConfig) Decision {
 // UpToDate says whether the node's spec is what Decide has made of its template.
 func UpToDate(v Decision, current *v1alpha1.NodeConfig) bool {
 	return v.Reason == FromTemplate && (v.Action == Leave || v.Action == Update && equality.Semantic.DeepEqual(v.Object.Spec, current.Spec))
+}
+
+// FactsOnly says whether the node's spec differs from what Decide has made of its template in the
+// node's pod CIDRs and addresses alone. Another AS may be the template's doing.
+func FactsOnly(v Decision, current *v1alpha1.NodeConfig) bool {
+	if v.Reason != FromTemplate || v.Action != Update {
+		return false
+	}
+	spec := v.Object.Spec.DeepCopy()
+	spec.PodCIDRs.IPv4, spec.PodCIDRs.IPv6 = current.Spec.PodCIDRs.IPv4, current.Spec.PodCIDRs.IPv6
+	if spec.BGP != nil && current.Spec.BGP != nil {
+		spec.BGP.RouterID = current.Spec.BGP.RouterID
+	}
+	if spec.OSPF != nil && current.Spec.OSPF != nil {
+		spec.OSPF.RouterID = current.Spec.OSPF.RouterID
+	}
+	return !equality.Semantic.DeepEqual(v.Object.Spec, current.Spec) && equality.Semantic.DeepEqual(*spec, current.Spec)
 }
 
 // follows says whether current was made from this generation of t. Generations begin again
@@ -82,17 +99,28 @@ func seconds(given *int32, otherwise int32) time.Duration {
 	return time.Duration(otherwise) * time.Second
 }
 
+// times are how long nodes of a wave must be available, and have to become so. A template that was
+// written before the rule on both may have too little of the latter.
+func times(t *v1alpha1.NodeConfigTemplate) (stable, deadline time.Duration) {
+	stable = seconds(t.Spec.MinReadySeconds, 60)
+	return stable, max(seconds(t.Spec.ProgressDeadlineSeconds, 180), 2*stable)
+}
+
 // Member is a node of a template: its NodeConfig is made from it or will be.
 type Member struct {
 	Config *v1alpha1.NodeConfig
 	// Updated: the spec is what the template says.
 	Updated bool
+	// Facts: the spec is not, for the node's own pod CIDRs and addresses alone (see [FactsOnly]).
+	Facts bool
+	// Unfit is why the template makes no NodeConfig of the node; empty: it does.
+	Unfit string
 	// Turn is the last that the node was given, or nil. Began is when the caller has seen it
 	// first: a clock that was wrong may have put the turn's own time into the future.
 	Turn  *v1alpha1.TemplateTurn
 	Began time.Time
-	// Changed is when the caller has seen this generation of the NodeConfig first.
-	Changed time.Time
+	// Changes are when the caller has seen other generations of the NodeConfig.
+	Changes Changes
 	// Dead: nothing is heard of the node, whatever its conditions say.
 	Dead bool
 	// Seen is what the caller has seen of the node's availability.
@@ -127,6 +155,27 @@ func (a *Availability) See(available bool, generation int64, now time.Time) {
 
 func (a Availability) lasted(stable time.Duration) bool {
 	return !a.Since.IsZero() && a.Until.Sub(a.Since) >= stable
+}
+
+// Changes are when a NodeConfig has had another spec, by the observer's clock: the last time, and
+// the first of those that have come one after the other.
+type Changes struct {
+	First, Last time.Time
+	generation  int64
+}
+
+// See notes the generation of the NodeConfig. seen is what was seen of the node before. A series
+// ends when the node has been available for as long as t says, or has not changed for so long as t
+// gives it.
+func (c *Changes) See(generation int64, seen Availability, t *v1alpha1.NodeConfigTemplate, now time.Time) {
+	if c.generation == generation {
+		return
+	}
+	stable, deadline := times(t)
+	if c.First.IsZero() || seen.generation == c.generation && seen.lasted(stable) || now.Sub(c.Last) >= deadline {
+		c.First = now
+	}
+	c.Last, c.generation = now, generation
 }
 
 // ConditionProgressing is the type of a template's condition that has a RolloutReason.
@@ -191,33 +240,35 @@ type rollout struct {
 // the change. Its turn is withdrawn, and another node has one: agents that work again together
 // do not follow together. It keeps the turn if no other node waits for one.
 func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollout {
-	ro := rollout{template: t, stable: seconds(t.Spec.MinReadySeconds, 60), now: now}
-	// A template that was written before the rule on both may have less.
-	ro.deadline = max(seconds(t.Spec.ProgressDeadlineSeconds, 180), 2*ro.stable)
+	ro := rollout{template: t, now: now}
+	ro.stable, ro.deadline = times(t)
 	was := meta.FindStatusCondition(t.Status.Conditions, ConditionProgressing)
 	ro.stopped = was != nil && was.Reason == string(RolloutStopped) && was.ObservedGeneration == t.Generation
 	r := Rollout{Nodes: len(members), Reason: RolloutProgressing, Again: -1}
 	var pending, wave []Member
-	var late, unhelped, behind, outdated []string
+	var late, unhelped, behind, outdated, unfit []string
 	held := 0 // turns that were not followed
 	proven := false
 	for _, m := range members {
 		if m.Updated {
 			r.Updated++
 		}
-		own := !m.Updated && follows(m.Config, t) // facts have changed, for which it needs no turn
-		if own {
+		own := !m.Updated && m.followed(t) // facts have changed, for which it needs no turn
+		switch {
+		case m.Unfit != "" && !InWave(m.Turn, t):
+			unfit = append(unfit, m.fault(t))
+		case own:
 			outdated = append(outdated, fmt.Sprintf("%s has not taken over what has changed of its Node: see the log of its agent", m.Config.Name))
 		}
 		switch {
 		case InWave(m.Turn, t):
 			wave = append(wave, m)
 			proven = proven || ro.passes(m)
-		case m.Updated:
+		case m.Updated, own:
 			if m.carried(t) && !ro.passes(m) && (m.wasAvailable() || m.Worse(t)) {
 				wave = append(wave, m)
 			}
-		case !own:
+		case m.Unfit == "": // else no turn is of use to it
 			pending = append(pending, m)
 			if m.withdrawn(t) {
 				behind = append(behind, m.fault(t))
@@ -225,8 +276,10 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		}
 	}
 	waiting := 0
+	var slow []string // that wait for longer than the deadline
 	for _, m := range wave {
 		left := ro.left(m)
+		overdue, failed := left <= 0, ro.failed(m)
 		followed := m.followed(t)
 		up := followed && m.Available(t)
 		worse := followed && (m.Worse(t) || ro.recovers(m))
@@ -235,13 +288,14 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			left -= ro.deadline - ro.stable
 		}
 		// A caller that has just begun to look knows of no node how long it has been available.
-		// It does not say that waves stop until it can, unless they had stopped before.
-		over := left <= 0 && ro.stopped
+		// It does not say that waves stop until it can, unless they had stopped before: then what
+		// is not available now is said, and what had stopped them. Others may be well.
+		over := ro.stopped && (left <= 0 || failed)
 		if !m.Began.IsZero() {
 			left = max(left, m.Began.Add(ro.stable).Sub(now))
 		}
-		if followed && !m.Changed.IsZero() { // late, or for what has changed of its Node
-			left = max(left, m.Changed.Add(ro.stable).Sub(now))
+		if followed && !m.Changes.Last.IsZero() { // late, or for what has changed of its Node, but not all the time
+			left = max(left, min(m.Changes.Last.Add(ro.stable).Sub(now), m.Changes.First.Add(ro.deadline).Sub(now)))
 		}
 		switch {
 		case ro.passes(m), witness && followed && ro.brokeLater(m), worse && ro.lostLater(m):
@@ -252,6 +306,8 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			r.Withdrawn = append(r.Withdrawn, Turn{m.Config, end})
 			if proven {
 				behind = append(behind, m.fault(t))
+			}
+			if proven || m.Dead { // nor does it do anything with another template
 				waiting++
 				continue
 			}
@@ -265,14 +321,18 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 		}
 		waiting++
 		switch {
-		case !up && (left <= 0 || over):
+		case !up && (left <= 0 || over && (witness || !followed)):
 			late = append(late, m.fault(t))
 			if followed {
 				r.Failed = append(r.Failed, m.Config.Name)
 			}
-		case up && over && witness: // one that comes and goes is not repaired
-			late = append(late, fmt.Sprintf("%s has not been available for %s", m.Config.Name, ro.stable))
+		case up && failed && witness: // one that comes and goes is not repaired
+			late = append(late, ro.brief(m))
 			r.Failed = append(r.Failed, m.Config.Name)
+		case overdue && up:
+			slow = append(slow, ro.brief(m))
+		case overdue:
+			slow = append(slow, m.fault(t))
 		}
 		if left > 0 {
 			r.again(left)
@@ -288,11 +348,10 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 	for _, m := range back {
 		r.again(max(0, m.Seen.Since.Add(ro.stable).Sub(now)))
 	}
-	for _, name := range vanished {
-		late, r.Failed = append(late, name+" is gone since it followed, which repairs nothing: change the template"), append(r.Failed, name)
+	for name, why := range vanished {
+		late, r.Failed = append(late, why), append(r.Failed, name)
 	}
-	slices.Sort(r.Failed)
-	r.Failed = r.Failed[:min(len(r.Failed), failedNodes)]
+	r.Failed = ro.first(r.Failed)
 	progress := fmt.Sprintf("generation %d: %d of %d nodes are updated", t.Generation, r.Updated, r.Nodes)
 	switch {
 	case len(late) > 0:
@@ -301,11 +360,16 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			progress, len(late), ro.deadline, list(late), v1alpha1.TemplateLabel)
 	case waiting > 0:
 		r.Message = fmt.Sprintf("%s, and %d of the last wave must become available", progress, waiting)
+		if len(slow) > 0 {
+			r.Message += ": " + list(slow)
+		}
 	case len(pending) == 0 && held+len(outdated) > 0:
 		r.Message = fmt.Sprintf("%s, and it waits for %d nodes whose agents do not answer", progress, held+len(outdated))
 		if len(outdated) > 0 {
 			r.Message += ": " + list(outdated)
 		}
+	case len(pending) == 0 && len(unfit) > 0:
+		r.Message = progress
 	case len(pending) == 0:
 		r.Reason, r.Message = RolloutComplete, progress
 		r.Completed = completed(t, wave, now)
@@ -340,6 +404,9 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 			r.Reason = RolloutStopped
 		}
 	}
+	if len(unfit) > 0 && len(late) == 0 {
+		r.Message += fmt.Sprintf("; there are %d nodes that it does not fit: %s", len(unfit), list(unfit))
+	}
 	if len(behind) > 0 && len(late) == 0 {
 		r.Message += "; " + list(behind)
 	}
@@ -349,25 +416,59 @@ func Next(t *v1alpha1.NodeConfigTemplate, members []Member, now time.Time) Rollo
 // failedNodes is how many a template's status has: each write of it goes to all agents.
 const failedNodes = 10
 
-// vanished are the nodes that have stopped the waves of this generation and that are not there
-// any more, also those that are back without their turn, as they were deleted in between, and
-// have not been available for the stable time. back are those of them that are available.
-func (ro rollout) vanished(members []Member) (names []string, back []Member) {
-	if !ro.stopped {
+// first are the failed nodes for the status, those before others that it has already: what is
+// left out of it is forgotten when it is deleted.
+func (ro rollout) first(failed []string) []string {
+	slices.Sort(failed)
+	old := func(name string) bool { return slices.Contains(ro.template.Status.FailedNodes, name) }
+	slices.SortStableFunc(failed, func(a, b string) int {
+		switch {
+		case old(a) && !old(b):
+			return -1
+		case old(b) && !old(a):
+			return 1
+		}
+		return 0
+	})
+	failed = failed[:min(len(failed), failedNodes)]
+	slices.Sort(failed)
+	return failed
+}
+
+// failed says whether the node has stopped the waves of this generation.
+func (ro rollout) failed(m Member) bool {
+	return ro.stopped && slices.Contains(ro.template.Status.FailedNodes, m.Config.Name)
+}
+
+// vanished are the nodes that have stopped the waves of this generation and are in no wave any
+// more, with why they count still: those that are not there; those that are back without their turn, as
+// they were deleted in between, and those whose own facts have changed, until they have been
+// available for the stable time. back are those of them that are available.
+func (ro rollout) vanished(members []Member) (why map[string]string, back []Member) {
+	why = map[string]string{}
+	if !ro.stopped || atOnce(ro.template) {
 		return nil, nil
 	}
 	for _, name := range ro.template.Status.FailedNodes {
+		why[name] = name + " is gone since it followed, which repairs nothing: change the template"
 		i := slices.IndexFunc(members, func(m Member) bool { return m.Config.Name == name })
-		switch {
-		case i < 0:
-		case members[i].InWave(ro.template) || !members[i].Updated || ro.passes(members[i]):
+		if i < 0 {
 			continue
-		case members[i].Available(ro.template):
-			back = append(back, members[i])
 		}
-		names = append(names, name)
+		m := members[i]
+		available := m.Available(ro.template)
+		switch {
+		case m.InWave(ro.template), available && m.Seen.lasted(ro.stable):
+			delete(why, name)
+			continue
+		case available:
+			back = append(back, m)
+		}
+		if given(m.Turn, ro.template) {
+			why[name] = m.fault(ro.template)
+		}
 	}
-	return names, back
+	return why, back
 }
 
 func (r *Rollout) again(after time.Duration) {
@@ -411,6 +512,11 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 	at := metav1.NewTime(ro.now.Truncate(time.Second))
 	if end := t.Status.LastCompleteTime; end != nil && !end.Before(&at) {
 		at = metav1.NewTime(end.Add(time.Second)) // or the turn would be history already
+		for _, m := range pending {               // or of those that were ignored none would be the last
+			if given(m.Turn, t) && !m.Turn.Time.Before(&at) {
+				at = metav1.NewTime(m.Turn.Time.Add(time.Second))
+			}
+		}
 	}
 	order := []v1alpha1.NodeState{v1alpha1.NodeBroken, v1alpha1.NodeAvailable, v1alpha1.NodeUnavailable}
 	if unhelped > 0 && !proven { // or every broken node would have its deadline before the first that can prove it
@@ -454,7 +560,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 // recovers says whether a node that was not available at its turn, and that has stopped the
 // waves as it lost what it had, has it again for less than the stable time.
 func (ro rollout) recovers(m Member) bool {
-	return ro.stopped && !m.wasAvailable() && slices.Contains(ro.template.Status.FailedNodes, m.Config.Name) && !m.Kept.lasted(ro.stable)
+	return ro.failed(m) && !m.wasAvailable() && !m.Kept.lasted(ro.stable)
 }
 
 // state is how a node is found that is about to get its turn.
@@ -482,6 +588,11 @@ func (ro rollout) passes(m Member) bool {
 	return m.followed(ro.template) && m.Available(ro.template) && m.Seen.lasted(ro.stable)
 }
 
+// brief says that the node is available, and not for long enough.
+func (ro rollout) brief(m Member) string {
+	return fmt.Sprintf("%s has not been available for %s", m.Config.Name, ro.stable)
+}
+
 // brokeLater says whether the node was seen available so long after its turn that the change
 // is not the cause of what is wrong now.
 func (ro rollout) brokeLater(m Member) bool {
@@ -506,7 +617,7 @@ func (m Member) began() time.Time {
 // followed says whether the node has followed this generation of t, even if its own facts have
 // changed since.
 func (m Member) followed(t *v1alpha1.NodeConfigTemplate) bool {
-	return m.Updated || follows(m.Config, t)
+	return m.Updated || m.Facts || follows(m.Config, t)
 }
 
 // withdrawn says whether the node's turn for this generation of t has ended.
@@ -533,9 +644,10 @@ func (m Member) InWave(t *v1alpha1.NodeConfigTemplate) bool {
 }
 
 // carried says whether the node has followed an earlier generation of t to what this one says.
-// That others of the template's fields change repairs no node.
+// That others of the template's fields change repairs no node, nor that its own facts do. A node
+// that has what this one says because it has not followed says nothing about it.
 func (m Member) carried(t *v1alpha1.NodeConfigTemplate) bool {
-	return m.Updated && given(m.Turn, t) && m.Turn.Generation < t.Generation && !m.Turn.Withdrawn && !past(m.Turn, t)
+	return !atOnce(t) && m.followed(t) && given(m.Turn, t) && m.Turn.Generation < t.Generation && !m.Turn.Withdrawn && !past(m.Turn, t) && !m.ignored(t)
 }
 
 // wasAvailable says whether the node was when it got its turn.
@@ -574,6 +686,9 @@ func (m Member) lags() bool {
 // fault is why the node is not available, with its name.
 func (m Member) fault(t *v1alpha1.NodeConfigTemplate) string {
 	name := m.Config.Name
+	if m.Unfit != "" && (!m.followed(t) || m.Available(t)) {
+		return fmt.Sprintf("%s: %s", name, m.Unfit)
+	}
 	if !m.followed(t) {
 		return fmt.Sprintf("%s has not followed: see the log of its agent", name)
 	}

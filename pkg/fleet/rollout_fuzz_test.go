@@ -20,7 +20,8 @@ import (
 //   - a generation with which no node has been available for the stable time is at most with one
 //     node that was available before, or allowed to it;
 //   - a node that a generation has left broken holds up the waves of the next one too, if that is
-//     the same for the nodes;
+//     the same for the nodes, whatever changes of the node itself, and of no other: one that has
+//     never followed holds up no remedy;
 //   - no wave has more nodes than the template says, and none begins while a node that was
 //     available before is broken since it followed;
 //   - the nodes that a generation has left without a session are one while it is unproven, and a wave
@@ -68,6 +69,8 @@ type fleetOfNodes struct {
 	limit    int
 	bad      map[int64]bool // generations that break nodes
 	cuts     map[int64]bool // generations that end all sessions
+	contents []int64        // the generations that have changed what it says
+	content  int            // what the template says of the nodes
 	proven   bool           // a node has been available with the generation for the stable time
 	nodes    []*fleetNode
 	now      time.Time
@@ -77,15 +80,17 @@ type fleetNode struct {
 	Member
 	idle, down bool      // its agent does not work; it is not available for reasons of its own
 	degraded   bool      // one of its two sessions is down, for reasons of its own
-	generation int64     // of its NodeConfig, that flock-controller has seen
 	cut        bool      // it has no session since it followed
+	content    int       // of what the template said, that it has
+	facts      bool      // its own have changed since
+	took       int64     // the generation of the turn with which it took that
 	refuses    bool      // the API server refuses its turns
 	stable     bool      // it has been seen available for the stable time with what it follows
 	since      time.Time // when it was seen available, without a break
 }
 
 func newFleet(t *testing.T, script *[]byte) *fleetOfNodes {
-	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, cuts: map[int64]bool{}, now: noon}
+	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, cuts: map[int64]bool{}, contents: []int64{2, 3}, content: 1, now: noon}
 	w.template.Spec.MinReadySeconds, w.template.Spec.ProgressDeadlineSeconds = new(int32(fuzzStable.Seconds())), new(int32(fuzzDeadline.Seconds()))
 	n := 1 + int(take(script)%9)
 	w.limit = 1 + int(take(script))%n
@@ -102,10 +107,13 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 	if n.idle {
 		return
 	}
-	if !n.Updated && (InWave(n.Turn, w.template) || follows(n.Config, w.template)) {
+	if !n.Updated && (InWave(n.Turn, w.template) || follows(n.Config, w.template) || n.Facts) {
 		n.Config.Generation++
 		n.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = fmt.Sprint(w.template.Generation)
-		n.Updated, n.stable, n.since, n.cut = true, false, time.Time{}, w.cuts[w.template.Generation]
+		if n.content != w.content {
+			n.content, n.took = w.content, w.template.Generation
+		}
+		n.Updated, n.Facts, n.facts, n.stable, n.since, n.cut = true, false, false, false, time.Time{}, w.cuts[w.template.Generation]
 		return
 	}
 	if n.Updated { // without another spec
@@ -114,7 +122,7 @@ func (w *fleetOfNodes) act(n *fleetNode) {
 	n.Config.Status.ObservedGeneration = n.Config.Generation
 	c := &n.Config.Status.Conditions[0]
 	c.Status = metav1.ConditionTrue
-	if n.down || n.Updated && w.bad[w.template.Generation] {
+	if n.down || w.bad[w.contents[n.content]] {
 		c.Status = metav1.ConditionFalse
 	}
 	up := 2
@@ -140,14 +148,15 @@ func (w *fleetOfNodes) step(what, which byte) {
 		n.refuses = !n.refuses
 	case 3: // another instance of flock-controller
 		for _, n := range w.nodes {
-			n.Seen, n.Kept, n.Began, n.Refused = Availability{}, Availability{}, time.Time{}, ""
-			n.generation = 0
+			n.Seen, n.Kept, n.Began, n.Refused, n.Changes = Availability{}, Availability{}, time.Time{}, "", Changes{}
 		}
 	case 4: // seldom: most changes should get somewhere
 		if which%4 == 0 {
 			w.change(which&16 != 0, which&32 != 0)
 		} else if which%8 == 1 {
 			w.edit()
+		} else if which%8 == 2 && w.template.Generation > 3 {
+			w.setBack()
 		}
 	case 5, 6:
 		w.pass() // it looks at each change before time goes on
@@ -157,7 +166,9 @@ func (w *fleetOfNodes) step(what, which byte) {
 	case 11:
 		n.degraded = !n.degraded
 	case 12: // its own facts change
-		n.Updated = n.Updated && !follows(n.Config, w.template)
+		n.facts = true
+		n.Facts = n.Facts || n.Updated
+		n.Updated = false
 	default:
 		w.act(n)
 	}
@@ -174,9 +185,23 @@ func (w *fleetOfNodes) edit() {
 func (w *fleetOfNodes) change(bad, cuts bool) {
 	w.template.Generation++
 	w.bad[w.template.Generation], w.cuts[w.template.Generation] = bad, cuts
+	w.contents = append(w.contents, w.template.Generation)
+	w.proven, w.content = false, len(w.contents)-1
+	for _, n := range w.nodes {
+		n.Updated, n.Facts = false, false
+	}
+}
+
+// setBack makes the template say what it said before the last change.
+func (w *fleetOfNodes) setBack() {
+	w.content = max(0, w.content-1)
+	w.template.Generation++
+	first := w.contents[w.content]
+	w.bad[w.template.Generation], w.cuts[w.template.Generation] = w.bad[first], w.cuts[first]
 	w.proven = false
 	for _, n := range w.nodes {
-		n.Updated = false
+		n.Facts = n.content == w.content && n.facts
+		n.Updated = n.content == w.content && !n.facts
 	}
 }
 
@@ -186,15 +211,13 @@ func (w *fleetOfNodes) pass() Rollout {
 	exposed, broken := 0, ""
 	for _, n := range w.nodes {
 		available := n.Available(w.template)
+		n.Changes.See(n.Config.Generation, n.Seen, w.template, w.now)
 		n.Seen.See(available, n.Config.Generation, w.now)
 		n.Kept.See(!n.Worse(w.template), n.Config.Generation, w.now)
 		if n.Began.IsZero() {
 			n.Began = w.now
 		}
-		followed := n.followed(w.template) && n.InWave(w.template)
-		if n.generation != n.Config.Generation {
-			n.generation, n.Changed = n.Config.Generation, w.now
-		}
+		followed := n.content == w.content && n.Turn != nil && n.took == n.Turn.Generation && !n.Turn.Withdrawn && !past(n.Turn, w.template)
 		if followed && !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
 			n.stable = true
 			w.proven = w.proven || InWave(n.Turn, w.template)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -26,6 +27,8 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // "up=FROM-UNTIL" (seen available; default 60-0, or never if it is not), "before" (with the spec
 // before the one that it has), "sessions=N" (up), "had=N"
 // (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it), "kept=FROM-UNTIL" (seen with what it had at its turn), "changed=SECONDS" (its NodeConfig),
+// "changing=SECONDS" (the first time, without being available for long in between), "facts" (its own differ alone),
+// "unfit" (the template makes no NodeConfig of it),
 // "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
@@ -48,6 +51,10 @@ func rolloutMember(t *testing.T, name, words string) Member {
 		switch key {
 		case "updated":
 			m.Updated = true
+		case "unfit":
+			m.Unfit = "it has no label as"
+		case "facts":
+			m.Facts = true
 		case "lag":
 			m.Config.Status.ObservedGeneration = 6
 		case "turn":
@@ -68,7 +75,10 @@ func rolloutMember(t *testing.T, name, words string) Member {
 		case "began":
 			m.Began = ago(value)
 		case "changed":
-			m.Changed = ago(value)
+			m.Changes.Last = ago(value)
+			m.Changes.First = cmp.Or(m.Changes.First, m.Changes.Last)
+		case "changing":
+			m.Changes.First = ago(value)
 		case "made":
 			m.Config.Annotations[v1alpha1.TemplateGenerationAnnotation] = value
 		case "lacked":
@@ -121,6 +131,7 @@ func TestNextWave(t *testing.T) {
 		reason   RolloutReason
 		message  string
 		again    time.Duration
+		fails    string // what the status gets of failed nodes, "none"; not looked at if empty
 	}{
 		{name: "one node first", members: []string{"", "", "", ""}, next: "n0", reason: progressing, message: "generation 3: 0 of 4 nodes are updated, and it is the turn of 1 more", again: -1},
 		{name: "nothing to do", members: []string{"updated", "updated"}, reason: complete, message: "2 of 2", again: -1},
@@ -200,6 +211,7 @@ func TestNextWave(t *testing.T) {
 		{name: "and no longer", members: []string{"turn=3@121", "updated turn=3@20"}, reason: progressing, message: "1 of 2 nodes are updated, and it waits for 1 nodes whose agents do not answer; n0 has not followed", again: -1},
 		{name: "as many as a wave has", members: []string{"turn=3@121", "turn=3@121", "turn=3@121 withdrawn", "updated turn=3@20"}, next: "n1/withdrawn n0/withdrawn", reason: progressing, again: -1},
 		{name: "then as many others", members: []string{"turn=3@300 withdrawn", "turn=3@400 withdrawn", "turn=3@500 withdrawn", "turn=3@600 withdrawn", "updated turn=3@20"}, next: "n3 n2", reason: progressing, again: -1},
+		{name: "nor does one that died before", members: []string{"turn=3@121 made=2 dead", "", ""}, next: "n0/withdrawn", reason: progressing, message: "1 of the last wave must", again: -1, fails: "none"},
 		{name: "and none that is dead", members: []string{"turn=3@121 dead", "updated turn=3@20"}, next: "n0/withdrawn", reason: progressing, again: -1},
 		{name: "all of them in turn", members: []string{"turn=3@300 withdrawn", "turn=3@500 withdrawn", "turn=3@400 withdrawn"}, next: "n1", reason: stopped, again: -1},
 		{name: "and it breaks when it follows late", members: []string{"updated turn=3@500 up=9-2 Ready=False", "updated turn=3@20", ""}, reason: stopped, message: "n0: Ready is False", again: -1},
@@ -252,9 +264,15 @@ func TestNextWave(t *testing.T) {
 		{name: "though the deadline is not over", members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "the one before had stopped", stopped: 3, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: 8 * time.Second},
 		{name: "with another generation", stopped: 2, members: []string{"updated turn=3@121 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
-		{name: "and the node is repaired", stopped: 3, members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 8 * time.Second},
+		{name: "and the node is repaired", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 began=2 up=2-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 8 * time.Second},
 		{name: "and the deadline is not over", stopped: 3, members: []string{"updated turn=3@115 began=2 Ready=False", ""}, reason: progressing, again: 8 * time.Second},
 		{name: "it cannot say yet that nothing was proven", members: []string{"updated turn=3@500 as=Broken began=2 Ready=False", ""}, reason: progressing, message: "1 of the last wave must", again: 8 * time.Second},
+		{name: "and what is well has not failed", stopped: 3, failed: "n12", members: []string{"updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@300 began=0 changed=0 Ready=False", "", ""}, reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n12: Ready is False: why: fix", again: 10 * time.Second, fails: "n12"},
+		{name: "nor does it stand in for what is gone", stopped: 3, failed: "n99", members: []string{"updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "updated turn=3@500 began=0 changed=0 up=0-0", "", ""}, reason: stopped, message: "1 of the last wave are not available 2m0s after it began: n99 is gone", again: 10 * time.Second, fails: "n99"},
+		{name: "nor has what the change does not help", stopped: 3, members: []string{"updated turn=3@900 as=Unavailable lacked=Ready Ready=False began=0 changed=0", "updated turn=3@700 as=Unavailable lacked=Ready Ready=False began=0 changed=0", "Ready=False"}, reason: progressing, message: "2 of the last wave must", again: 10 * time.Second, fails: "none"},
+		{name: "nor has what follows well beside one that does not", stopped: 3, members: []string{"turn=3@900 withdrawn made=2", "updated turn=3@500 began=0 changed=0 up=0-0", ""}, reason: stopped, message: "1 of the last wave must become available: n1 has not been available for 10s; n0 has not followed", again: 10 * time.Second, fails: "none"},
+		{name: "its turn is of the future, and it has failed", stopped: 3, failed: "n0", members: []string{"updated turn=3@-3600 began=2 Ready=False", ""}, reason: stopped, message: "n0", again: 120*time.Second - 2*time.Second, fails: "n0"},
+		{name: "those that are known come first", stopped: 3, failed: "n9 n99", members: slices.Repeat([]string{"updated turn=3@300 Ready=False"}, 12), reason: stopped, message: "13 of the last wave", again: -1, fails: "n0 n1 n10 n11 n2 n3 n4 n5 n9 n99"},
 
 		// Other fields of the template change.
 		{name: "it stays stopped", stopped: 2, members: []string{"updated turn=2@121 Ready=False", "", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1},
@@ -265,14 +283,38 @@ func TestNextWave(t *testing.T) {
 		{name: "it goes on where it has not stopped", members: []string{"updated turn=2@121", "", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "not if the roll-out of that generation was complete", complete: 100, members: []string{"updated turn=2@121 Ready=False", "", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "nor if the node broke later", members: []string{"updated turn=2@500 Ready=False up=490-5", "", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "nor without waves", max: "100%", stopped: 2, failed: "n0", members: []string{"updated turn=2@500 Ready=False", "updated"}, reason: complete, message: "2 of 2", again: -1, fails: "none"},
+		{name: "nor if it has not followed, before the template was set back", members: []string{"updated made=1 turn=2@500 dead Ready=Unknown", "made=2 turn=2@500 Ready=False", "updated made=3 turn=1@900", "made=2 turn=2@500 Ready=False"}, next: "n1/Broken", reason: progressing, again: -1, fails: "none"},
+
+		// The own facts of a node that a change has broken change.
+		{name: "that does not repair it", stopped: 3, failed: "n0", members: []string{"made=3 turn=3@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
+		{name: "nor with other fields of the template", stopped: 3, failed: "n0", members: []string{"made=3 turn=2@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
+		{name: "nor before flock-controller looks", stopped: 2, failed: "n0", members: []string{"made=3 turn=2@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
+		{name: "nor where its agent does nothing", stopped: 2, failed: "n0", members: []string{"facts made=2 turn=2@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
+		{name: "nor if it is more than its facts", stopped: 3, failed: "n0", members: []string{"made=2 turn=2@500 Ready=False", ""}, reason: stopped, message: "n0 has not followed", again: -1, fails: "n0"},
+		{name: "it was repaired before", stopped: 3, failed: "n0", members: []string{"made=2 turn=2@500", ""}, next: "n0", reason: progressing, again: -1, fails: "none"},
+		{name: "it is well, as it has been", members: []string{"facts made=2 turn=2@500", ""}, next: "n1", reason: progressing, again: -1, fails: "none"},
+		{name: "another's change while waves are stopped", stopped: 3, failed: "n1", members: []string{"updated turn=3@500 up=1-0 changed=1", "updated turn=3@300 Ready=False", ""}, reason: stopped, message: "1 of the last wave", again: 9 * time.Second, fails: "n1"},
 
 		// What follows late, or changes later.
+		{name: "what changes all the time has until the deadline", members: []string{"updated turn=3@900 changing=119 changed=4 lag", ""}, reason: progressing, message: "1 of the last wave must become available: n0: Ready is Unknown", again: time.Second},
+		{name: "and no longer", members: []string{"updated turn=3@900 changing=120 changed=4 lag", ""}, reason: stopped, message: "n0: Ready is Unknown", again: -1, fails: "n0"},
+		{name: "and is named while it is available", members: []string{"updated turn=3@900 changing=500 changed=4 up=3-0", ""}, reason: progressing, message: "1 of the last wave must become available: n0 has not been available for 10s", again: 7 * time.Second},
 		{name: "it has the stable time", members: []string{"updated turn=3@500 changed=4 lag", "updated turn=3@20", ""}, reason: progressing, message: "1 of the last wave must", again: 6 * time.Second},
 		{name: "and no more", members: []string{"updated turn=3@500 changed=10 lag", "updated turn=3@20", ""}, reason: stopped, message: "n0", again: -1},
 		{name: "not before it has followed", members: []string{"turn=3@500 changed=4", "updated"}, reason: stopped, message: "n0 has not followed", again: -1},
 
+		// What the template does not fit.
+		{name: "it has no turn, and there is no end", members: []string{"made=2 unfit", "made=2 unfit", "updated turn=3@20"}, reason: progressing, message: "generation 3: 1 of 3 nodes are updated; there are 2 nodes that it does not fit: n0: it has no label as; n1: it has no label as", again: -1},
+		{name: "the others go on", members: []string{"made=2 unfit", "updated turn=3@20", ""}, next: "n2", reason: progressing, message: "it is the turn of 1 more; there are 1 nodes", again: -1},
+		{name: "it has followed before", members: []string{"made=3 unfit", "updated"}, reason: progressing, message: "1 of 2 nodes are updated; there are 1 nodes that it does not fit: n0", again: -1},
+		{name: "and stops the waves still", stopped: 3, failed: "n0", members: []string{"made=3 unfit turn=3@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
+		{name: "also without its turn", stopped: 3, failed: "n0", members: []string{"made=3 unfit Ready=False", ""}, reason: stopped, message: "n0 is gone", again: -1, fails: "n0"},
+		{name: "it has the turn in vain", members: []string{"made=2 unfit turn=3@121", "updated turn=3@20", ""}, next: "n0/withdrawn", reason: progressing, message: "n0: it has no label as", again: -1},
+		{name: "without waves", max: "100%", members: []string{"made=2 unfit", "updated"}, reason: progressing, message: "1 of 2 nodes are updated; there are 1", again: -1},
+
 		// What comes and goes.
-		{name: "it is not repaired yet", stopped: 3, members: []string{"updated turn=3@121 up=3-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 7 * time.Second},
+		{name: "it is not repaired yet", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 up=3-0", ""}, reason: stopped, message: "n0 has not been available for 10s", again: 7 * time.Second},
 		{name: "it is", stopped: 3, members: []string{"updated turn=3@121 up=10-0", ""}, next: "n1", reason: progressing, again: -1},
 
 		{name: "a session of one that was not available", stopped: 3, failed: "n0", members: []string{"updated turn=3@121 as=Unavailable lacked=SessionsUp had=1 sessions=1 SessionsUp=False kept=3-0", ""}, reason: stopped, message: "n0: SessionsUp is False", again: 7 * time.Second},
@@ -283,6 +325,7 @@ func TestNextWave(t *testing.T) {
 		{name: "that repairs nothing", stopped: 3, failed: "n9", members: []string{"", ""}, reason: stopped, message: "n9 is gone since it followed, which repairs nothing: change the template", again: -1},
 		{name: "it is there again", stopped: 3, failed: "n0", members: []string{"updated up=3-0", ""}, reason: stopped, message: "n0 is gone", again: 7 * time.Second},
 		{name: "and available", stopped: 3, failed: "n0", members: []string{"updated up=10-0", ""}, next: "n1", reason: progressing, again: -1},
+		{name: "it is there again, and what is its own is not known yet", stopped: 3, failed: "n0", members: []string{"made=3 Ready=False", "updated turn=3@500", ""}, reason: stopped, message: "n0 is gone", again: -1, fails: "n0"},
 		{name: "the template has changed", stopped: 2, failed: "n9", members: []string{"", ""}, next: "n0", reason: progressing, again: -1},
 
 		// What was not available loses what it had.
@@ -345,7 +388,7 @@ func TestNextWave(t *testing.T) {
 					t.Errorf("%s gets %+v, want its own withdrawn", n.Config.Name, n.Turn)
 				}
 			}
-			if n := strings.Join(next, " "); n != tc.next || got.Reason != tc.reason || !strings.Contains(got.Message, tc.message) || got.Again != tc.again {
+			if n := strings.Join(next, " "); n != tc.next || got.Reason != tc.reason || !strings.Contains(got.Message, tc.message) || got.Again != tc.again || tc.fails != "" && tc.fails != cmp.Or(strings.Join(got.Failed, " "), "none") {
 				t.Errorf("next %q, %+v\nwant next %q %s %q again %s", n, got, tc.next, tc.reason, tc.message, tc.again)
 			}
 		})
@@ -415,6 +458,37 @@ func TestAvailability(t *testing.T) {
 	}
 }
 
+// What changes one after the other, without being available for long in between, began once.
+func TestChanges(t *testing.T) {
+	nct := template(t, "all", everyNode)
+	nct.Spec.MinReadySeconds, nct.Spec.ProgressDeadlineSeconds = new(int32(10)), new(int32(120))
+	var c Changes
+	var a Availability
+	for _, step := range []struct {
+		at          int
+		generation  int64
+		available   bool
+		first, last int
+	}{
+		{0, 1, true, 0, 0},
+		{5, 2, true, 0, 5},
+		{9, 2, true, 0, 5},
+		{10, 3, false, 0, 10},
+		{20, 4, true, 0, 20},
+		{30, 4, true, 0, 20},
+		{40, 5, false, 40, 40}, // it was available for long
+		{159, 6, false, 40, 159},
+		{279, 7, false, 279, 279}, // it had its time
+	} {
+		now := noon.Add(time.Duration(step.at) * time.Second)
+		c.See(step.generation, a, nct, now)
+		a.See(step.available, step.generation, now)
+		if first, last := int(c.First.Sub(noon).Seconds()), int(c.Last.Sub(noon).Seconds()); first != step.first || last != step.last {
+			t.Errorf("at %d s: since %d, last %d, want %d and %d", step.at, first, last, step.first, step.last)
+		}
+	}
+}
+
 // A turn is later than the end of the roll-out before it, and its end is no earlier than its
 // turns, whatever clocks have made them.
 func TestTurnsAndEndsAreInOrder(t *testing.T) {
@@ -436,6 +510,32 @@ func TestTurnsAndEndsAreInOrder(t *testing.T) {
 		if r = Next(nct, []Member{m}, noon.Add(time.Second)); r.Completed != nil {
 			t.Errorf("after %s: it ends again", last)
 		}
+	}
+}
+
+// Each node that does not follow gets another turn before one gets a third, also when all turns
+// have times of the future.
+func TestTurnsTakeTheirRound(t *testing.T) {
+	nct := template(t, "all", everyNode)
+	future := metav1.NewTime(noon.Add(time.Hour))
+	nct.Status.LastCompleteTime = &future
+	members := []Member{rolloutMember(t, "n0", "made=2"), rolloutMember(t, "n1", "made=2"), rolloutMember(t, "n2", "made=2")}
+	var order []string
+	for i := range 30 {
+		now := noon.Add(time.Duration(i) * 200 * time.Second)
+		for range 2 { // one turn ends, and the next begins
+			r := Next(nct, members, now)
+			for _, turn := range append(r.Next, r.Withdrawn...) {
+				if !turn.Turn.Withdrawn {
+					order = append(order, turn.Config.Name)
+				}
+				j := slices.IndexFunc(members, func(m Member) bool { return m.Config == turn.Config })
+				members[j].Turn, members[j].Began = &turn.Turn, now
+			}
+		}
+	}
+	if got := strings.Join(order, " "); !strings.HasPrefix(got, "n0 n1 n2 n0 n1 n2 n0 n1 n2") {
+		t.Errorf("turns: %s", got)
 	}
 }
 
@@ -506,6 +606,8 @@ func TestInTurn(t *testing.T) {
 	noWaves.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable = &everything
 	marksOnly := old.DeepCopy()
 	marksOnly.Generation = 4
+	otherAS := marksOnly.DeepCopy()
+	otherAS.Spec.Template.BGP.LocalASLabel, otherAS.Spec.Template.BGP.LocalAS = "", 4200000199
 	higher := changed.DeepCopy()
 	higher.Name, higher.UID, higher.Spec.Priority, higher.Generation = "other", "other-1", 1, 3
 	again := changed.DeepCopy()
@@ -542,6 +644,8 @@ func TestInTurn(t *testing.T) {
 		{"nothing for the node has changed", node7(), made, marksOnly, nil, Update, FromTemplate},
 		{"the node has changed", moved, made, old, nil, Update, FromTemplate},
 		{"both", moved, made, changed, nil, Leave, WaitingForTurn},
+		{"the node has changed, and what says nothing of it", moved, made, marksOnly, nil, Update, FromTemplate},
+		{"the AS, which may be the template's doing", node7(), made, otherAS, nil, Leave, WaitingForTurn},
 		{"deleted and made again", node7(), made, again, turn("all", 3), Leave, WaitingForTurn},
 		{"deleted and made again, and its turn", node7(), made, again, &v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-2", Generation: 3}, Update, FromTemplate},
 		{"no waves", node7(), made, noWaves, nil, Update, FromTemplate},
