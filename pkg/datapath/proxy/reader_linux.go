@@ -145,6 +145,8 @@ const (
 	nftLocal, nftEndpoint    = "local-", "endpoint-"
 	iptLocal, iptEndpoint    = "KUBE-SVL-", "KUBE-SEP-"
 	iptServices              = "KUBE-SERVICES"
+	iptService               = "KUBE-SVC-"
+	iptNodePorts             = "KUBE-NODEPORTS" // the last rule of KUBE-SERVICES leads there
 	iptExternal, iptFirewall = "KUBE-EXT-", "KUBE-FW-"
 )
 
@@ -268,8 +270,7 @@ func (r *Reader) readIPTables(look *Look, family nft.Family, questions []Questio
 	for i, rule := range rules {
 		services[i] = iptRuleOf(rule, family)
 	}
-	look.found(IPTables)
-	return look.iptables(services, chain, questions)
+	return look.iptables(IPTables, services, chain, questions)
 }
 
 // readLegacy reads the table nat of iptables-legacy.
@@ -303,8 +304,7 @@ func (r *Reader) readLegacy(look *Look, family nft.Family, questions []Question)
 	if err != nil {
 		return err
 	}
-	look.found(Legacy)
-	return look.iptables(services, chain, questions)
+	return look.iptables(Legacy, services, chain, questions)
 }
 
 // iptRule is what matters of a rule of iptables'.
@@ -313,14 +313,22 @@ type iptRule struct {
 	dnat netip.AddrPort // invalid: it translates nothing
 }
 
-// iptables answers questions by the rules of chain KUBE-SERVICES and those of others.
-func (l *Look) iptables(services []iptRule, chain func(string) ([]iptRule, error), questions []Question) error {
+// iptables answers questions by the rules of chain KUBE-SERVICES and those of others. In mode ipvs
+// kube-proxy has a chain of that name too, which leads to none of these.
+func (l *Look) iptables(mode Mode, services []iptRule, chain func(string) ([]iptRule, error), questions []Question) error {
+	leads := func(to string, prefixes ...string) bool {
+		return slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(to, prefix) })
+	}
 	to := map[Target]string{}
 	for _, s := range services {
+		isService := leads(s.to, iptExternal, iptFirewall, iptService, iptLocal)
+		if isService || s.to == iptNodePorts {
+			l.found(mode)
+		}
 		if _, shadowed := to[s.Target]; shadowed {
 			continue
 		}
-		if strings.HasPrefix(s.to, iptExternal) || strings.HasPrefix(s.to, iptFirewall) || strings.HasPrefix(s.to, "KUBE-SVC-") || strings.HasPrefix(s.to, iptLocal) {
+		if isService {
 			to[s.Target] = s.to
 		}
 	}

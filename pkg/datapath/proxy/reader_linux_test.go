@@ -285,6 +285,41 @@ func TestOthersTables(t *testing.T) {
 	}
 }
 
+// kube-proxy in mode ipvs has a chain KUBE-SERVICES, and no rule of it is one of mode iptables.
+// The first rule of that mode is known as such, before there is a Service.
+func TestIPVSIsNoMode(t *testing.T) {
+	t.Parallel()
+	for _, m := range []Mode{IPTables, Legacy} {
+		for _, ipv4 := range []bool{false, true} {
+			t.Run(fmt.Sprint(m, "/ipv4 ", ipv4), func(t *testing.T) {
+				t.Parallel()
+				ns := nettest.New(t)
+				r := open(t, ns)
+				tool := map[Mode]string{IPTables: "nft", Legacy: "legacy"}[m]
+				family := "ip6tables-"
+				if ipv4 {
+					family = "iptables-"
+				}
+				nat := func(args ...string) { ns.Exec(family+tool, append([]string{"-t", "nat"}, args...)...) }
+				for _, chain := range []string{"KUBE-SERVICES", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-MARK-MASQ"} {
+					nat("-N", chain)
+				}
+				nat("-A", "PREROUTING", "-j", "KUBE-SERVICES")
+				nat("-A", "KUBE-SERVICES", "-j", "KUBE-LOAD-BALANCER")
+				nat("-A", "KUBE-SERVICES", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "KUBE-NODE-PORT")
+				question := Question{Key: Key{Target{vip(ipv4, 7), 6, 80}, Owner{"shop", "web", "http"}}, Here: true}
+				if look, err := r.Read([]Question{question}); err != nil || look.Mode != None || len(look.At) > 0 {
+					t.Errorf("ipvs: %+v, %v", look, err)
+				}
+				program(t, ns, m, ipv4)
+				if look, err := r.Read([]Question{question}); err != nil || look.Mode != m || len(look.At) > 0 {
+					t.Errorf("no Service yet: %+v, %v", look, err)
+				}
+			})
+		}
+	}
+}
+
 // BenchmarkRead is a look at a hundred Services in a cluster of ten thousand.
 func BenchmarkRead(b *testing.B) {
 	for _, m := range modes {

@@ -55,7 +55,8 @@ const (
 	NoEndpoint Reason = "NoEndpoint"
 	// EndpointsUnknown: pods or EndpointSlices have not been reported yet.
 	EndpointsUnknown Reason = "EndpointsUnknown"
-	// SharedBlocked: a Service that shares the address has endpoints on other nodes only.
+	// SharedBlocked: what comes for a Service that shares the address would reach none of its
+	// endpoints: they are on other nodes only, or kube-proxy does not know the node's yet.
 	SharedBlocked Reason = "SharedBlocked"
 	// Deleted: the Service is gone, or does not have the address any more. Only in
 	// transitions.
@@ -213,6 +214,7 @@ func Decide(f Facts) Decision {
 		return no(ProxyMissing, "the kernel has no rules of kube-proxy")
 	}
 	var missing, translated []string
+	elsewhere := false
 	interim := Interim{}
 	for _, p := range served {
 		known, lasting := f.programmed(p, policy)
@@ -225,6 +227,7 @@ func Decide(f Facts) Decision {
 			translated = append(translated, name)
 		} else if !known {
 			missing = append(missing, name)
+			elsewhere = elsewhere || policy == Local && f.loses(p)
 		}
 	}
 	// What is announced stays while a port works: a port that is added must not take the
@@ -233,7 +236,9 @@ func Decide(f Facts) Decision {
 		if policy == Local && f.Service.Selector != nil && !f.PodsKnown { // it may have others
 			return unknown(EndpointsUnknown)
 		}
-		return no(NotProgrammed, "kube-proxy has no rule for %s yet", strings.Join(missing, ", "))
+		d := no(NotProgrammed, "kube-proxy has no rule for %s yet", strings.Join(missing, ", "))
+		d.Elsewhere = elsewhere
+		return d
 	}
 	if f.Address.Undecided != "" {
 		return unknown(f.Address.Undecided)
@@ -379,6 +384,18 @@ func (f Facts) programmed(port Port, policy Policy) (is, lasting bool) {
 // translatedAnyhow says whether kube-proxy knows of endpoints, on whichever node.
 func (f Facts) translatedAnyhow() bool {
 	return slices.ContainsFunc(f.Service.Ports, func(p Port) bool { return f.rule(p).Translated })
+}
+
+// loses says whether kube-proxy knows of endpoints for a port, and connections that come to this
+// node would reach none of them. Of a pod that is being deleted they reach one as long as it runs.
+func (f Facts) loses(port Port) bool {
+	rule := f.rule(port)
+	if f.Service.Selector == nil {
+		return rule.Translated && len(rule.Here) == 0
+	}
+	return rule.Translated && !slices.ContainsFunc(f.Pods, func(p Pod) bool {
+		return p.Ready == pod.Ready && slices.ContainsFunc(p.Addrs, rule.IsHere)
+	})
 }
 
 func (f Facts) sameFamily(a netip.Addr) bool { return a.Is4() == f.Address.Addr.Is4() }

@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -81,6 +82,9 @@ func translated(ports string, i Interim) Decision {
 	return Decision{Announce: true, Reason: Serving, Interim: i, Detail: "flock translates " + ports + " until kube-proxy does"}
 }
 
+// lost is what follows where kube-proxy would drop what comes.
+var lost = Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet", Elsewhere: true}
+
 var notProgrammed = Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}
 
 func target(p Port) proxy.Target { return proxy.Target{Addr: v4, Protocol: p.Protocol, Port: p.Number} }
@@ -118,10 +122,20 @@ func TestDecide(t *testing.T) {
 			f.Pods = append(f.Pods, Pod{Name: "b", Addrs: []netip.Addr{podB4}, Ready: pod.Ready, Terminating: true})
 			f.Rules = rules("web", v4, httpPort, podB4)
 		}, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
+		{"local: the Ready one is not programmed, the one that was is not Ready any more", local, func(f *Facts) {
+			f.Pods = append(f.Pods, Pod{Name: "b", Addrs: []netip.Addr{podB4}, Ready: pod.NotReady})
+			f.Rules = rules("web", v4, httpPort, podB4)
+		}, lost},
 		{"local: no pod", local, func(f *Facts) { f.Pods = nil }, Decision{Reason: NoLocalEndpoint, Elsewhere: true}},
 		{"local: no endpoint anywhere", local, func(f *Facts) { f.Pods, f.Rules = nil, nil }, Decision{Reason: NoLocalEndpoint}},
 		{"local: Ready, kube-proxy has no rule", local, func(f *Facts) { f.Rules = nil }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
-		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
+		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, lost},
+		{"local: one port is programmed, of another kube-proxy knows endpoints elsewhere only", local, func(f *Facts) {
+			svc := *f.Service
+			svc.Ports = []Port{httpPort, {Name: "more", Protocol: 6, Number: 81}}
+			f.Service = &svc
+			maps.Copy(f.Rules, rules("web", v4, svc.Ports[1]))
+		}, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 81 yet", Elsewhere: true}},
 		{"interim: Ready, and kube-proxy cannot know yet", fresh, func(*Facts) {}, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
 		{"interim: kube-proxy has the rule", fresh, func(f *Facts) { f.Rules = rules("web", v4, httpPort, podA4) }, Decision{Announce: true, Reason: Serving}},
 		{"interim: kube-proxy knows of endpoints elsewhere only", fresh, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, translated("tcp port 80", Interim{target(httpPort): podA(8080)})},
@@ -200,6 +214,7 @@ func TestDecide(t *testing.T) {
 		{"selectorless: its slice names no node, kube-proxy knows", selectorless, func(f *Facts) { f.Slices[0].Endpoints[0].Here = false }, Decision{Announce: true, Reason: Serving}},
 		{"selectorless: not ready", selectorless, func(f *Facts) { f.Slices[0].Endpoints[0].Ready = false }, Decision{Reason: NoLocalEndpoint, Elsewhere: true}},
 		{"selectorless: elsewhere", selectorless, func(f *Facts) { f.Slices[0].Endpoints[0] = Endpoint{Addr: remote4, Ready: true} }, Decision{Reason: NoLocalEndpoint, Elsewhere: true}},
+		{"selectorless: kube-proxy knows of endpoints elsewhere only", selectorless, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, lost},
 		{"selectorless: not programmed", selectorless, func(f *Facts) { f.Rules = nil }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
 		{"selectorless: slices are not known, kube-proxy knows", selectorless, func(f *Facts) { f.Slices, f.SlicesKnown = nil, false }, Decision{Announce: true, Reason: Serving}},
 		{"selectorless: nothing is known", selectorless, func(f *Facts) { f.Slices, f.SlicesKnown, f.ProxyKnown, f.Rules = nil, false, false, nil }, Decision{Reason: EndpointsUnknown}},

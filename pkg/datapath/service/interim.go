@@ -91,9 +91,13 @@ func (s *State) becomes(now time.Time, p *podState, was pod.Readiness) {
 	case is == pod.NotReady:
 		if was == pod.Ready {
 			p.ceased = now
+			if now.Sub(p.became) >= InterimTime {
+				p.flaps = 0
+			}
 		}
 		s.notNew(p)
 	case is == pod.Ready && was != pod.Ready && !p.early:
+		p.became = now
 		p.until, p.doubt = now.Add(InterimTime), now.Add(doubtTime)
 		if !p.ceased.IsZero() && now.Sub(p.ceased) < InterimTime {
 			p.flaps++

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"testing"
@@ -465,6 +466,25 @@ func TestInterimOfPodsThatFlap(t *testing.T) {
 			s.wait(InterimTime - 2*doubtTime)
 		}
 		s.wantLog()
+	}
+}
+
+// A pod that is not Ready for a moment once a day is one whose rule comes back because it is Ready.
+func TestFlapsAreForgotten(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+	s.program(v4, podA4)
+	for day := range 3 {
+		s.wait(24 * time.Hour)
+		s.do(report("a", pod.NotReady, appWeb, podA4))
+		s.wait(2 * time.Second)
+		s.do(report("a", pod.Ready, appWeb, podA4))
+		s.program(v4)
+		s.wantInterim(fmt.Sprint("the rule has gone, day ", day), interimOf(v4, podA4))
+		s.program(v4, podA4)
+		s.wantInterim(fmt.Sprint("it has come back, day ", day), nil)
 	}
 }
 

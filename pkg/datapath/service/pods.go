@@ -20,14 +20,15 @@ type podState struct {
 	readiness pod.Readiness
 	why       string
 	// until is when it is not new any more; zero if it is not. doubt is when kube-proxy's rules
-	// for it may have been about to go at last. ceased is when it was Ready last, before it
-	// is; flaps is how often that was less than a minute before. early: it was there before
+	// for it may have been about to go at last. became is when it became Ready last,
+	// ceased when it was it last before. flaps is how often it was not for less than a minute,
+	// without having been Ready for a minute between. early: it was there before
 	// all pods were known, and has not become Ready since.
-	until, doubt, ceased time.Time
-	flaps                int
-	early                bool
-	marks                map[proxy.Key]mark
-	exits                map[string]bool // IDs of its containers that have ended
+	until, doubt, became, ceased time.Time
+	flaps                        int
+	early                        bool
+	marks                        map[proxy.Key]mark
+	exits                        map[string]bool // IDs of its containers that have ended
 }
 
 // PodReport is what a source of pods says of one.
@@ -71,6 +72,7 @@ func (p *podState) pod() Pod {
 
 // report takes in what a source says of a pod.
 func (s *State) report(now time.Time, r PodReport) {
+	delete(s.gone, r.UID) // another source of pods may not have had it for a while
 	p := s.pods[r.UID]
 	if p == nil {
 		p = &podState{readiness: pod.Unknown, early: !s.podsSynced}

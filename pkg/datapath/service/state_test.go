@@ -331,6 +331,52 @@ func TestShared(t *testing.T) {
 	s.want("one is gone", v4.String()+"/32 announced")
 }
 
+// While kube-proxy would drop what comes for one of two Services, because it does not know their
+// pod yet, the address is not announced for the other, for which flock translates meanwhile.
+func TestSharedWithOneThatFlockMayNotTranslate(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	api := web("api", Local, v4) // it has session affinity
+	api.Selector, api.Ports = appWeb, []Port{{Name: "https", Protocol: 6, Number: 443, TargetNumber: 8443}}
+	s.do(Services{All: []*Service{plain(v4), api}}, PodsSynced{})
+	s.programPort("web", v4, httpPort)
+	s.programPort("api", v4, api.Ports[0])
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.want("Ready", v4.String()+"/32 local")
+	s.wantInterim("Ready", nil)
+	if got, want := s.reason(v4, "web"), "SharedBlocked Service shop/api: NotProgrammed"; got != want {
+		t.Errorf("reason %q, want %q", got, want)
+	}
+	s.wantLog()
+	s.programPort("api", v4, api.Ports[0], podA4)
+	s.want("kube-proxy has the pod for the one", v4.String()+"/32 announced")
+	s.programPort("web", v4, httpPort, podA4)
+	s.wantLog("announce 203.0.113.7 for shop/web: Serving", "announce 203.0.113.7 for shop/api: Serving")
+	// Without endpoints on other nodes, kube-proxy refuses what comes.
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.wait(2 * InterimTime)
+	s.rules.At = nil
+	s.looked()
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.want("no endpoint elsewhere", v4.String()+"/32 announced")
+}
+
+// A pod that was gone for its source is like any other once it is back.
+func TestPodThatComesBack(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(fit, Services{All: []*Service{web("web", Cluster, v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+	s.do(Slices{Of: map[Ref][]Slice{{"shop", "web"}: {{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: podA4, Ready: true, Here: true, Pod: "a"}}}}}})
+	s.program(v4)
+	s.do(PodGone{"a"})
+	s.want("gone", v4.String()+"/32 local")
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.want("back", v4.String()+"/32 announced")
+	s.do(PodDeleting{"a"})
+	s.want("deleting", v4.String()+"/32 local")
+}
+
 // A pool that is aggregated is announced as a whole, while a node announces an address in it.
 func TestAggregate(t *testing.T) {
 	t.Parallel()

@@ -249,7 +249,7 @@ func IPTables(pods netip.Prefix, ports ...Port) string {
 		line(r)
 	}
 	line("COMMIT")
-	table("nat", []string{"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}, append([]string{"KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"}, chains...))
+	table("nat", []string{"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"}, append([]string{"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"}, chains...))
 	line("-A PREROUTING -j KUBE-SERVICES")
 	line("-A OUTPUT -j KUBE-SERVICES")
 	line("-A POSTROUTING -j KUBE-POSTROUTING")
@@ -260,6 +260,7 @@ func IPTables(pods netip.Prefix, ports ...Port) string {
 	for _, r := range nat {
 		line(r)
 	}
+	line("-A KUBE-SERVICES " + comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain") + " -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
 	line("COMMIT")
 	return b.String()
 }
