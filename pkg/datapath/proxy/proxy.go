@@ -54,6 +54,9 @@ type Rule struct {
 	// Here are the endpoints on this node to which connections from outside are
 	// translated, if the traffic policy for them is Local. They are sorted.
 	Here []netip.AddrPort
+	// Anywhere: they are translated to endpoints of all nodes, as the traffic policy is Cluster. It
+	// is known if Here was asked for.
+	Anywhere bool
 }
 
 // IsHere says whether connections from outside may go to an address of the node's own.

@@ -122,11 +122,12 @@ func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Questio
 		rule := look.At[q.Key]
 		rule.Translated = true
 		if q.Here {
-			here, err := r.nftHere(serviceIPs.Table, e.Verdict.Chain)
+			here, anywhere, err := r.nftHere(serviceIPs.Table, e.Verdict.Chain)
 			if err != nil {
 				return err
 			}
 			rule.add(here...)
+			rule.Anywhere = anywhere
 		}
 		look.At[q.Key] = rule
 	}
@@ -143,6 +144,7 @@ func (k Target) nftKey() string {
 // endpoints of the node only.
 const (
 	nftLocal, nftEndpoint    = "local-", "endpoint-"
+	nftService               = "service-"
 	iptLocal, iptEndpoint    = "KUBE-SVL-", "KUBE-SEP-"
 	iptServices              = "KUBE-SERVICES"
 	iptService               = "KUBE-SVC-"
@@ -151,28 +153,36 @@ const (
 )
 
 // nftHere are the endpoints to which a chain leads by one for the traffic policy Local, or
-// as one. A chain that goes meanwhile is as good as an empty one: the next look sees what came
-// of it.
-func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPort, err error) {
-	if strings.HasPrefix(external, nftLocal) { // of a clusterIP
-		return r.nftEndpoints(table, external)
+// as one. Anywhere: all that comes goes on to the endpoints of all nodes. A chain that goes
+// meanwhile is as good as an empty one: the next look sees what came of it.
+func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPort, anywhere bool, err error) {
+	switch { // of a clusterIP
+	case strings.HasPrefix(external, nftLocal):
+		here, err = r.nftEndpoints(table, external)
+		return here, false, err
+	case strings.HasPrefix(external, nftService):
+		return nil, true, nil
 	}
 	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: external})
 	if err != nil {
-		return nil, ignoreNotFound(err)
+		return nil, false, ignoreNotFound(err)
 	}
 	for _, rule := range rules {
+		always := true // it has no condition
 		for _, e := range rule {
-			if v, ok := e.Verdict(); ok && strings.HasPrefix(v.Chain, nftLocal) {
+			v, ok := e.Verdict()
+			always = always && (ok || e.Name == "counter")
+			if ok && strings.HasPrefix(v.Chain, nftLocal) {
 				more, err := r.nftEndpoints(table, v.Chain)
 				if err != nil {
-					return nil, err
+					return nil, false, err
 				}
 				here = append(here, more...)
 			}
+			anywhere = anywhere || ok && always && strings.HasPrefix(v.Chain, nftService)
 		}
 	}
-	return here, nil
+	return here, anywhere, nil
 }
 
 // nftEndpoints are where a chain translates to, itself or by the chains of endpoints that it
@@ -292,7 +302,7 @@ func (r *Reader) readLegacy(look *Look, family nft.Family, questions []Question)
 			if e.Dst.IsSingleIP() {
 				rule.Addr = e.Dst.Addr()
 			}
-			rule.Protocol, rule.Port = e.Protocol, e.DstPort
+			rule.Protocol, rule.Port, rule.always = e.Protocol, e.DstPort, e.Always
 			if e.Target == "DNAT" {
 				rule.dnat = natRange(family, e.Revision, e.Info)
 			}
@@ -311,6 +321,8 @@ func (r *Reader) readLegacy(look *Look, family nft.Family, questions []Question)
 type iptRule struct {
 	jump
 	dnat netip.AddrPort // invalid: it translates nothing
+	// always: it matches all packets.
+	always bool
 }
 
 // iptables answers questions by the rules of chain KUBE-SERVICES and those of others. In mode ipvs
@@ -340,11 +352,12 @@ func (l *Look) iptables(mode Mode, services []iptRule, chain func(string) ([]ipt
 		rule := l.At[q.Key]
 		rule.Translated = true
 		if q.Here {
-			here, err := iptHere(first, chain)
+			here, anywhere, err := iptHere(first, chain)
 			if err != nil {
 				return err
 			}
 			rule.add(here...)
+			rule.Anywhere = anywhere
 		}
 		l.At[q.Key] = rule
 	}
@@ -352,13 +365,17 @@ func (l *Look) iptables(mode Mode, services []iptRule, chain func(string) ([]ipt
 }
 
 // iptHere follows chains of external traffic to that of the policy Local, and that one to
-// the endpoints.
-func iptHere(name string, chain func(string) ([]iptRule, error)) (here []netip.AddrPort, err error) {
+// the endpoints. Anywhere: all that comes goes on to the endpoints of all nodes.
+func iptHere(name string, chain func(string) ([]iptRule, error)) (here []netip.AddrPort, anywhere bool, err error) {
+	if strings.HasPrefix(name, iptService) { // of a clusterIP
+		return nil, true, nil
+	}
 	rules, err := chain(name)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, r := range rules {
+		anywhere = anywhere || r.always && strings.HasPrefix(r.to, iptService)
 		if r.dnat.IsValid() {
 			here = append(here, r.dnat)
 		}
@@ -367,13 +384,14 @@ func iptHere(name string, chain func(string) ([]iptRule, error)) (here []netip.A
 			local && strings.HasPrefix(r.to, iptEndpoint)) {
 			continue
 		}
-		more, err := iptHere(r.to, chain)
+		more, all, err := iptHere(r.to, chain)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		here = append(here, more...)
+		anywhere = anywhere || all
 	}
-	return here, nil
+	return here, anywhere, nil
 }
 
 // Of linux/netfilter/nf_tables_compat.h.
@@ -389,7 +407,9 @@ func iptRuleOf(rule []nft.Parsed, family nft.Family) (r iptRule) {
 		destination, n = 16, 4
 	}
 	var loaded func(value []byte) // what the register was loaded with
+	r.always = true
 	for _, e := range rule {
+		r.always = r.always && (e.Name == "immediate" || e.Name == "counter")
 		switch e.Name {
 		case "meta":
 			loaded = nil

@@ -121,8 +121,9 @@ func TestRead(t *testing.T) {
 				questions, want := []Question{}, Look{Mode: m, At: map[Key]Rule{}}
 				for _, p := range ports {
 					key := keyOf(p)
-					questions = append(questions, Question{Key: key, Here: p.Local})
-					rule := Rule{Translated: len(p.Here)+len(p.Elsewhere) > 0}
+					q := Question{Key: key, Here: p.Local || p.Port%2 == 0}
+					questions = append(questions, q)
+					rule := Rule{Translated: len(p.Here)+len(p.Elsewhere) > 0, Anywhere: !p.Local && q.Here}
 					if p.Local {
 						rule.Here = p.Here
 					}

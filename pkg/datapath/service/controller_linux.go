@@ -351,7 +351,7 @@ func (c *Controller) look(ctx context.Context, changed chan struct{}) {
 		}
 		asked := make(map[proxy.Key]bool, len(questions))
 		for _, q := range questions {
-			asked[q.Key] = true
+			asked[q.Key] = q.Here
 		}
 		look, err := c.cfg.Proxy.Read(questions)
 		if err != nil {

@@ -365,6 +365,8 @@ func (f Facts) programmed(port Port, policy Policy) (is, lasting bool) {
 	switch {
 	case policy == Cluster:
 		is = rule.Translated
+	case rule.Anywhere && f.Announced: // kube-proxy does not know yet that the policy is Local
+		is = true
 	case f.Service.Selector == nil && !f.SlicesKnown:
 		is = len(rule.Here) > 0
 	case f.Service.Selector == nil:
@@ -391,9 +393,9 @@ func (f Facts) translatedAnyhow() bool {
 func (f Facts) loses(port Port) bool {
 	rule := f.rule(port)
 	if f.Service.Selector == nil {
-		return rule.Translated && len(rule.Here) == 0
+		return rule.Translated && !rule.Anywhere && len(rule.Here) == 0
 	}
-	return rule.Translated && !slices.ContainsFunc(f.Pods, func(p Pod) bool {
+	return rule.Translated && !rule.Anywhere && !slices.ContainsFunc(f.Pods, func(p Pod) bool {
 		return p.Ready == pod.Ready && slices.ContainsFunc(p.Addrs, rule.IsHere)
 	})
 }

@@ -130,6 +130,13 @@ func TestDecide(t *testing.T) {
 		{"local: no endpoint anywhere", local, func(f *Facts) { f.Pods, f.Rules = nil, nil }, Decision{Reason: NoLocalEndpoint}},
 		{"local: Ready, kube-proxy has no rule", local, func(f *Facts) { f.Rules = nil }, Decision{Reason: NotProgrammed, Detail: "kube-proxy has no rule for tcp port 80 yet"}},
 		{"local: Ready, kube-proxy knows of endpoints elsewhere only", local, func(f *Facts) { f.Rules = rules("web", v4, httpPort) }, lost},
+		{"local: kube-proxy has the rule of policy Cluster still", local, func(f *Facts) {
+			f.Rules = map[proxy.Key]proxy.Rule{f.Service.key(httpPort, v4): {Translated: true, Anywhere: true}}
+			f.Announced = true
+		}, Decision{Announce: true, Reason: Serving}},
+		{"local: the same, and it was not announced", local, func(f *Facts) {
+			f.Rules = map[proxy.Key]proxy.Rule{f.Service.key(httpPort, v4): {Translated: true, Anywhere: true}}
+		}, notProgrammed},
 		{"local: one port is programmed, of another kube-proxy knows endpoints elsewhere only", local, func(f *Facts) {
 			svc := *f.Service
 			svc.Ports = []Port{httpPort, {Name: "more", Protocol: 6, Number: 81}}

@@ -35,7 +35,8 @@ type (
 	PodsSynced struct{ All []pod.UID }
 	// Exited says that a container, of any pod, has ended.
 	Exited struct{ ContainerID string }
-	// Looked is what the kernel has of kube-proxy's rules for these keys.
+	// Looked is what the kernel has of kube-proxy's rules for these keys, each with whether the
+	// endpoints on the node were asked for.
 	Looked struct {
 		Asked map[proxy.Key]bool
 		Look  proxy.Look

@@ -339,10 +339,11 @@ func (s *State) look(e Looked) {
 		for addr := range svc.paths {
 			for _, port := range svc.Ports {
 				key := svc.key(port, addr)
-				if !e.Asked[key] {
+				here, ok := e.Asked[key]
+				if !ok {
 					continue
 				}
-				if modeChanged || !s.asked[key] || !reflect.DeepEqual(s.rules[key], e.Look.At[key]) {
+				if before, ok := s.asked[key]; modeChanged || !ok || before != here || !reflect.DeepEqual(s.rules[key], e.Look.At[key]) {
 					s.touched[svc.Ref] = struct{}{}
 				}
 			}
@@ -434,8 +435,11 @@ func (s *State) facts(svc *Service, p *path) Facts {
 	var seen []proxy.Key
 	for _, port := range svc.Ports {
 		key := svc.key(port, p.address.Addr)
-		f.ProxyKnown = f.ProxyKnown && s.asked[key]
-		if s.asked[key] {
+		// Before the traffic policy became Local, the endpoints on the node were not asked for.
+		withHere, asked := s.asked[key]
+		asked = asked && (withHere || svc.policy(p.address) != Local)
+		f.ProxyKnown = f.ProxyKnown && asked
+		if asked {
 			seen = append(seen, key)
 		}
 		if rule, ok := s.rules[key]; ok {

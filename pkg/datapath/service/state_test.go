@@ -85,7 +85,7 @@ func (s *script) looked() {
 	s.t.Helper()
 	asked := map[proxy.Key]bool{}
 	for _, q := range s.Questions() {
-		asked[q.Key] = true
+		asked[q.Key] = q.Here
 	}
 	s.do(Looked{asked, s.rules})
 }
@@ -360,6 +360,34 @@ func TestSharedWithOneThatFlockMayNotTranslate(t *testing.T) {
 	s.looked()
 	s.do(report("a", pod.Ready, appWeb, podA4))
 	s.want("no endpoint elsewhere", v4.String()+"/32 announced")
+}
+
+// Of a Service whose traffic policy becomes Local kube-proxy has the rules of before for a while. They
+// lead to endpoints of all nodes, so nothing is withdrawn where a pod is Ready.
+func TestPolicyBecomesLocal(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{web("web", Cluster, v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+	s.do(Slices{Of: map[Ref][]Slice{{"shop", "web"}: {{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: podA4, Ready: true, Here: true, Pod: "a"}}}}}})
+	s.program(v4)
+	s.wait(10 * time.Minute)
+	s.want("Cluster", v4.String()+"/32 announced")
+	s.do(Services{All: []*Service{plain(v4)}})
+	s.want("Local, and the endpoints on the node were not asked for", v4.String()+"/32 announced")
+	key := plain(v4).key(httpPort, v4)
+	s.rules = proxy.Look{Mode: proxy.NFTables, At: map[proxy.Key]proxy.Rule{key: {Translated: true, Anywhere: true}}}
+	s.looked()
+	s.want("kube-proxy does not know yet", v4.String()+"/32 announced")
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.want("not Ready", v4.String()+"/32 local")
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.program(v4, podA4)
+	s.want("kube-proxy knows", v4.String()+"/32 announced")
+	s.wait(10 * time.Minute)
+	s.log = nil
+	s.program(v4)
+	s.want("and knows of no endpoint here", v4.String()+"/32 local")
 }
 
 // A pod that was gone for its source is like any other once it is back.

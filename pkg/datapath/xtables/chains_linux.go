@@ -15,6 +15,8 @@ type Entry struct {
 	Dst      netip.Prefix // invalid: any address, or all but one
 	Protocol byte         // 0: any
 	DstPort  uint16       // 0: any, or several
+	// Always: it matches all packets.
+	Always bool
 	// Jump is the chain that it goes on in; empty if none.
 	Jump string
 	// Target is the extension that decides, "DNAT" or the like, with its revision and its
@@ -80,6 +82,7 @@ func (l layout) chains(b []byte) (map[string][]Entry, error) {
 		}
 		r := raw{chain: chain, jump: -1}
 		r.Dst, r.Protocol = l.rule(e).Dst, byte(native.Uint16(e[l.protocol:]))
+		r.Always = l.size == target && !slices.ContainsFunc(e[:l.protocol+2], func(b byte) bool { return b != 0 })
 		for m := l.size; m+extData <= target; {
 			size := int(native.Uint16(e[m+extSize:]))
 			if size < extData || m+size > target {
