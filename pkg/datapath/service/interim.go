@@ -153,7 +153,8 @@ func (s *State) isStale(uid pod.UID, key proxy.Key) bool {
 // pod is Ready: it was there before, or the pod has just been Ready before. Once it has gone
 // and come back, it is there because the pod is Ready, if that was so once only.
 func (s *State) doubts(p *podState, m mark) bool {
-	return s.now.Before(p.doubt) && (m.before || p.flaps > 0) && (!m.gone || p.flaps > 1)
+	doubtful := s.now.Before(p.doubt) || s.node.Offline && !p.doubt.IsZero() // which kube-proxy does not hear
+	return doubtful && (m.before || p.flaps > 0) && (!m.gone || p.flaps > 1)
 }
 
 // learn takes in which rule kube-proxy has. Once it has one because the pod is Ready, it knows
@@ -297,8 +298,16 @@ func (s *State) setOffline(now time.Time, is bool) {
 			s.offlineSince = now.Add(-outage)
 		}
 		s.wasOffline = true
-	case !is && s.node.Offline && now.Sub(s.offlineSince) >= outage:
-		s.renew(now.Add(afterOutage))
+	case !is && s.node.Offline:
+		// What kube-proxy had not heard before, it hears now.
+		for _, p := range s.pods {
+			if !p.doubt.IsZero() {
+				p.doubt = now.Add(doubtTime)
+			}
+		}
+		if now.Sub(s.offlineSince) >= outage {
+			s.renew(now.Add(afterOutage))
+		}
 	}
 }
 
@@ -328,7 +337,7 @@ func (s *State) renew(until time.Time) {
 // tickInterim ends what has lasted long enough.
 func (s *State) tickInterim(now time.Time) {
 	for _, p := range s.pods { // also those that are new by what an earlier run left
-		if !p.doubt.IsZero() && !now.Before(p.doubt) {
+		if !p.doubt.IsZero() && !now.Before(p.doubt) && !s.node.Offline {
 			p.doubt = time.Time{}
 			s.touchNamespace(p.Namespace)
 		}
@@ -357,6 +366,9 @@ func (s *State) tickInterim(now time.Time) {
 // nextInterim is when tickInterim has something to do, or zero if never.
 func (s *State) nextInterim() time.Time {
 	next := s.nextEnd()
+	if s.node.Offline {
+		return next
+	}
 	for _, p := range s.pods {
 		next = earliest(next, p.doubt)
 	}
@@ -374,8 +386,9 @@ func (s *State) nextEnd() (next time.Time) {
 	if !s.node.Offline || next.IsZero() {
 		return next
 	}
-	// In time, but not for an interruption.
-	ahead, long := next.Add(-InterimTime/2), s.offlineSince.Add(outage)
+	// In time also for an agent that is started again and has to notice the outage first, which
+	// may take half a minute. But not for an interruption.
+	ahead, long := next.Add(-InterimTime*5/6), s.offlineSince.Add(outage)
 	if ahead.Before(long) {
 		ahead = long
 	}

@@ -890,3 +890,50 @@ func FuzzInterim(f *testing.F) {
 		}
 	})
 }
+
+// kube-proxy may hear after an outage only that a pod was not Ready before it became Ready again: the
+// rule that it has during the outage does not say that it knows.
+func TestInterimOfAPodThatKubeProxyHearsOfAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+	s.program(v4, podA4)
+	s.wait(10 * time.Minute)
+	s.do(report("a", pod.NotReady, appWeb, podA4))
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.wait(3 * time.Second)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	s.wait(time.Hour)
+	if due := s.nextInterim(); !due.IsZero() && !due.After(s.now) {
+		t.Errorf("it is due at once for ever: %v", due)
+	}
+	s.do(NodeChanged{Node{Known: true}})
+	s.program(v4)
+	s.wantInterim("it hears that the pod was not Ready", interimOf(v4, podA4))
+	s.want("and the address stays", v4.String()+"/32 announced")
+	s.program(v4, podA4)
+	s.wantInterim("and that it is", nil)
+}
+
+// However long an outage is, an agent that is killed in it leaves enough time for another to be
+// started, and to notice the outage.
+func TestInterimOutlivesARestartInAnOutage(t *testing.T) {
+	t.Parallel()
+	const enough = 45 * time.Second
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{}, report("a", pod.Ready, appWeb, podA4))
+	s.program(v4)
+	s.do(NodeChanged{Node{Known: true, Offline: true}})
+	s.wait(outage)
+	for range 600 {
+		s.wait(time.Second)
+		for target, lead := range s.Interim() {
+			if left := lead.Until.Sub(s.now); left < enough {
+				t.Fatalf("%v: %v are left, want %v", target, left, enough)
+			}
+		}
+	}
+	s.wantInterim("after ten minutes", interimOf(v4, podA4))
+}
