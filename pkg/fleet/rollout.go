@@ -2,6 +2,9 @@ package fleet
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -541,7 +544,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 	slices.SortFunc(pending, func(a, b Member) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), last(a).Compare(last(b)), cmp.Compare(a.Config.Name, b.Config.Name))
 	})
-	first := rank(pending[0])
+	first, said := rank(pending[0]), digest(t)
 	for _, m := range pending {
 		if len(next) == size || rank(m) != first {
 			return next
@@ -551,7 +554,7 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 		}
 		next = append(next, Turn{m.Config, v1alpha1.TemplateTurn{
 			Template: t.Name, TemplateUID: t.UID, Generation: t.Generation, Time: at,
-			NodeState: ro.state(m), SessionsUp: sessionsUp(m.Config), NotTrue: m.notTrue(t),
+			NodeState: ro.state(m), Digest: said, SessionsUp: sessionsUp(m.Config), NotTrue: m.notTrue(t),
 		}})
 	}
 	return next
@@ -637,6 +640,22 @@ func (m Member) ignored(t *v1alpha1.NodeConfigTemplate) bool {
 	return made < m.Turn.Generation
 }
 
+// hasOf says whether a node that has what t says has it of its turn. Otherwise it did not follow that
+// before t was set back. Turns of earlier builds have no digest.
+func (m Member) hasOf(t *v1alpha1.NodeConfigTemplate) bool {
+	if m.Turn.Digest == "" {
+		return !m.ignored(t)
+	}
+	return m.Turn.Digest == digest(t)
+}
+
+// digest is short for what t says of its nodes.
+func digest(t *v1alpha1.NodeConfigTemplate) string {
+	said, _ := json.Marshal(t.Spec.Template) // plain fields: it cannot fail
+	sum := sha256.Sum256(said)
+	return hex.EncodeToString(sum[:8])
+}
+
 // InWave says whether the node is in a wave of t: by its turn for this generation, or as
 // it has followed an earlier one to what the template says still.
 func (m Member) InWave(t *v1alpha1.NodeConfigTemplate) bool {
@@ -647,7 +666,7 @@ func (m Member) InWave(t *v1alpha1.NodeConfigTemplate) bool {
 // That others of the template's fields change repairs no node, nor that its own facts do. A node
 // that has what this one says because it has not followed says nothing about it.
 func (m Member) carried(t *v1alpha1.NodeConfigTemplate) bool {
-	return !atOnce(t) && m.followed(t) && given(m.Turn, t) && m.Turn.Generation < t.Generation && !m.Turn.Withdrawn && !past(m.Turn, t) && !m.ignored(t)
+	return !atOnce(t) && m.followed(t) && given(m.Turn, t) && m.Turn.Generation < t.Generation && !m.Turn.Withdrawn && !past(m.Turn, t) && m.hasOf(t)
 }
 
 // wasAvailable says whether the node was when it got its turn.

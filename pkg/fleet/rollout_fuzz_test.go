@@ -92,6 +92,7 @@ type fleetNode struct {
 func newFleet(t *testing.T, script *[]byte) *fleetOfNodes {
 	w := &fleetOfNodes{t: t, template: template(t, "all", everyNode), bad: map[int64]bool{}, cuts: map[int64]bool{}, contents: []int64{2, 3}, content: 1, now: noon}
 	w.template.Spec.MinReadySeconds, w.template.Spec.ProgressDeadlineSeconds = new(int32(fuzzStable.Seconds())), new(int32(fuzzDeadline.Seconds()))
+	w.say()
 	n := 1 + int(take(script)%9)
 	w.limit = 1 + int(take(script))%n
 	limit := intstr.FromInt(w.limit)
@@ -187,14 +188,19 @@ func (w *fleetOfNodes) change(bad, cuts bool) {
 	w.bad[w.template.Generation], w.cuts[w.template.Generation] = bad, cuts
 	w.contents = append(w.contents, w.template.Generation)
 	w.proven, w.content = false, len(w.contents)-1
+	w.say()
 	for _, n := range w.nodes {
 		n.Updated, n.Facts = false, false
 	}
 }
 
+// say makes the template say what its content is.
+func (w *fleetOfNodes) say() { w.template.Spec.Template.MTU = int32(1400 + w.content) }
+
 // setBack makes the template say what it said before the last change.
 func (w *fleetOfNodes) setBack() {
 	w.content = max(0, w.content-1)
+	w.say()
 	w.template.Generation++
 	first := w.contents[w.content]
 	w.bad[w.template.Generation], w.cuts[w.template.Generation] = w.bad[first], w.cuts[first]
@@ -232,6 +238,7 @@ func (w *fleetOfNodes) pass() Rollout {
 		}
 		members = append(members, n.Member)
 	}
+	before := w.template.Status.FailedNodes
 	r := Next(w.template, members, w.now)
 	if len(r.Next) > w.limit || len(r.Next) > 1 && !w.proven {
 		w.t.Fatalf("a wave of %d, the limit is %d, proven %t: %s", len(r.Next), w.limit, w.proven, r.Message)
@@ -254,6 +261,11 @@ func (w *fleetOfNodes) pass() Rollout {
 	}
 	w.template.Status.FailedNodes = r.Failed
 	w.template.Status.Conditions = []metav1.Condition{{Type: ConditionProgressing, Reason: string(r.Reason), ObservedGeneration: w.template.Generation}}
+	for _, name := range r.Failed {
+		if n := w.node(name); !slices.Contains(before, name) && (n.content != w.content || n.Turn == nil || n.took != n.Turn.Generation) {
+			w.t.Fatalf("%s has failed, and has not followed: %s", name, r.Message)
+		}
+	}
 	harmed, held, updated := 0, 0, 0
 	for _, n := range w.nodes {
 		inWave := InWave(n.Turn, w.template)

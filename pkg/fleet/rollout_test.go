@@ -28,7 +28,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 // before the one that it has), "sessions=N" (up), "had=N"
 // (up when it got its turn), "lacked=CONDITIONS" (then), "withdrawn" (its turn), "dead" (nothing is heard of it), "kept=FROM-UNTIL" (seen with what it had at its turn), "changed=SECONDS" (its NodeConfig),
 // "changing=SECONDS" (the first time, without being available for long in between), "facts" (its own differ alone),
-// "unfit" (the template makes no NodeConfig of it),
+// "same" or "other" (as or than the template says now, its turn was for; default unknown), "unfit" (the template makes no NodeConfig of it),
 // "refused=SECONDS" (and worth another attempt since).
 func rolloutMember(t *testing.T, name, words string) Member {
 	t.Helper()
@@ -51,6 +51,10 @@ func rolloutMember(t *testing.T, name, words string) Member {
 		switch key {
 		case "updated":
 			m.Updated = true
+		case "same":
+			m.Turn.Digest = digest(template(t, "all", everyNode))
+		case "other":
+			m.Turn.Digest = "0123456789abcdef"
 		case "unfit":
 			m.Unfit = "it has no label as"
 		case "facts":
@@ -285,6 +289,9 @@ func TestNextWave(t *testing.T) {
 		{name: "nor if the node broke later", members: []string{"updated turn=2@500 Ready=False up=490-5", "", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "nor without waves", max: "100%", stopped: 2, failed: "n0", members: []string{"updated turn=2@500 Ready=False", "updated"}, reason: complete, message: "2 of 2", again: -1, fails: "none"},
 		{name: "nor if it has not followed, before the template was set back", members: []string{"updated made=1 turn=2@500 dead Ready=Unknown", "made=2 turn=2@500 Ready=False", "updated made=3 turn=1@900", "made=2 turn=2@500 Ready=False"}, next: "n1/Broken", reason: progressing, again: -1, fails: "none"},
+		{name: "also if its agent works, and a session is lost by itself", members: []string{"updated made=3 turn=2@60 other SessionsUp=False", "made=2 turn=2@60 other Ready=False", "updated made=3 turn=1@900 same"}, next: "n1/Broken", reason: progressing, again: -1, fails: "none"},
+		{name: "and its own facts change", members: []string{"made=3 turn=2@60 other SessionsUp=False", "made=2 turn=2@60 other Ready=False", "updated made=3 turn=1@900 same"}, next: "n1/Broken", reason: progressing, again: -1, fails: "none"},
+		{name: "but if it has followed", stopped: 2, members: []string{"updated made=1 turn=2@121 same SessionsUp=False", "updated made=3", ""}, reason: stopped, message: "n0: SessionsUp is False", again: -1, fails: "n0"},
 
 		// The own facts of a node that a change has broken change.
 		{name: "that does not repair it", stopped: 3, failed: "n0", members: []string{"made=3 turn=3@500 Ready=False", ""}, reason: stopped, message: "n0: Ready is False: why", again: -1, fails: "n0"},
@@ -378,7 +385,7 @@ func TestNextWave(t *testing.T) {
 					text += "/" + string(n.Turn.NodeState)
 				}
 				next = append(next, text)
-				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState, SessionsUp: sessionsUp(n.Config), NotTrue: n.Turn.NotTrue}); !reflect.DeepEqual(n.Turn, want) || (len(want.NotTrue) > 0) != (want.NodeState != v1alpha1.NodeAvailable) {
+				if want := (v1alpha1.TemplateTurn{Template: "all", TemplateUID: "all-1", Generation: 3, Time: metav1.NewTime(noon), NodeState: n.Turn.NodeState, Digest: digest(nct), SessionsUp: sessionsUp(n.Config), NotTrue: n.Turn.NotTrue}); !reflect.DeepEqual(n.Turn, want) || (len(want.NotTrue) > 0) != (want.NodeState != v1alpha1.NodeAvailable) {
 					t.Errorf("%s gets %+v, want %+v", n.Config.Name, n.Turn, want)
 				}
 			}

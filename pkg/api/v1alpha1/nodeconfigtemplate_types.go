@@ -172,6 +172,10 @@ type TemplateTurn struct {
 	// can stop the waves after its own.
 	// +optional
 	NodeState NodeState `json:"nodeState,omitempty"`
+	// Digest is of the template's spec.template. A node that has what another generation says, and
+	// not this, has not followed the turn, and needs not.
+	// +optional
+	Digest string `json:"digest,omitempty"`
 	// SessionsUp is how many sessions with routers the node had up then. A change after which
 	// it has none has cut it off, though none is missed.
 	// +optional
