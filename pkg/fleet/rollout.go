@@ -453,7 +453,7 @@ func (ro rollout) vanished(members []Member) (why map[string]string, back []Memb
 		return nil, nil
 	}
 	for _, name := range ro.template.Status.FailedNodes {
-		why[name] = name + " is gone since it followed, which repairs nothing: change the template"
+		why[name] = name + " is gone since it followed, or selected no more, which repairs nothing: change the template"
 		i := slices.IndexFunc(members, func(m Member) bool { return m.Config.Name == name })
 		if i < 0 {
 			continue

@@ -20,7 +20,7 @@ import (
 //   - a generation with which no node has been available for the stable time is at most with one
 //     node that was available before, or allowed to it;
 //   - a node that a generation has left broken holds up the waves of the next one too, if that is
-//     the same for the nodes, whatever changes of the node itself, and of no other: one that has
+//     the same for the nodes, whatever changes of the node itself, also if it is made again, and of no other: one that has
 //     never followed holds up no remedy;
 //   - no wave has more nodes than the template says, and none begins while a node that was
 //     available before is broken since it followed;
@@ -83,6 +83,7 @@ type fleetNode struct {
 	cut        bool      // it has no session since it followed
 	content    int       // of what the template said, that it has
 	facts      bool      // its own have changed since
+	remade     int64     // the generation that it has stopped, and under which it was made again
 	took       int64     // the generation of the turn with which it took that
 	refuses    bool      // the API server refuses its turns
 	stable     bool      // it has been seen available for the stable time with what it follows
@@ -166,13 +167,29 @@ func (w *fleetOfNodes) step(what, which byte) {
 		w.pass()
 	case 11:
 		n.degraded = !n.degraded
-	case 12: // its own facts change
+	case 12: // its own facts change, or it is made again
+		if which%4 == 3 {
+			w.remake(n)
+			return
+		}
 		n.facts = true
 		n.Facts = n.Facts || n.Updated
 		n.Updated = false
 	default:
 		w.act(n)
 	}
+}
+
+// remake deletes the node. Its agent makes its NodeConfig again at once, whatever flock-controller says.
+func (w *fleetOfNodes) remake(n *fleetNode) {
+	status := w.template.Status
+	stopped := len(status.Conditions) > 0 && status.Conditions[0].Reason == string(RolloutStopped) && status.Conditions[0].ObservedGeneration == w.template.Generation
+	n.remade = 0
+	if stopped && slices.Contains(status.FailedNodes, n.Config.Name) {
+		n.remade = w.template.Generation
+	}
+	n.Member = rolloutMember(w.t, n.Config.Name, fmt.Sprintf("updated lag made=%d", w.template.Generation))
+	n.Seen, n.content, n.took, n.facts, n.stable, n.since, n.cut = Availability{}, w.content, 0, false, false, time.Time{}, w.cuts[w.template.Generation]
 }
 
 // edit changes the template, and not what it says of the nodes.
@@ -232,6 +249,12 @@ func (w *fleetOfNodes) pass() Rollout {
 			n.since = time.Time{}
 		} else if n.since.IsZero() {
 			n.since = w.now
+		}
+		if n.remade == w.template.Generation && !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
+			n.remade = 0
+		}
+		if n.remade == w.template.Generation && !available {
+			broken = n.Config.Name
 		}
 		if followed && !available && !n.stable && n.Turn.NodeState == v1alpha1.NodeAvailable {
 			broken = n.Config.Name

@@ -329,7 +329,7 @@ func TestNextWave(t *testing.T) {
 		{name: "it went long after the turn", members: []string{"updated turn=3@500 as=Unavailable lacked=SessionsUp had=1 sessions=0 SessionsUp=False kept=490-5", "updated turn=3@20", ""}, next: "n2", reason: progressing, again: -1},
 
 		// What has failed is deleted.
-		{name: "that repairs nothing", stopped: 3, failed: "n9", members: []string{"", ""}, reason: stopped, message: "n9 is gone since it followed, which repairs nothing: change the template", again: -1},
+		{name: "that repairs nothing", stopped: 3, failed: "n9", members: []string{"", ""}, reason: stopped, message: "n9 is gone since it followed, or selected no more, which repairs nothing: change the template", again: -1},
 		{name: "it is there again", stopped: 3, failed: "n0", members: []string{"updated up=3-0", ""}, reason: stopped, message: "n0 is gone", again: 7 * time.Second},
 		{name: "and available", stopped: 3, failed: "n0", members: []string{"updated up=10-0", ""}, next: "n1", reason: progressing, again: -1},
 		{name: "it is there again, and what is its own is not known yet", stopped: 3, failed: "n0", members: []string{"made=3 Ready=False", "updated turn=3@500", ""}, reason: stopped, message: "n0 is gone", again: -1, fails: "n0"},
