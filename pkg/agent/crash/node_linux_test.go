@@ -73,6 +73,7 @@ type node struct {
 	state  string // the agent's directory, /run/flock
 	dir    string // what survives a reboot
 	agent  *exec.Cmd
+	bird   *os.Process   // nil: there is none
 	dead   chan struct{} // closed when the agent has ended
 	boots  int
 	env    []string // of the agent

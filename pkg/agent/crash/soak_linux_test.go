@@ -26,15 +26,20 @@ var (
 type sample struct {
 	pods                                 int
 	rss, goroutines, descriptors, slabMB float64
+	birdRSS, birdSeconds                 float64 // of processor time since its start
 }
 
 func (n *node) sample(pods int) sample {
 	s := sample{pods: pods}
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.agent.Process.Pid))
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kb, _ := strconv.ParseFloat(strings.Fields(value)[0], 64)
-			s.rss = kb / 1024
+	s.rss = rss(n.agent.Process.Pid)
+	if n.bird != nil {
+		s.birdRSS = rss(n.bird.Pid)
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.bird.Pid))
+		if _, rest, ok := strings.Cut(string(stat), ") "); ok {
+			fields := strings.Fields(rest) // from the third of proc_pid_stat(5) on
+			user, _ := strconv.ParseFloat(fields[11], 64)
+			system, _ := strconv.ParseFloat(fields[12], 64)
+			s.birdSeconds = (user + system) / 100
 		}
 	}
 	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.agent.Process.Pid))
@@ -61,6 +66,18 @@ func (n *node) sample(pods int) sample {
 		}
 	}
 	return s
+}
+
+// rss is in MiB.
+func rss(pid int) float64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, _ := strconv.ParseFloat(strings.Fields(value)[0], 64)
+			return kb / 1024
+		}
+	}
+	return 0
 }
 
 // TestSoak attaches and detaches many pods through the plugin, and kills the agent now and then.
@@ -156,7 +173,7 @@ func soakOn(t *testing.T, n *node, settled func() error, change func(*rand.Rand)
 func plot(samples []sample) string {
 	const width, height, top = 800, 300, 20
 	var b strings.Builder
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12"><rect width="100%%" height="100%%" fill="white"/>`+"\n", width+40, height+120)
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12"><rect width="100%%" height="100%%" fill="white"/>`+"\n", width+40, height+150)
 	last := samples[len(samples)-1]
 	for i, line := range []struct {
 		name, color string
@@ -165,6 +182,8 @@ func plot(samples []sample) string {
 		{"RSS, MiB", "#1f77b4", func(s sample) float64 { return s.rss }},
 		{"goroutines", "#d62728", func(s sample) float64 { return s.goroutines }},
 		{"file descriptors", "#2ca02c", func(s sample) float64 { return s.descriptors }},
+		{"RSS of BIRD, MiB", "#ff7f0e", func(s sample) float64 { return s.birdRSS }},
+		{"processor time of BIRD, s", "#8c564b", func(s sample) float64 { return s.birdSeconds }},
 		{"slab of the machine, MiB", "#9467bd", func(s sample) float64 { return s.slabMB }},
 	} {
 		most := 1.0
@@ -178,6 +197,6 @@ func plot(samples []sample) string {
 		fmt.Fprintf(&b, `<polyline fill="none" stroke="%s" points="%s"/>`+"\n", line.color, strings.Join(points, " "))
 		fmt.Fprintf(&b, `<text x="20" y="%d" fill="%s">%s: at the end %.0f, at most %.0f</text>`+"\n", top+height+20+16*i, line.color, line.name, line.value(last), most)
 	}
-	fmt.Fprintf(&b, `<text x="20" y="%d">0 to %d pods attached and detached; each line is scaled to its maximum</text></svg>`+"\n", top+height+20+16*4, last.pods)
+	fmt.Fprintf(&b, `<text x="20" y="%d">0 to %d pods attached and detached; each line is scaled to its maximum</text></svg>`+"\n", top+height+20+16*6, last.pods)
 	return b.String()
 }

@@ -129,6 +129,7 @@ func (w *world) startBIRD() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.bird = cmd.Process
 	w.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 }
 
