@@ -326,6 +326,13 @@ func waves(t *testing.T, s *server) {
 	template(1370)
 	progress("6/6 1=1 True Complete")
 	wantWaves(t, f.changes(), 1370)
+
+	// What the template does not fit is not done.
+	s.apply(t, `{"apiVersion":"flock.fritzlab.net/v1alpha1","kind":"NodeConfigTemplate","metadata":{"name":"all"},"spec":{"nodeSelector":{},"minReadySeconds":1,"progressDeadlineSeconds":4,
+		"updateStrategy":{"rollingUpdate":{"maxUnavailable":2}},"template":{"mtu":1370,"bgp":{"localASLabel":"example.com/as","peers":[{"name":"tor","address":"2001:db8::1","remoteAS":4200000001}]}}}}`)
+	progress("0/6 2=2 True Progressing: generation 2: 0 of 6 nodes are updated; there are 6 nodes that it does not fit: wave0: NodeConfigTemplate all: node wave0 has no label example.com/as")
+	template(1370)
+	progress("6/6 3=3 True Complete")
 	end()
 
 	for _, bad := range []string{`0`, `"0%"`, `"101%"`, `"x"`, `-1`} {
