@@ -241,9 +241,9 @@ func (w *fleetOfNodes) pass() Rollout {
 			n.Began = w.now
 		}
 		followed := n.content == w.content && n.Turn != nil && n.took == n.Turn.Generation && !n.Turn.Withdrawn && !past(n.Turn, w.template)
-		if followed && !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
-			n.stable = true
-			w.proven = w.proven || InWave(n.Turn, w.template)
+		if !n.since.IsZero() && w.now.Sub(n.since) >= fuzzStable {
+			n.stable = true // also if the template says something else meanwhile, and is set back
+			w.proven = w.proven || followed && InWave(n.Turn, w.template)
 		}
 		if !available {
 			n.since = time.Time{}
