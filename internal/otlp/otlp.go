@@ -18,6 +18,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ const (
 	attempts = 5                // at a request; the waits between them are some 15 s in all
 	farewell = time.Second      // for what is queued or on its way when the program ends
 	answer   = 64 << 10         // bytes of an answer that are read
+	longest  = time.Minute      // that the collector's Retry-After is followed
 )
 
 // Attribute is one of a span or of the program. An empty one is left out.
@@ -251,11 +253,16 @@ func (e *Exporter) waiting(batch []Trace) []Trace {
 // more, and sending says how long an attempt may take. away is whether the collector was in the last request.
 func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bool) (lost int) {
 	retry := backoff.Backoff{First: time.Second, Last: 10 * time.Second, Jitter: 0.2}
+	var after time.Duration // how long the collector wants to be left alone
 	for i := range attempts {
 		if i > 0 {
-			retry.Wait(ctx) // its end allows one attempt more, at once
+			wait(ctx, max(retry.Next(), after)) // its end allows one attempt more, at once
 		}
 		err := e.post(sending, batch)
+		after = 0
+		if busy := (busyError{}); errors.As(err, &busy) {
+			after = busy.after
+		}
 		var refused refusedError
 		switch {
 		case errors.As(err, &refused):
@@ -280,6 +287,35 @@ func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bo
 	lost = spans(batch...)
 	e.drop(Unreachable, lost)
 	return lost
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// busyError: the collector asks for another attempt, and for how long to leave it alone.
+type busyError struct {
+	status string
+	after  time.Duration
+}
+
+func (e busyError) Error() string { return e.status }
+
+// retryAfter reads the header of an answer (RFC 9110 section 10.2.3): seconds or a date.
+// It is 0 without one that makes sense, and longest at most.
+func retryAfter(value string) time.Duration {
+	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+		return min(time.Duration(seconds)*time.Second, longest)
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(time.Until(at), 0), longest)
+	}
+	return 0
 }
 
 // refusedError: another attempt would not help.
@@ -324,7 +360,7 @@ func (e *Exporter) post(ctx context.Context, batch []Trace) error {
 		}
 		return nil
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return errors.New(response.Status) // for these the protocol asks for another attempt
+		return busyError{response.Status, retryAfter(response.Header.Get("Retry-After"))} // for these the protocol asks for another attempt
 	}
 	return refusedError{spans(batch...), response.Status}
 }

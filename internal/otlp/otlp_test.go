@@ -209,6 +209,48 @@ func TestCollectorFails(t *testing.T) {
 	}
 }
 
+// TestRetryAfter: a collector that says how long it wants to be left alone is, for a minute
+// at most, and not for less than one that does not say it.
+func TestRetryAfter(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		after  func() string
+		waits  [2]time.Duration // at least, and less than
+	}{
+		"seconds":   {http.StatusTooManyRequests, func() string { return "30" }, [2]time.Duration{30 * time.Second, 31 * time.Second}},
+		"a date":    {http.StatusServiceUnavailable, func() string { return time.Now().Add(20 * time.Second).UTC().Format(http.TimeFormat) }, [2]time.Duration{19 * time.Second, 21 * time.Second}},
+		"too long":  {http.StatusTooManyRequests, func() string { return "86400" }, [2]time.Duration{longest, longest + time.Second}},
+		"huge":      {http.StatusTooManyRequests, func() string { return "99999999999999999999" }, [2]time.Duration{time.Second, 2 * time.Second}},
+		"long gone": {http.StatusServiceUnavailable, func() string { return epoch.Add(-time.Hour).Format(http.TimeFormat) }, [2]time.Duration{time.Second, 2 * time.Second}},
+		"zero":      {http.StatusTooManyRequests, func() string { return "0" }, [2]time.Duration{time.Second, 2 * time.Second}},
+		"negative":  {http.StatusTooManyRequests, func() string { return "-5" }, [2]time.Duration{time.Second, 2 * time.Second}},
+		"none":      {http.StatusTooManyRequests, func() string { return "" }, [2]time.Duration{time.Second, 2 * time.Second}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var first, second time.Time
+				e, _, stop := running(t, "http://collector:4318/v1/traces", &counting{answer: func(n int) (*http.Response, error) {
+					if n > 1 {
+						second = time.Now()
+						return status(http.StatusOK, &collectorpb.ExportTraceServiceResponse{}), nil
+					}
+					first = time.Now()
+					r := status(c.status, &collectorpb.ExportTraceServiceResponse{})
+					r.Header = http.Header{"Retry-After": {c.after()}}
+					return r, nil
+				}})
+				e.Send(call("ADD"))
+				time.Sleep(10 * time.Minute)
+				synctest.Wait()
+				stop()
+				if waited := second.Sub(first); waited < c.waits[0] || waited >= c.waits[1] {
+					t.Errorf("waited for %v, want %v to %v", waited, c.waits[0], c.waits[1])
+				}
+			})
+		})
+	}
+}
+
 type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
