@@ -14,9 +14,10 @@ import (
 // A Conn does one exchange with the kernel at a time. It may be used from several
 // goroutines and from threads in any network namespace.
 type Conn struct {
-	mu  sync.Mutex // guards all below
-	fd  int
-	seq uint32
+	mu   sync.Mutex // guards all below
+	fd   int
+	seq  uint32
+	port uint32 // its port ID; 0: it is not known
 }
 
 var (
@@ -56,24 +57,59 @@ func Open(protocol int, options ...int) (fd int, err error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("netlink connect: %w", err)
 	}
-	if name, err := unix.Getsockname(fd); err == nil {
-		own.Store(name.(*unix.SockaddrNetlink).Pid, true)
-	}
 	return fd, nil
 }
 
-// own are the port IDs of this process' sockets. Few are opened for good, and those of a pod's
-// namespace are other numbers or those of a socket that was closed.
-var own sync.Map
+// own are the port IDs of this process's sockets, each with how many have it: in several network
+// namespaces they may be the same.
+var own struct {
+	mu     sync.Mutex // guards below
+	count  map[uint32]int
+	closed []uint32 // the last ones
+}
+
+// remembered is how many closed sockets are own still: what the kernel says of their changes may not
+// have been read yet.
+const remembered = 256
 
 // IsOwn says whether a port ID is of a socket that this process has opened.
 func IsOwn(port uint32) bool {
-	_, is := own.Load(port)
-	return is
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	return own.count[port] > 0
+}
+
+func opened(port uint32) {
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	if own.count == nil {
+		own.count = map[uint32]int{}
+	}
+	own.count[port]++
+}
+
+func closed(port uint32) {
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	if own.closed = append(own.closed, port); len(own.closed) <= remembered {
+		return
+	}
+	oldest := own.closed[0]
+	own.closed = own.closed[1:]
+	if own.count[oldest]--; own.count[oldest] == 0 {
+		delete(own.count, oldest)
+	}
 }
 
 // NewConn makes a Conn of a socket of [Open], which is its own then.
-func NewConn(fd int) *Conn { return &Conn{fd: fd} }
+func NewConn(fd int) *Conn {
+	c := &Conn{fd: fd}
+	if name, err := unix.Getsockname(fd); err == nil {
+		c.port = name.(*unix.SockaddrNetlink).Pid
+		opened(c.port)
+	}
+	return c
+}
 
 // Close gives the socket up. The Conn must not be used after.
 func (c *Conn) Close() {
@@ -82,6 +118,9 @@ func (c *Conn) Close() {
 	if c.fd >= 0 {
 		unix.Close(c.fd)
 		c.fd = -1
+		if c.port != 0 {
+			closed(c.port)
+		}
 	}
 }
 

@@ -119,3 +119,32 @@ func TestAsk(t *testing.T) {
 		t.Errorf("a message that does not parse: %v, want ErrUnknown", err)
 	}
 }
+
+// Sockets that are opened and closed again are not remembered for ever, and those that are open are:
+// in another network namespace one may have the same port ID.
+func TestOwnSockets(t *testing.T) {
+	stays := dial(t)
+	ns := nettest.New(t)
+	for range 4 * remembered {
+		ns.Run(func() {
+			fd, err := Open(unix.NETLINK_ROUTE)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := NewConn(fd)
+			c.Close()
+			if !IsOwn(c.port) {
+				t.Fatalf("port ID %d is not known any more: what the kernel says of its changes may not have been read", c.port)
+			}
+		})
+	}
+	own.mu.Lock()
+	n := len(own.count)
+	own.mu.Unlock()
+	if n > 2*remembered || !IsOwn(stays.port) {
+		t.Errorf("%d port IDs; that of an open socket is known: %v", n, IsOwn(stays.port))
+	}
+	if IsOwn(1) {
+		t.Error("that of a stranger is known")
+	}
+}
