@@ -536,8 +536,8 @@ func (ro rollout) nextWave(pending []Member, nodes int, proven bool, unhelped in
 		switch {
 		case m.Refused != "":
 			at = m.Retry
-		case ro.idle(m):
-			at = m.Turn.Time.Time
+		case ro.idle(m): // a clock that was wrong must not put it last for as long as it was wrong
+			at = m.began()
 		}
 		return at
 	}

@@ -217,6 +217,7 @@ func TestNextWave(t *testing.T) {
 		{name: "then as many others", members: []string{"turn=3@300 withdrawn", "turn=3@400 withdrawn", "turn=3@500 withdrawn", "turn=3@600 withdrawn", "updated turn=3@20"}, next: "n3 n2", reason: progressing, again: -1},
 		{name: "nor does one that died before", members: []string{"turn=3@121 made=2 dead", "", ""}, next: "n0/withdrawn", reason: progressing, message: "1 of the last wave must", again: -1, fails: "none"},
 		{name: "and none that is dead", members: []string{"turn=3@121 dead", "updated turn=3@20"}, next: "n0/withdrawn", reason: progressing, again: -1},
+		{name: "whatever clock made the turn", members: []string{"turn=3@-3600 began=500 withdrawn", "turn=3@300 withdrawn", "updated turn=3@20"}, max: "1", next: "n0", reason: progressing, again: -1},
 		{name: "all of them in turn", members: []string{"turn=3@300 withdrawn", "turn=3@500 withdrawn", "turn=3@400 withdrawn"}, next: "n1", reason: stopped, again: -1},
 		{name: "and it breaks when it follows late", members: []string{"updated turn=3@500 up=9-2 Ready=False", "updated turn=3@20", ""}, reason: stopped, message: "n0: Ready is False", again: -1},
 		{name: "without waves all keep theirs", max: "100%", members: []string{"turn=3@121", ""}, reason: stopped, message: "n0 has not followed", again: -1},
