@@ -7,6 +7,7 @@
 package sys
 
 import (
+	"bytes"
 	"io/fs"
 	"net"
 	"os"
@@ -45,12 +46,20 @@ func InterfaceAddrs() ([]net.Addr, error) {
 	return net.InterfaceAddrs()
 }
 
-// CombinedOutput is that of [exec.Cmd], of a program that only judges.
+// CombinedOutput is that of [exec.Cmd], of a program that only judges. It has no real-time priority
+// of this process.
 func CombinedOutput(cmd *exec.Cmd) ([]byte, error) {
 	if err := read("execute", cmd.Path); err != nil {
 		return nil, err
 	}
-	return cmd.CombinedOutput()
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	release(cmd.Process.Pid)
+	err := cmd.Wait()
+	return out.Bytes(), err
 }
 
 // Lstat is [os.Lstat].

@@ -1,6 +1,8 @@
 package timeslice
 
 import (
+	"errors"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,12 +63,26 @@ func Lower(tid int) error {
 
 // LimitBursts has the kernel send SIGXCPU when a thread has run with real-time priority for
 // this long without ever waiting for anything (RLIMIT_RTTIME, getrlimit(2)). It moves the limit
-// on by a second each time, so it is to be set again then.
+// on by a second each time, so it is to be set again then. It is an error if the process has a hard
+// limit, at which the kernel would kill it.
 func LimitBursts(most time.Duration) error {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &limit); err != nil {
 		return err
 	}
-	limit.Cur = min(uint64(most.Microseconds()), limit.Max)
+	if limit.Max != unix.RLIM_INFINITY {
+		return errors.New("the process has a hard limit of RLIMIT_RTTIME, at which the kernel kills it: " + strconv.FormatUint(limit.Max, 10) + " µs")
+	}
+	limit.Cur = uint64(most.Microseconds())
 	return unix.Setrlimit(unix.RLIMIT_RTTIME, &limit)
 }
+
+// Release takes from a child process what it has of its parent's: real-time priority, and the limit
+// of LimitBursts, at which a program without a handler ends.
+func Release(pid int) error {
+	limit := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	return errors.Join(Lower(pid), unix.Prlimit(pid, unix.RLIMIT_RTTIME, &limit, nil))
+}
+
+// Self is the ID of the thread that calls. It is good while the goroutine is locked to it.
+func Self() int { return unix.Gettid() }

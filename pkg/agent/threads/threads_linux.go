@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -51,18 +52,18 @@ func ParsePriority(s string) (int, error) {
 	return n, nil
 }
 
-// New gives all threads of this process short time slices, and a real-time priority from 1 to
-// 99, or none with 0. What the kernel refuses is logged: the agent works without it.
+// New gives all threads of this process short time slices. In Run they get a real-time priority from
+// 1 to 99, or none with 0. What the kernel refuses is logged: the agent works without it.
 func New(priority int, log *slog.Logger) *Threads {
 	t := &Threads{priority: priority, log: log}
-	t.set()
+	t.shorten()
 	return t
 }
 
 // Run keeps what the threads have until ctx ends.
 func (t *Threads) Run(ctx context.Context) {
 	long := make(chan os.Signal, 1)
-	signal.Notify(long, unix.SIGXCPU)
+	signal.Notify(long, unix.SIGXCPU) // before there is a priority: else the signal is ignored
 	defer signal.Stop(long)
 	look := time.NewTicker(every)
 	defer look.Stop()
@@ -84,12 +85,13 @@ func (t *Threads) Run(ctx context.Context) {
 			t.mu.Unlock()
 		case <-look.C:
 		}
+		t.shorten()
 		t.set()
 	}
 }
 
-// set gives all threads what they are to have now. It can run at any time and again.
-func (t *Threads) set() {
+// shorten gives all threads short time slices.
+func (t *Threads) shorten() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if short := text(all(timeslice.Shorten)); short != t.short {
@@ -97,11 +99,31 @@ func (t *Threads) set() {
 			t.log.Debug("cannot shorten the time slices of the agent's threads; withdrawals may wait longer on a busy node", "error", short)
 		}
 	}
+}
+
+// set gives all threads the priority that they are to have now, or takes it back. It can run at any
+// time and again.
+func (t *Threads) set() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.priority == 0 {
 		return
 	}
+	// This thread has the priority before and after the others, or it would wait for them.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	self := timeslice.Self()
+	lower := func() error {
+		err := all(func(tid int) error {
+			if tid == self {
+				return nil
+			}
+			return timeslice.Lower(tid)
+		})
+		return errors.Join(err, timeslice.Lower(self))
+	}
 	if t.paused {
-		if err := all(timeslice.Lower); err != nil {
+		if err := lower(); err != nil {
 			t.log.Error("cannot take back the real-time priority of the agent's threads", "error", err)
 		}
 		t.granted = false
@@ -111,12 +133,16 @@ func (t *Threads) set() {
 	if t.paused {
 		return
 	}
+	raise := func(tid int) error { return timeslice.Raise(tid, t.priority) }
 	if err == nil {
-		err = all(func(tid int) error { return timeslice.Raise(tid, t.priority) })
+		err = raise(self)
+	}
+	if err == nil {
+		err = all(raise)
 	}
 	t.granted = err == nil
 	if !t.granted {
-		_ = all(timeslice.Lower) // a thread that has it would wait for one that has not
+		_ = lower() // a thread that has it would wait for one that has not
 	}
 	answer := cmp.Or(text(err), "granted")
 	if answer == t.answer {
@@ -138,8 +164,8 @@ func text(err error) string {
 }
 
 // all does something to each thread of this process. One may make another just before it is
-// its turn, so it looks until there is no new one.
-func all(do func(tid int) error) error {
+// its turn, so it looks until there is no new one. The error is that of one of them.
+func all(do func(tid int) error) (failed error) {
 	done := map[string]bool{}
 	for {
 		threads, err := sys.ReadDir("/proc/self/task")
@@ -157,11 +183,11 @@ func all(do func(tid int) error) error {
 				return err
 			}
 			if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
-				return err
+				failed = err
 			}
 		}
 		if len(done) == before {
-			return nil
+			return failed
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/internal/timeslice"
 )
 
@@ -132,6 +133,28 @@ var cases = map[string]func() error{
 		}
 		return nil
 	},
+	"a program that the agent executes has none of it": func() error {
+		if _, said := open(3); timeslice.LimitBursts(burst) != nil {
+			return fmt.Errorf("it said %q", said)
+		}
+		out, err := sys.CombinedOutput(exec.Command("sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; grep -h 'Max realtime timeout' /proc/self/limits; grep -h '^policy' /proc/self/sched"))
+		if fields := strings.Fields(string(out)); err != nil || len(fields) < 5 || fields[3] != "unlimited" || !strings.HasSuffix(strings.TrimSpace(string(out)), " 0") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	},
+	"a hard limit, at which the kernel would kill": func() error {
+		limit := unix.Rlimit{Cur: 1e6, Max: 1e6}
+		if err := unix.Setrlimit(unix.RLIMIT_RTTIME, &limit); err != nil {
+			return err
+		}
+		t, said := open(3)
+		if t.granted || !strings.Contains(said.String(), "RLIMIT_RTTIME") {
+			return fmt.Errorf("granted: %v; it said %q", t.granted, said)
+		}
+		_, err := expect(unix.SCHED_NORMAL, 0, timeslice.Short)
+		return err
+	},
 	"refused": func() error {
 		t, said := open(3)
 		if t.granted || !strings.Contains(said.String(), "operation not permitted") || !strings.Contains(said.String(), "CAP_SYS_NICE") {
@@ -189,7 +212,9 @@ func mayRaise() error {
 
 func open(priority int) (*Threads, *bytes.Buffer) {
 	var said bytes.Buffer
-	return New(priority, slog.New(slog.NewTextHandler(&said, nil))), &said
+	t := New(priority, slog.New(slog.NewTextHandler(&said, nil)))
+	t.set()
+	return t, &said
 }
 
 // expect returns how many threads there are, all of which the kernel treats like this.

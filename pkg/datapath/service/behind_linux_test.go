@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
@@ -368,6 +369,48 @@ func TestWithdrawalDuringATransaction(t *testing.T) {
 			return
 		}
 	}
+}
+
+// While nftables is busy, a connection to an address may still be led to a pod that is gone. Until that
+// has ended, the address is not announced for others.
+func TestAnnouncementWaitsForTheEndOfOthers(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	if err := reset(r, announcedAt(vip[1]), toPodAt(vip[1])); err != nil {
+		t.Fatal(err)
+	}
+	h := hold(t, r)
+	gone := map[netip.Prefix]Entry{hostPrefix(vip[1]): {Local: true}}
+	r.Set(gone, nil)
+	r.Set(announcedAt(vip[1]), nil)
+	wantRoutes(t, ns, "nobody has begun to end it")
+	done := make(chan error, 1)
+	go func() { done <- r.Complete() }()
+	<-h.waits
+	r.Set(gone, nil)
+	r.Set(announcedAt(vip[1]), nil)
+	wantRoutes(t, ns, "its end waits")
+	h.release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	wantRoutes(t, ns, "it has ended", vip[1])
+	if _, got, err := r.Kept(); err != nil || len(got) > 0 {
+		t.Errorf("the kernel translates %v, %v", got, err)
+	}
+	// One whose time is over has ended by itself.
+	past := toPodAt(vip[1])
+	for from, to := range past {
+		to.Until = time.Now().Add(-interimMargin)
+		past[from] = to
+	}
+	r.mu.Lock()
+	r.standing = past
+	r.mu.Unlock()
+	r.Set(gone, nil)
+	r.Set(announcedAt(vip[1]), nil)
+	wantRoutes(t, ns, "its time is over", vip[1])
 }
 
 // large is a transaction that takes the kernel a while.

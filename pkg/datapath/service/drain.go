@@ -32,7 +32,7 @@ func (s *State) draining(now time.Time, p *path) Interim {
 				continue
 			}
 			if until, is := s.isNew(uid, key); is {
-				t.Until = until
+				t.Until = earliest(until, p.drained()) // also if the agent is gone by then
 				out[key.Target] = t
 			}
 		}

@@ -64,6 +64,11 @@ func TestTranslationsOutlastAWithdrawal(t *testing.T) {
 				return
 			}
 			s.wantInterim("withdrawn", interimOf(v4, podA4))
+			for _, lead := range s.Interim() { // the agent may be gone by then
+				if lead.Until.After(s.now.Add(LingerTime)) {
+					t.Errorf("the kernel has it until %v, it is %v", lead.Until, s.now)
+				}
+			}
 			if next := s.Next(); next.IsZero() || next.After(s.now.Add(LingerTime)) {
 				t.Errorf("due at %v, it is %v", next, s.now)
 			}

@@ -47,7 +47,9 @@ type Routes struct {
 	// standing are the connections that the kernel translates, but for those that are just
 	// being ended or led elsewhere.
 	standing Interim
-	noNAT    bool
+	// ending are those that are just being ended or led elsewhere. The kernel may have them.
+	ending Interim
+	noNAT  bool
 	// touched are the prefixes with routes that were changed since a look began; nil if none
 	// is under way.
 	touched map[netip.Prefix]struct{}
@@ -64,7 +66,7 @@ func Open() (*Routes, error) {
 		f.Close()
 		return nil, err
 	}
-	return &Routes{fib: f, guard: g, desired: map[netip.Prefix]Entry{}, standing: Interim{}, behind: cell.Signal()}, nil
+	return &Routes{fib: f, guard: g, desired: map[netip.Prefix]Entry{}, standing: Interim{}, ending: Interim{}, behind: cell.Signal()}, nil
 }
 
 // Close gives the sockets up. Routes and guard stay.
@@ -185,14 +187,23 @@ func (r *Routes) change(plan []Change) error {
 }
 
 // allowed are the changes of a plan that nothing has to precede. Routes need link and guard,
-// and connections to an address are translated before it is announced. Withdrawals need
-// nothing. The caller holds mu.
+// and before an address is announced connections to it are translated, and no others than
+// shall be: they might lead to a pod that is gone. Withdrawals need nothing. The caller holds mu.
 func (r *Routes) allowed(plan []Change) []Change {
 	lacking := map[netip.Addr]bool{}
 	now := time.Now()
-	for from, t := range r.translations() {
-		if is, ok := r.standing[from]; !ok || is.To != t.To || !is.Until.IsZero() && !now.Before(is.Until.Add(interimMargin)) {
+	want := r.translations()
+	over := func(t Translation) bool { return !t.Until.IsZero() && !now.Before(t.Until.Add(interimMargin)) }
+	for from, t := range want {
+		if is, ok := r.standing[from]; !ok || is.To != t.To || over(is) {
 			lacking[from.Addr] = true
+		}
+	}
+	for _, has := range []Interim{r.standing, r.ending} {
+		for from, t := range has {
+			if want[from].To != t.To && !over(t) {
+				lacking[from.Addr] = true
+			}
 		}
 	}
 	waits := func(p netip.Prefix) bool {
@@ -221,16 +232,20 @@ func (r *Routes) translations() Interim {
 }
 
 // translate has the kernel translate what it shall, announces what waited for it, and then ends
-// the other translations: an address is withdrawn before they are not wanted any more. The
-// caller holds work.
+// the other translations: an address is withdrawn before they are not wanted any more. Last it
+// announces what waited for their end. The caller holds work.
 func (r *Routes) translate() error {
 	refused := r.modify(additions)
 	r.mu.Lock()
 	late := r.change(r.allowed(Plan(r.desired, r.fib.Actual())))
 	r.mu.Unlock()
-	return errors.Join(refused, late, r.modify(func(want, have Interim) interimChange {
+	ended := r.modify(func(want, have Interim) interimChange {
 		return removals(want, have, refused != nil) // a connection that cannot be moved is led nowhere
-	}))
+	})
+	r.mu.Lock()
+	last := r.change(r.allowed(Plan(r.desired, r.fib.Actual())))
+	r.mu.Unlock()
+	return errors.Join(refused, late, ended, last)
 }
 
 // modify changes what the kernel translates by what is wanted at that moment. From then on no
@@ -243,6 +258,7 @@ func (r *Routes) modify(change func(want, have Interim) interimChange) error {
 		for from, t := range c.del {
 			if c.add[from].To != t.To {
 				delete(r.standing, from)
+				r.ending[from] = t
 			}
 		}
 		r.mu.Unlock()
@@ -279,7 +295,7 @@ func (r *Routes) stand() {
 	standing := maps.Clone(r.guard.interim)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.standing, r.noNAT = standing, r.guard.noNAT
+	r.standing, r.ending, r.noNAT = standing, Interim{}, r.guard.noNAT
 }
 
 // Translated are the connections that the kernel translates, but for those that are just being

@@ -180,8 +180,8 @@ func withoutIDs(routes string) string {
 	return regexp.MustCompile(`nhid [0-9]+`).ReplaceAllString(routes, "")
 }
 
-// What another program puts in flock's way is in the status within two seconds, with the command
-// that removes it, and leaves the status after that command.
+// What another program puts in flock's way is in the status because the kernel tells of it, with the
+// command that removes it, and leaves the status after that command.
 func TestSurveyIsInTheStatus(t *testing.T) {
 	n := newNode(t, 1, deafToTheClock)
 	n.quiet()
@@ -195,11 +195,7 @@ func TestSurveyIsInTheStatus(t *testing.T) {
 		{"nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'", "iptables -I FORWARD -i flock+ -j ACCEPT", "nft delete table ip filter"},
 	} {
 		n.Exec("sh", "-ec", tc.do)
-		began := time.Now()
 		n.eventually("the status has "+tc.want, func() bool { return strings.Contains(fmt.Sprint(n.Status().Faults), tc.want) })
-		if took := time.Since(began); took > 2*time.Second {
-			t.Errorf("%s: that took %v", tc.do, took)
-		}
 		n.Exec("sh", "-ec", tc.undo)
 		n.eventually("the status is clean after "+tc.undo, func() bool { return len(n.Status().Faults) == 0 })
 	}
