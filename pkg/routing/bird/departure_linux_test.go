@@ -113,9 +113,13 @@ func TestStopIsRestart(t *testing.T) {
 				t.Errorf("%+v, %v", d, err)
 			}
 			daemon.Wait()
-			for _, prefix := range []string{summary, anycast} {
-				if p, there := router.Route(prefix); !there || len(p.Communities) > 0 {
-					t.Errorf("%s is there: %t, %v", prefix, there, p)
+			if routingtest.CeaseOnRestart() {
+				wantNoRoute(t, router, summary, 2*time.Second)
+			} else {
+				for _, prefix := range []string{summary, anycast} {
+					if p, there := router.Route(prefix); !there || len(p.Communities) > 0 {
+						t.Errorf("%s is there: %t, %v", prefix, there, p)
+					}
 				}
 			}
 			routingtest.StartBIRD(n.NS, n.conf(), "-R")

@@ -22,15 +22,22 @@ type BIRD struct {
 }
 
 // BIRDProgram is the BIRD that is tested: Debian's, or what FLOCK_TEST_BIRD says, as make
-// test-bird does. Routers of StartBIRDRouter run Debian's in any case.
+// test-bird does. Routers of StartBIRDRouter and StartBIRDRouterWith run Debian's in any case.
 var BIRDProgram = cmp.Or(os.Getenv("FLOCK_TEST_BIRD"), "bird")
 
 // BIRD3 says that BIRDProgram is of version 3, which tells its clients nothing that they do
 // not ask for.
-var BIRD3 = sync.OnceValue(func() bool {
+var BIRD3 = sync.OnceValue(func() bool { return isVersion("3.") })
+
+// CeaseOnRestart says that BIRDProgram is of version 3.3, which ends sessions with a Cease
+// when it is ordered to restart gracefully: it stops its device protocol first, and with it
+// goes the neighbor of each session.
+var CeaseOnRestart = sync.OnceValue(func() bool { return isVersion("3.3.") })
+
+func isVersion(prefix string) bool {
 	out, err := exec.Command(BIRDProgram, "--version").CombinedOutput() // it goes to stderr
-	return err == nil && strings.HasPrefix(string(out), "BIRD version 3.")
-})
+	return err == nil && strings.HasPrefix(string(out), "BIRD version "+prefix)
+}
 
 // StartBIRD starts BIRD in ns with the file at conf, and returns when it answers.
 // It ends with the test at the latest.
@@ -58,6 +65,12 @@ func startBIRD(ns *NS, program, conf string, flags ...string) *BIRD {
 func StartBIRDWith(ns *NS, conf string, flags ...string) *BIRD {
 	ns.t.Helper()
 	return startBIRDWith(ns, BIRDProgram, conf, flags...)
+}
+
+// StartBIRDRouterWith is StartBIRDWith for a router, which runs Debian's BIRD in any case.
+func StartBIRDRouterWith(ns *NS, conf string) *BIRD {
+	ns.t.Helper()
+	return startBIRDWith(ns, "bird", conf)
 }
 
 func startBIRDWith(ns *NS, program, conf string, flags ...string) *BIRD {
