@@ -182,7 +182,7 @@ func (g *generation) flips(ctx context.Context, number, size int, m *flipTimes) 
 	if err := g.flip(ctx, true, flipSinks{routed: &m.Routed, installed: &m.ReadyNode, reached: &m.Reached, routedBase: &m.BaseRouted}); err != nil {
 		return err
 	}
-	err := inRealTime(member.Of(g.lab.Dir, anycastNode), func() error {
+	err := inRealTime(member.Of(g.lab.Dir, anycastNode), member.Of(g.lab.Dir, plan.Tor), func() error {
 		return g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime})
 	})
 	if err != nil {

@@ -209,7 +209,7 @@ func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serv
 	if err := g.readyServices(ctx, m); err != nil {
 		return err
 	}
-	err := inRealTime(member.Of(g.lab.Dir, anycastNode), func() error {
+	err := inRealTime(member.Of(g.lab.Dir, anycastNode), member.Of(g.lab.Dir, plan.Tor), func() error {
 		return g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime, installed: &m.NotReadyRealTimeNode})
 	})
 	if err != nil {
