@@ -33,8 +33,11 @@ func (b *Backoff) Next() time.Duration {
 func (b *Backoff) Reset() { b.delay = 0 }
 
 // Wait waits for Next. Its error is the context's cause.
-func (b *Backoff) Wait(ctx context.Context) error {
-	timer := time.NewTimer(b.Next())
+func (b *Backoff) Wait(ctx context.Context) error { return Sleep(ctx, b.Next()) }
+
+// Sleep waits for d. Its error is the context's cause.
+func Sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -256,7 +256,7 @@ func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bo
 	var after time.Duration // how long the collector wants to be left alone
 	for i := range attempts {
 		if i > 0 {
-			wait(ctx, max(retry.Next(), after)) // its end allows one attempt more, at once
+			backoff.Sleep(ctx, max(retry.Next(), after)) // its end allows one attempt more, at once
 		}
 		err := e.post(sending, batch)
 		after = 0
@@ -287,15 +287,6 @@ func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bo
 	lost = spans(batch...)
 	e.drop(Unreachable, lost)
 	return lost
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // busyError: the collector asks for another attempt, and for how long to leave it alone.
