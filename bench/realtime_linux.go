@@ -82,14 +82,16 @@ func programsOn(node member.Member, programs ...string) (pids []int, err error) 
 func raise(pid int) (back func() error, err error) {
 	group := ""
 	back = func() error {
-		err := threads(pid, timeslice.Lower)
+		err := timeslice.EachThread(strconv.Itoa(pid), os.ReadDir, timeslice.Lower)
 		if group != "" {
 			err = errors.Join(err, join(group, pid))
 		}
 		return err
 	}
-	do := func(tid int) error { return timeslice.Raise(tid, realTime) }
-	err = threads(pid, do)
+	all := func() error {
+		return timeslice.EachThread(strconv.Itoa(pid), os.ReadDir, func(tid int) error { return timeslice.Raise(tid, realTime) })
+	}
+	err = all()
 	if !errors.Is(err, unix.EPERM) {
 		return back, err
 	}
@@ -101,7 +103,7 @@ func raise(pid int) (back func() error, err error) {
 		return back, err
 	}
 	group = home
-	return back, threads(pid, do)
+	return back, all()
 }
 
 // cpuHierarchy is where cgroup v1 has its controller of processors. With v2 a kernel that has
@@ -124,32 +126,4 @@ func cpuGroup(pid int) (string, error) {
 
 func join(group string, pid int) error {
 	return os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
-}
-
-// threads does something to all threads of a process, until there is no new one.
-func threads(pid int, do func(tid int) error) error {
-	done := map[string]bool{}
-	for {
-		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		if err != nil {
-			return err
-		}
-		before := len(done)
-		for _, e := range entries {
-			if done[e.Name()] {
-				continue
-			}
-			done[e.Name()] = true
-			tid, err := strconv.Atoi(e.Name())
-			if err != nil {
-				return err
-			}
-			if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) {
-				return err
-			}
-		}
-		if len(done) == before {
-			return nil
-		}
-	}
 }

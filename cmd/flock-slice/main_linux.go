@@ -5,7 +5,6 @@ package main
 import (
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,8 +43,8 @@ func run(args []string) (problem string) {
 	priority := 0
 	if value, ok := strings.CutPrefix(args[0], "--realtime-priority="); ok {
 		var err error
-		if priority, err = strconv.Atoi(value); err != nil || priority < 0 || priority > timeslice.MaxPriority {
-			return args[0] + ": want a number from 1 to " + strconv.Itoa(timeslice.MaxPriority) + ", or 0 for none"
+		if priority, err = timeslice.ParsePriority(value); err != nil {
+			return args[0] + ": " + err.Error()
 		}
 		if args = args[1:]; len(args) == 0 {
 			return "no program: want its path; flock-slice --help says more"
@@ -67,8 +66,7 @@ func run(args []string) (problem string) {
 	}
 	if priority > 0 {
 		if err := timeslice.Raise(0, priority); err != nil {
-			os.Stderr.WriteString("flock-slice: " + program + " runs without real-time priority: " + err.Error() +
-				": give the container CAP_SYS_NICE; a kernel with RT_GROUP_SCHED also wants a share of real time for its cgroup\n")
+			os.Stderr.WriteString("flock-slice: " + program + " runs without real-time priority: " + err.Error() + "\n")
 		}
 	}
 	return program + ": " + unix.Exec(program, args, os.Environ()).Error()

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"strconv"
 	"sync"
 	"time"
 
@@ -45,9 +44,9 @@ type Threads struct {
 
 // ParsePriority reads a real-time priority; 0: none.
 func ParsePriority(s string) (int, error) {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 0 || n > timeslice.MaxPriority {
-		return 0, fmt.Errorf("%q is not a real-time priority: want a number from 1 to %d, or 0 for none", s, timeslice.MaxPriority)
+	n, err := timeslice.ParsePriority(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a real-time priority: %w", s, err)
 	}
 	return n, nil
 }
@@ -152,7 +151,7 @@ func (t *Threads) set() {
 	if t.granted {
 		t.log.Info("the agent's threads have real-time priority", "priority", t.priority)
 	} else {
-		t.log.Warn("--realtime-priority: the kernel refuses it, so withdrawals may wait longer on a busy node: give the container CAP_SYS_NICE; a kernel with RT_GROUP_SCHED also wants a share of real time for its cgroup", "priority", t.priority, "error", err)
+		t.log.Warn("--realtime-priority: the agent's threads cannot have it, so withdrawals may wait longer on a busy node; will try again", "priority", t.priority, "error", err, "after", every)
 	}
 }
 
@@ -163,34 +162,8 @@ func text(err error) string {
 	return err.Error()
 }
 
-// all does something to each thread of this process. One may make another just before it is
-// its turn, so it looks until there is no new one. The error is that of one of them.
-func all(do func(tid int) error) (failed error) {
-	done := map[string]bool{}
-	for {
-		threads, err := sys.ReadDir("/proc/self/task")
-		if err != nil {
-			return err
-		}
-		before := len(done)
-		for _, thread := range threads {
-			if done[thread.Name()] {
-				continue
-			}
-			done[thread.Name()] = true
-			tid, err := strconv.Atoi(thread.Name())
-			if err != nil {
-				return err
-			}
-			if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
-				failed = err
-			}
-		}
-		if len(done) == before {
-			return failed
-		}
-	}
-}
+// all does something to each thread of this process. The error is that of one of them.
+func all(do func(tid int) error) error { return timeslice.EachThread("self", sys.ReadDir, do) }
 
 var (
 	priorityMetric = metric.New(metric.Gauge, "flock_realtime_priority",
