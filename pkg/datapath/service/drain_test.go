@@ -46,11 +46,7 @@ func TestTranslationsOutlastAWithdrawal(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			s := newScript(t, nil)
-			s.do(healthy...)
-			s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-			s.program(v4)
-			s.do(report("a", pod.Ready, appWeb, podA4))
+			s := newlyReady(t)
 			s.wantInterim("Ready", interimOf(v4, podA4))
 			s.wait(moment)
 			s.do(c.withdraw)
@@ -85,11 +81,7 @@ func TestTranslationsOutlastAWithdrawal(t *testing.T) {
 func TestTranslationsOutlastAWithdrawalWithinBounds(t *testing.T) {
 	t.Parallel()
 	begin := func(t *testing.T, after time.Duration) *script {
-		s := newScript(t, nil)
-		s.do(healthy...)
-		s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-		s.program(v4)
-		s.do(report("a", pod.Ready, appWeb, podA4))
+		s := newlyReady(t)
 		s.wait(after)
 		s.do(NodeChanged{Node{Known: true, Departing: "it is drained"}})
 		s.wantInterim("departing", interimOf(v4, podA4))

@@ -37,6 +37,17 @@ func leadsOf(i Interim) leads {
 	return out
 }
 
+// newlyReady is a script in which a pod has just become Ready, and kube-proxy knows of endpoints on
+// other nodes only.
+func newlyReady(t *testing.T) *script {
+	s := newScript(t, nil)
+	s.do(healthy...)
+	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
+	s.program(v4)
+	s.do(report("a", pod.Ready, appWeb, podA4))
+	return s
+}
+
 func (s *script) wantInterim(what string, want leads) {
 	s.t.Helper()
 	got := s.Interim()
@@ -103,11 +114,7 @@ func TestInterim(t *testing.T) {
 // What kube-proxy does not have after a minute is not announced.
 func TestInterimEnds(t *testing.T) {
 	t.Parallel()
-	s := newScript(t, nil)
-	s.do(healthy...)
-	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-	s.program(v4)
-	s.do(report("a", pod.Ready, appWeb, podA4))
+	s := newlyReady(t)
 	s.wait(InterimTime - time.Second)
 	s.wantInterim("just before", interimOf(v4, podA4))
 	if got, want := s.Next(), s.now.Add(time.Second); !got.Equal(want) {
@@ -130,11 +137,7 @@ func TestInterimFollowsThePod(t *testing.T) {
 		"NotReady": report("a", pod.NotReady, appWeb, podA4), "exit": Exited{"id-a"}, "gone": PodGone{"a"},
 		"Service gone": Services{}, "held": Held{By: map[netip.Addr]string{v4: "dns/x"}},
 	} {
-		s := newScript(t, nil)
-		s.do(healthy...)
-		s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-		s.program(v4)
-		s.do(report("a", pod.Ready, appWeb, podA4))
+		s := newlyReady(t)
 		s.wantInterim("Ready", interimOf(v4, podA4))
 		s.do(end)
 		s.wantInterim(what, nil)
@@ -185,11 +188,7 @@ func TestInterimSurvivesARestart(t *testing.T) {
 // A kernel that cannot translate has the node wait for kube-proxy.
 func TestInterimWithoutNAT(t *testing.T) {
 	t.Parallel()
-	s := newScript(t, nil)
-	s.do(healthy...)
-	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-	s.program(v4)
-	s.do(report("a", pod.Ready, appWeb, podA4))
+	s := newlyReady(t)
 	s.wantInterim("it was not tried yet", interimOf(v4, podA4))
 	s.SetTranslates(false)
 	s.do()
@@ -513,11 +512,7 @@ func TestInterimStaysWithItsPod(t *testing.T) {
 // An API server that does not answer for a moment gives no pod more time.
 func TestInterimAndShortInterruptions(t *testing.T) {
 	t.Parallel()
-	s := newScript(t, nil)
-	s.do(healthy...)
-	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-	s.program(v4)
-	s.do(report("a", pod.Ready, appWeb, podA4))
+	s := newlyReady(t)
 	for range 3 {
 		s.do(NodeChanged{Node{Known: true, Offline: true}})
 		s.wait(outage - time.Second)
@@ -773,11 +768,7 @@ func TestInterimOfAReusedAddress(t *testing.T) {
 // Without API server kube-proxy learns nothing. Once there is one again, it has some time.
 func TestInterimLastsWithoutAPIServer(t *testing.T) {
 	t.Parallel()
-	s := newScript(t, nil)
-	s.do(healthy...)
-	s.do(Services{All: []*Service{plain(v4)}}, PodsSynced{})
-	s.program(v4)
-	s.do(report("a", pod.Ready, appWeb, podA4))
+	s := newlyReady(t)
 	s.wait(10 * time.Second)
 	s.do(NodeChanged{Node{Known: true, Offline: true}})
 	for range 20 {

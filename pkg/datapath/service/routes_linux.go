@@ -236,16 +236,26 @@ func (r *Routes) translations() Interim {
 // announces what waited for their end. The caller holds work.
 func (r *Routes) translate() error {
 	refused := r.modify(additions)
-	r.mu.Lock()
-	late := r.change(r.allowed(Plan(r.desired, r.fib.Actual())))
-	r.mu.Unlock()
+	waits, late := r.route()
 	ended := r.modify(func(want, have Interim) interimChange {
 		return removals(want, have, refused != nil) // a connection that cannot be moved is led nowhere
 	})
-	r.mu.Lock()
-	last := r.change(r.allowed(Plan(r.desired, r.fib.Actual())))
-	r.mu.Unlock()
+	var last error
+	if waits {
+		_, last = r.route()
+	}
 	return errors.Join(refused, late, ended, last)
+}
+
+// route makes the changes of routes that nothing has to precede any more, and says whether others
+// wait.
+func (r *Routes) route() (waits bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	plan := Plan(r.desired, r.fib.Actual())
+	all := len(plan)
+	plan = r.allowed(plan)
+	return len(plan) < all, r.change(plan)
 }
 
 // modify changes what the kernel translates by what is wanted at that moment. From then on no
