@@ -25,7 +25,7 @@ func withAPIServer(t *testing.T, release components.Release) {
 		module, run string
 		packages    []string
 	}{
-		{"../..", "^TestAPIServer$", []string{"./pkg/kube", "./pkg/flockctl", "./pkg/controller"}},
+		{"../..", "^TestAPIServer$", []string{"./pkg/kube", "./pkg/flockctl", "./pkg/controller", "./pkg/datapath/proxy"}},
 		{"../../bench", "^TestFleet$", []string{"."}},
 	} {
 		cmd := exec.Command("go", append([]string{"test", "-tags", "apiserver", "-run", in.run, "-count=1", "-v"}, in.packages...)...)

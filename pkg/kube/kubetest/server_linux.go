@@ -158,12 +158,22 @@ const controllerAccount = "system:serviceaccount:flock-system:flock-controller"
 
 // ControllerKubeconfig is the path of a file with which a process of Process is Controller.
 func (s *Server) ControllerKubeconfig() string {
-	s.write("controller.kubeconfig", `{"apiVersion":"v1","kind":"Config","current-context":"c",
+	return s.kubeconfig("controller", `,"as":"`+controllerAccount+`","as-groups":["system:serviceaccounts","system:authenticated"]`)
+}
+
+// AdminKubeconfig is the path of a file with which a process of Process may do everything.
+func (s *Server) AdminKubeconfig() string { return s.kubeconfig("admin", "") }
+
+func (s *Server) kubeconfig(name, as string) string {
+	s.write(name+".kubeconfig", `{"apiVersion":"v1","kind":"Config","current-context":"c",
 "contexts":[{"name":"c","context":{"cluster":"c","user":"c"}}],
 "clusters":[{"name":"c","cluster":{"server":"`+url+`","insecure-skip-tls-verify":true}}],
-"users":[{"name":"c","user":{"token":"`+adminToken+`","as":"`+controllerAccount+`","as-groups":["system:serviceaccounts","system:authenticated"]}}]}`)
-	return s.path("controller.kubeconfig")
+"users":[{"name":"c","user":{"token":"`+adminToken+`"`+as+`}}]}`)
+	return s.path(name + ".kubeconfig")
 }
+
+// NS is the server's network namespace, in which Process runs programs. A test may make a node of it.
+func (s *Server) NS() *nettest.NS { return s.ns }
 
 // Process runs a program in the server's network namespace until it ends or the test does.
 // Its output goes to log.
