@@ -84,13 +84,20 @@ func (f files) open() (records []Record, unreadable []ID) {
 	return records, unreadable
 }
 
-// read returns the record in a file. The error says why it is not one.
-func (f files) read(name string) (Record, error) {
-	content, err := sys.ReadFile(filepath.Join(f.dir, name))
-	if err != nil {
-		return Record{}, err
+// read returns the record in a file. The error says why it is not one. It tries three
+// times: a good record must not be set aside for an error that passes (EMFILE, EIO, a
+// short read).
+func (f files) read(name string) (r Record, err error) {
+	for range 3 {
+		var content []byte
+		if content, err = sys.ReadFile(filepath.Join(f.dir, name)); err != nil {
+			continue
+		}
+		if r, err = parse(name, content); err == nil {
+			return r, nil
+		}
 	}
-	return parse(name, content)
+	return Record{}, err
 }
 
 // parse is pure.

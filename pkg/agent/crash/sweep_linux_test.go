@@ -420,14 +420,27 @@ func TestFailEveryCallOfStart(t *testing.T) {
 func sweepStart(t *testing.T, r *rand.Rand, choose func(effects, calls int) []int, arm func(at int) string, kills bool) {
 	n, s := withBystanders(t)
 	count, calls, made, ended, all := 0, 0, 0, 0, []int{0}
+	armed := false // and the agent has not been started again since
+	// supervised starts the agent again if an armed start has ended after it had begun to serve.
+	supervised := func(f func() error) func() error {
+		return func() error {
+			if armed && !n.alive() {
+				ended++
+				armed = false
+				n.start()
+			}
+			return f()
+		}
+	}
 	for i := 0; i < len(all); i++ {
 		at, what := all[i], "nothing"
 		// A pod that is half attached, one that is half detached, one that has lost its sandbox.
 		made++
 		half, going, lost := n.sandbox(fmt.Sprint("half-", made), 9000), n.sandbox(fmt.Sprint("going-", made), 9001), n.sandbox(fmt.Sprint("lost-", made), 0)
 		for _, p := range []*pod{going, lost} {
-			n.must("ADD", func() error { return n.add(p) })
+			n.must("ADD", supervised(func() error { return n.add(p) }))
 		}
+		armed = false
 		n.faults(fmt.Sprintf("kill %d", 2+r.IntN(6)))
 		n.add(half)
 		n.kill()
@@ -458,22 +471,19 @@ func sweepStart(t *testing.T, r *rand.Rand, choose func(effects, calls int) []in
 			if kills {
 				n.kill()
 			}
-			if !n.alive() {
-				ended++
-				n.start()
-			}
-			n.faults("reset")
+			armed = true
+			n.must("reset", supervised(func() error { _, err := n.tryFaults("reset"); return err }))
 		}
 		// An ADD that was answered stands; one that was not is undone, or is there for the asking.
 		if r.IntN(2) == 0 {
-			n.must("ADD", func() error { return n.add(half) })
+			n.must("ADD", supervised(func() error { return n.add(half) }))
 		} else {
-			n.must("DEL", func() error { return n.del(half) })
+			n.must("DEL", supervised(func() error { return n.del(half) }))
 		}
-		n.must("DEL", func() error { return n.del(going) })
-		n.eventually(fmt.Sprintf("a start with %q, of %d effects and %d calls", what, count, calls), n.settled)
+		n.must("DEL", supervised(func() error { return n.del(going) }))
+		n.eventually(fmt.Sprintf("a start with %q, of %d effects and %d calls", what, count, calls), supervised(n.settled))
 		if n.pods[half.id] != nil {
-			n.must("DEL", func() error { return n.del(half) })
+			n.must("DEL", supervised(func() error { return n.del(half) }))
 		}
 	}
 	t.Logf("start: %d effects, %d calls; %d starts, after %d of which the agent was started again", count, calls, len(all), ended)
