@@ -53,12 +53,15 @@ type file struct {
 // its start: it is logged, and the kernel says what the pods of this node have (see
 // Rebuild). unreadable are the attachments that files name which were set aside.
 func (f files) open() (records []Record, unreadable []ID) {
-	if err := sys.MkdirAll(f.dir, 0o700); err != nil {
+	if err := attempts(func() error { return sys.MkdirAll(f.dir, 0o700) }); err != nil {
 		f.log.Error("cannot create the directory of the attachment records: no new pod can be attached until it can be written", "dir", f.dir, "error", err)
-		return nil, nil
 	}
 	f.dropEarlierBoot()
-	entries, err := sys.ReadDir(f.dir)
+	var entries []fs.DirEntry
+	err := attempts(func() (err error) {
+		entries, err = sys.ReadDir(f.dir)
+		return err
+	})
 	if err != nil {
 		f.log.Error("cannot list the attachment records", "dir", f.dir, "error", err)
 	}
@@ -84,20 +87,27 @@ func (f files) open() (records []Record, unreadable []ID) {
 	return records, unreadable
 }
 
-// read returns the record in a file. The error says why it is not one. It tries three
-// times: a good record must not be set aside for an error that passes (EMFILE, EIO, a
-// short read).
-func (f files) read(name string) (r Record, err error) {
+// attempts calls f until it succeeds, at most three times. An error may pass (EMFILE, EIO, a
+// short read), and a record that is not read is forgotten.
+func attempts(f func() error) (err error) {
 	for range 3 {
-		var content []byte
-		if content, err = sys.ReadFile(filepath.Join(f.dir, name)); err != nil {
-			continue
-		}
-		if r, err = parse(name, content); err == nil {
-			return r, nil
+		if err = f(); err == nil {
+			return nil
 		}
 	}
-	return Record{}, err
+	return err
+}
+
+// read returns the record in a file. The error says why it is not one.
+func (f files) read(name string) (r Record, err error) {
+	err = attempts(func() error {
+		content, err := sys.ReadFile(filepath.Join(f.dir, name))
+		if err == nil {
+			r, err = parse(name, content)
+		}
+		return err
+	})
+	return r, err
 }
 
 // parse is pure.
