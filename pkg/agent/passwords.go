@@ -13,7 +13,6 @@ import (
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
 	"flock.fritzlab.net/flock/internal/cell"
-	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/config"
 	"flock.fritzlab.net/flock/pkg/routing"
@@ -45,7 +44,7 @@ type openedPassword struct {
 
 // Open implements Opener. Without a readable private key, as after each boot, it makes one.
 func (p *passwords) Open() error {
-	kept, err := sys.ReadFile(p.path)
+	kept, err := atomicfile.Read(p.path)
 	if err == nil {
 		p.key, err = seal.ParseKey(kept)
 	}

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
-	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // Save keeps obj at path for Load, atomically: a node that has served pods can do
@@ -22,7 +21,7 @@ func Save(path string, obj any) error {
 
 // Load returns what Save kept at path; nil without an error if there is nothing.
 func Load[T any](path string) (*T, error) {
-	b, err := sys.ReadFile(path)
+	b, err := atomicfile.Read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -53,15 +53,11 @@ type file struct {
 // its start: it is logged, and the kernel says what the pods of this node have (see
 // Rebuild). unreadable are the attachments that files name which were set aside.
 func (f files) open() (records []Record, unreadable []ID) {
-	if err := attempts(func() error { return sys.MkdirAll(f.dir, 0o700) }); err != nil {
+	if err := sys.MkdirAll(f.dir, 0o700); err != nil {
 		f.log.Error("cannot create the directory of the attachment records: no new pod can be attached until it can be written", "dir", f.dir, "error", err)
 	}
 	f.dropEarlierBoot()
-	var entries []fs.DirEntry
-	err := attempts(func() (err error) {
-		entries, err = sys.ReadDir(f.dir)
-		return err
-	})
+	entries, err := atomicfile.ReadDir(f.dir)
 	if err != nil {
 		f.log.Error("cannot list the attachment records", "dir", f.dir, "error", err)
 	}
@@ -87,27 +83,13 @@ func (f files) open() (records []Record, unreadable []ID) {
 	return records, unreadable
 }
 
-// attempts calls f until it succeeds, at most three times. An error may pass (EMFILE, EIO, a
-// short read), and a record that is not read is forgotten.
-func attempts(f func() error) (err error) {
-	for range 3 {
-		if err = f(); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
 // read returns the record in a file. The error says why it is not one.
-func (f files) read(name string) (r Record, err error) {
-	err = attempts(func() error {
-		content, err := sys.ReadFile(filepath.Join(f.dir, name))
-		if err == nil {
-			r, err = parse(name, content)
-		}
-		return err
-	})
-	return r, err
+func (f files) read(name string) (Record, error) {
+	content, err := atomicfile.Read(filepath.Join(f.dir, name))
+	if err != nil {
+		return Record{}, err
+	}
+	return parse(name, content)
 }
 
 // parse is pure.
@@ -193,13 +175,13 @@ func idOf(name string) ID {
 // whether they are, they stay: what they hold is freed when the kernel has no link
 // for it.
 func (f files) dropEarlierBoot() {
-	now, err := sys.ReadFile(bootIDPath)
+	now, err := atomicfile.Read(bootIDPath)
 	if err != nil {
 		f.log.Warn("cannot determine whether the attachment records are from this boot", "error", err)
 		return
 	}
 	path := filepath.Join(f.dir, bootName)
-	then, err := sys.ReadFile(path)
+	then, err := atomicfile.Read(path)
 	if bytes.Equal(now, then) {
 		return
 	}

@@ -32,7 +32,7 @@ func (a *Applier) RanBefore() bool {
 // install makes want the content of bird.conf, if check accepts it and it is not
 // there yet. It returns what was there.
 func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
-	if before, err = sys.ReadFile(a.path(confName)); err == nil && bytes.Equal(before, want) {
+	if before, err = atomicfile.Read(a.path(confName)); err == nil && bytes.Equal(before, want) {
 		return before, nil
 	}
 	if err := sys.MkdirAll(a.Dir, 0o700); err != nil {
@@ -60,7 +60,7 @@ func (a *Applier) installDeparting() error {
 	want := a.departing
 	a.mu.Unlock()
 	path := a.path(stop.ConfigFile)
-	if is, err := sys.ReadFile(path); want == nil || err == nil && bytes.Equal(is, want) {
+	if is, err := atomicfile.Read(path); want == nil || err == nil && bytes.Equal(is, want) {
 		return nil
 	}
 	return atomicfile.Write(path, want)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
-	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // bootIDPath names the running boot (random(4)); a variable for the tests.
@@ -19,13 +18,13 @@ type Latch struct {
 // OpenLatch returns the latch with the file at path. A file from an earlier boot, if
 // the directory survives a reboot, does not set it.
 func OpenLatch(path string) (*Latch, error) {
-	boot, err := sys.ReadFile(bootIDPath)
+	boot, err := atomicfile.Read(bootIDPath)
 	return &Latch{path, boot}, err
 }
 
 // IsSet reports whether Set was called in this boot.
 func (l *Latch) IsSet() bool {
-	boot, err := sys.ReadFile(l.path)
+	boot, err := atomicfile.Read(l.path)
 	return err == nil && bytes.Equal(boot, l.boot)
 }
 

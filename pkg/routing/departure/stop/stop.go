@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
-	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
@@ -63,7 +62,7 @@ func Write(dir string, d Decision) error {
 
 // Read returns the decision in BIRD's directory: a restart, if there is none.
 func Read(dir string) (Decision, error) {
-	content, err := sys.ReadFile(filepath.Join(dir, decisionFile))
+	content, err := atomicfile.Read(filepath.Join(dir, decisionFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return Decision{}, nil
 	}
