@@ -293,12 +293,15 @@ spec:
 
 	long.unbroken(t, "")
 
-	// A replica goes: no connection of the others does.
+	// A replica goes: no connection of the others does. New ones that share a bucket with a
+	// long-lived one of the replica are moved with it (docs/anycast.md).
 	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
 	began = time.Now()
-	gone := oneOfTwo(t)
+	gone, on := oneOfTwo(t)
+	node := watchOn(t, on)
 	mustKubectl(t, "--namespace=anycast", "delete", "pod", gone)
-	client.failedStrictly(t, "the end of a replica", began)
+	client.failedUnlessMoved(t, "the end of a replica", began, func() []time.Time { return departures(t, node.said()) })
+	node.stop(t)
 	t.Logf("%d of %d long-lived connections were with the replica that is gone", long.of(gone), long.n)
 	long.unbroken(t, gone)
 	long.stop(t)
@@ -350,19 +353,19 @@ func withoutAPIServer(t *testing.T, client *load, outage time.Duration) {
 }
 
 // oneOfTwo is a replica on a node that has another.
-func oneOfTwo(t *testing.T) string {
+func oneOfTwo(t *testing.T) (pod, node string) {
 	t.Helper()
 	on := map[string]bool{}
 	all := mustKubectl(t, "--namespace=anycast", "get", "pods", "--selector=app=anycast", "--output=jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName}{\"\\n\"}{end}")
 	for line := range strings.Lines(all) {
 		name, node, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if on[node] {
-			return name
+			return name, node
 		}
 		on[node] = true
 	}
 	t.Fatalf("no node has two replicas:\n%s", all)
-	return ""
+	return "", ""
 }
 
 // viaNodes waits until the router's way to the Deployment leads to these nodes.
@@ -410,20 +413,40 @@ func askAtRate(t *testing.T, router *routeWatch, url string, rate float64, patie
 // (docs/services.md).
 func (l *load) failed(t *testing.T, during string, began time.Time) {
 	t.Helper()
+	l.failedUnlessMoved(t, during, began, func() (all []time.Time) { return l.routeChanges(t) })
+}
+
+// routeChanges are when the router's route to the address changed.
+func (l *load) routeChanges(t *testing.T) (all []time.Time) {
+	t.Helper()
+	for _, c := range routeChanges(t, l.router.said(), l.addr(t)) {
+		all = append(all, c.at)
+	}
+	return all
+}
+
+// failedUnlessMoved fails for each request since the last call that did, but for a connection
+// that was reset while flows were moved. It asks when that was after a failure.
+func (l *load) failedUnlessMoved(t *testing.T, during string, began time.Time, moves func() []time.Time) {
+	t.Helper()
+	for _, f := range l.failures(t, during, began) {
+		if f.moved(moves) {
+			t.Logf("during %s, a connection was moved on its way: %v", during, f)
+			continue
+		}
+		t.Errorf("during %s, a request of %s failed %v; flows were moved at %v", during, f.start.Format("15:04:05.000"), f, moves())
+	}
+}
+
+// moved says whether the connection was reset while flows were moved.
+func (f failure) moved(moves func() []time.Time) bool {
 	// The monitor shows a change when it gets its turn.
 	const late = 500 * time.Millisecond
-	for _, f := range l.failures(t, during, began) {
-		if strings.Contains(f.error, "read: connection reset by peer") {
-			time.Sleep(time.Until(f.end.Add(late)))
-			changes := routeChanges(t, l.router.said(), l.addr(t))
-			if slices.ContainsFunc(changes, func(c routeChange) bool { return !c.at.Before(f.start) && c.at.Before(f.end.Add(late)) }) {
-				t.Logf("during %s, the router moved a connection on its way: %v", during, f)
-				continue
-			}
-			t.Logf("the router's route to %s changed at %v", l.addr(t), changes)
-		}
-		t.Errorf("during %s, a request of %s failed %v", during, f.start.Format("15:04:05.000"), f)
+	if !strings.Contains(f.error, "connection reset by peer") {
+		return false
 	}
+	time.Sleep(time.Until(f.end.Add(late)))
+	return slices.ContainsFunc(moves(), func(at time.Time) bool { return !at.Before(f.start) && at.Before(f.end.Add(late)) })
 }
 
 // failedStrictly is failed without an exception: the router's route has no reason to change meanwhile.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -270,11 +271,11 @@ func watchRoutes(t *testing.T) *routeWatch {
 	return watchOn(t, plan.Tor)
 }
 
-// watchOn watches another member's kernel.
+// watchOn watches another member's kernel, and there its nexthops too.
 func watchOn(t *testing.T, member string) *routeWatch {
 	t.Helper()
 	w := &routeWatch{}
-	w.start(t, member, "ip", "-timestamp", "monitor", "route")
+	w.start(t, member, "ip", "-timestamp", "monitor", "route", "nexthop")
 	// The monitor says nothing when it is ready: until it shows a change.
 	eventually(t, 60*time.Second, func() error {
 		mustLab(t, "exec", member, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)
@@ -310,30 +311,70 @@ type routeChange struct {
 // routeChanges are those of the route to one address, by what ip -timestamp monitor said.
 func routeChanges(t *testing.T, said, addr string) (all []routeChange) {
 	t.Helper()
+	for _, line := range stamped(t, said) {
+		rest, deleted := strings.CutPrefix(line.text, "Deleted ")
+		if strings.HasPrefix(rest, addr+" ") {
+			all = append(all, routeChange{line.at, deleted})
+		}
+	}
+	return all
+}
+
+// departures are when a nexthop left its group: its flows are moved then.
+func departures(t *testing.T, said string) (all []time.Time) {
+	t.Helper()
+	groups := map[string][]string{}
+	for _, line := range stamped(t, said) {
+		// id 7 group 8,255/9 type resilient …
+		f := strings.Fields(line.text)
+		if len(f) < 4 || f[0] != "id" || f[2] != "group" {
+			continue
+		}
+		var members []string
+		for m := range strings.SplitSeq(f[3], "/") {
+			id, _, _ := strings.Cut(m, ",")
+			members = append(members, id)
+		}
+		for _, before := range groups[f[1]] {
+			if !slices.Contains(members, before) {
+				all = append(all, line.at)
+			}
+		}
+		groups[f[1]] = members
+	}
+	return all
+}
+
+// stampedLine is what ip -timestamp monitor said, and when.
+type stampedLine struct {
+	at   time.Time
+	text string
+}
+
+func stamped(t *testing.T, said string) (all []stampedLine) {
+	t.Helper()
 	var at time.Time
 	said = said[:strings.LastIndexByte(said, '\n')+1] // it may be in the middle of a line
 	for line := range strings.Lines(said) {
 		line = strings.TrimSpace(line)
-		if stamp, ok := strings.CutPrefix(line, "Timestamp: "); ok {
-			f := strings.Fields(stamp) // Thu Nov 26 22:03:11 2026 123456 usec
-			if len(f) < 6 {
-				t.Fatalf("timestamp %q", line)
-			}
-			day, err := time.ParseInLocation("Mon Jan 2 15:04:05 2006", strings.Join(f[:5], " "), time.Local)
-			if err != nil {
-				t.Fatal(err)
-			}
-			usec, err := time.ParseDuration(f[5] + "us")
-			if err != nil {
-				t.Fatal(err)
-			}
-			at = day.Add(usec)
+		stamp, ok := strings.CutPrefix(line, "Timestamp: ")
+		if !ok {
+			all = append(all, stampedLine{at, line})
 			continue
 		}
-		rest, deleted := strings.CutPrefix(line, "Deleted ")
-		if strings.HasPrefix(rest, addr+" ") {
-			all = append(all, routeChange{at, deleted})
+		f := strings.Fields(stamp) // Thu Nov 26 22:03:11 2026 123456 usec
+		if len(f) < 6 {
+			t.Fatalf("timestamp %q", line)
 		}
+		day, err := time.ParseInLocation("Mon Jan 2 15:04:05 2006", strings.Join(f[:5], " "), time.Local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		usec, err := time.ParseDuration(f[5] + "us")
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = day.Add(usec)
 	}
 	return all
 }
