@@ -35,7 +35,7 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ErrCorrupt says that a file is not a journal, or has a record that is not what was
-// written.
+// written. A file that could not be read is not called that.
 var ErrCorrupt = errors.New("the file is not a whole journal")
 
 // A Journal is for one goroutine.
@@ -111,13 +111,20 @@ func (j *Journal) index() (last map[string]int64, size int64, err error) {
 	return last, size, err
 }
 
-// scan calls f with each complete record within the first size bytes, and the bytes
-// that it takes. A value of nil says that the key was deleted. It returns where the
-// last complete record ends.
+// scan calls f with each complete record within the first size bytes, as the function scan does.
 func (j *Journal) scan(size int64, f func(key, value []byte, n int64) error) (end int64, err error) {
-	r := bufio.NewReaderSize(io.NewSectionReader(j.file, 0, size), 1<<16)
+	return scan(io.NewSectionReader(j.file, 0, size), f)
+}
+
+// scan calls f with each complete record, and the bytes that it takes. A value of nil says that
+// the key was deleted. It returns where the last complete record ends.
+func scan(from io.Reader, f func(key, value []byte, n int64) error) (end int64, err error) {
+	in := &input{from: from}
+	r := bufio.NewReaderSize(in, 1<<16)
 	begin := make([]byte, len(header))
-	if _, err := io.ReadFull(r, begin); err != nil || string(begin) != header {
+	if _, err := io.ReadFull(r, begin); in.failed(err) {
+		return 0, err
+	} else if err != nil || string(begin) != header {
 		return 0, ErrCorrupt
 	}
 	end = int64(len(header))
@@ -140,6 +147,9 @@ func (j *Journal) scan(size int64, f func(key, value []byte, n int64) error) (en
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return end, nil
+		}
+		if in.failed(err) {
+			return 0, err
 		}
 		if err != nil {
 			return 0, fmt.Errorf("record at byte %d: %w", end, ErrCorrupt)
@@ -173,6 +183,23 @@ func (j *Journal) scan(size int64, f func(key, value []byte, n int64) error) (en
 	}
 }
 
+// input remembers what failed of the reads: that says nothing about what the file has.
+type input struct {
+	from io.Reader
+	err  error
+}
+
+func (in *input) Read(b []byte) (int, error) {
+	n, err := in.from.Read(b)
+	if err != nil && err != io.EOF {
+		in.err = err
+	}
+	return n, err
+}
+
+// failed says whether err is that of a read.
+func (in *input) failed(err error) bool { return in.err != nil && errors.Is(err, in.err) }
+
 // Put sets the value of a key, with the next Flush.
 func (j *Journal) Put(key string, value []byte) {
 	begin := len(j.buf)
@@ -199,9 +226,13 @@ func (j *Journal) sum(begin int) {
 // Buffered returns how many bytes the next Flush writes.
 func (j *Journal) Buffered() int { return len(j.buf) }
 
+// IsOpen says whether Flush writes. If not, the journal has given up, and the file is gone
+// or out of date.
+func (j *Journal) IsOpen() bool { return j.file != nil }
+
 // Flush writes what was changed. After an error it is called again with the next
 // change. If that helps nothing for long, it removes the file, which then would be
-// out of date, and the journal is of no use any more.
+// out of date, and the journal is of no use any more (see IsOpen).
 func (j *Journal) Flush() error {
 	if len(j.buf) == 0 || j.file == nil {
 		j.buf = nil
@@ -268,9 +299,9 @@ func (j *Journal) compact() (err error) {
 	if err := sys.Rename(temp, j.path); err != nil {
 		return err
 	}
-	old := j.file
+	j.file.Close() // nothing waits in it
 	j.file, j.size, j.base = file, written, written
-	return old.Close()
+	return nil
 }
 
 // Close gives the file up. What was not flushed is lost.

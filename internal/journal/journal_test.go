@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"flock.fritzlab.net/flock/internal/sys"
 )
@@ -180,7 +183,33 @@ func TestWriteFails(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the file is still there: %v", err)
 	}
+	if err := j.Flush(); err != nil || j.IsOpen() {
+		t.Errorf("%v, open: %v", err, j.IsOpen())
+	}
+}
+
+// A read that fails says nothing about the file, wherever it is.
+func TestReadFails(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal")
+	j, _ := open(t, path)
+	j.Put("key", bytes.Repeat([]byte("value"), 100)) // its length takes two bytes
 	if err := j.Flush(); err != nil {
-		t.Error(err)
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(whole) + 1 {
+		from := io.MultiReader(bytes.NewReader(whole[:n]), iotest.ErrReader(syscall.EIO))
+		if _, err := scan(from, func([]byte, []byte, int64) error { return nil }); !errors.Is(err, syscall.EIO) || errors.Is(err, ErrCorrupt) {
+			t.Fatalf("a read fails after %d bytes: %v", n, err)
+		}
+	}
+	// What is wrong before that is wrong.
+	from := io.MultiReader(bytes.NewReader(bytes.Repeat([]byte{0xff}, 50)), iotest.ErrReader(syscall.EIO))
+	if _, err := scan(from, nil); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("another file: %v", err)
 	}
 }
