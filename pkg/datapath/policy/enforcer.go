@@ -79,8 +79,8 @@ type Enforcer struct {
 	localPods map[podKey]Pod         // those of Set and Prepare, as they said
 	labels    map[podKey]versioned   // of pods of this node, as the API server says
 	asking    map[podKey]*corev1.Pod // those of other nodes with one of Config.Annotations
-	journal   *journal.Journal       // of Config.File; nil: nothing is kept
-	unkept    bool                   // the journal cannot be written
+	journal   *journal.Journal       // of Config.File; nil: it is not open
+	unkept    bool                   // the file cannot be opened or written
 	waiting   []chan error           // who waits for what is in the index to be in force
 	refusal   error                  // of the kernel's, to the last change
 	refusals  uint64
@@ -138,7 +138,7 @@ func (e *Enforcer) Run(ctx context.Context) {
 	housekeeping := time.NewTicker(idlePatience / 4)
 	defer housekeeping.Stop()
 	e.began = time.Now()
-	e.restore()
+	e.flush()
 	defer func() {
 		if e.journal != nil {
 			e.journal.Close()

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -670,6 +671,61 @@ func TestUnreadableFile(t *testing.T) {
 			r.wantPasses("10.1.0.2", false)
 		}
 	})
+}
+
+// A file that cannot be opened at the start, or removed, is not what the next start takes for
+// the policies that were in force, and it is of use as soon as it can be opened.
+func TestFileThatCannotBeOpened(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprint("the API server answers first: ", late), func(t *testing.T) {
+			inRig(t, func(r *rig) {
+				r.pods.Add(apiPod("friend", "1", "friend", "10.1.0.2"))
+				r.pods.Add(apiPod("peer", "2", "peer", "10.1.0.3"))
+				r.policies.Add(ingressPolicy("old", "web", "friend"))
+				r.policies.Add(ingressPolicy("lasts", "web", "peer"))
+				r.complete()
+				r.e.Set(r.web)
+				r.wantPasses("10.1.0.2", true)
+				r.stop()
+				away := r.file + ".away"
+				if err := errors.Join(os.Rename(r.file, away), os.MkdirAll(filepath.Join(r.file, "in the way"), 0o700)); err != nil {
+					t.Fatal(err)
+				}
+				back := func() {
+					if err := errors.Join(os.RemoveAll(r.file), os.Rename(away, r.file)); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute)
+				}
+				again := func() {
+					r.away(true)
+					r.start()
+					r.complete()
+					r.e.Set(r.web)
+					synctest.Wait()
+				}
+				if !late {
+					again()
+					back()
+					r.wantPasses("10.1.0.2", true)
+					r.wantPasses("10.1.0.4", false)
+					return
+				}
+				r.start()
+				r.complete()
+				r.e.Set(r.web)
+				r.policies.Delete(ingressPolicy("old", "web", "friend"))
+				r.wantPasses("10.1.0.2", false)
+				back()
+				r.wantPasses("10.1.0.2", false)
+				r.wantPasses("10.1.0.3", true)
+				r.stop()
+				again()
+				r.wantPasses("10.1.0.2", false)
+				r.wantPasses("10.1.0.3", true)
+			})
+		})
+	}
 }
 
 // Addresses that pods of other nodes hold beside those of their status count when they

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/maphash"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -51,11 +53,33 @@ func (w *watch) key(name objectName) string {
 	return w.name + "/" + name.namespace + "/" + name.name
 }
 
-// restore takes in what the file has.
-func (e *Enforcer) restore() {
-	if e.c.File == "" {
-		return
+// told says, while the file is not open, whether more is known than what it has.
+func (e *Enforcer) told() bool {
+	return slices.ContainsFunc(e.watches, func(w *watch) bool { return !w.fresh && (w.round > 0 || w.synced) })
+}
+
+// open opens the file. What it has is true until the API server has said more: from then on
+// it is removed, so that no later start takes it for what is in force, and all is recorded
+// anew as the API server says it once more.
+func (e *Enforcer) open() error {
+	if !e.told() {
+		return e.restore()
 	}
+	err := sys.Remove(e.c.File)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if e.journal, err = journal.Open(e.c.File, func(string, []byte) {}); err != nil {
+		return err
+	}
+	for _, w := range e.watches {
+		w.relist()
+	}
+	return nil
+}
+
+// restore takes in what the file has.
+func (e *Enforcer) restore() error {
 	// The heap only grows, so that collecting often would take most of the time. What it
 	// is too large then goes back to the node when the policies are in force.
 	defer debug.SetGCPercent(debug.SetGCPercent(50))
@@ -101,8 +125,7 @@ func (e *Enforcer) restore() {
 		}
 	}
 	if err != nil {
-		e.c.Log.Error("cannot cache network policies; the next start of the agent will wait for the API server", "error", err)
-		return
+		return err
 	}
 	e.journal = j
 	for _, record := range changed {
@@ -110,6 +133,7 @@ func (e *Enforcer) restore() {
 	}
 	var counts []any
 	for _, w := range e.watches {
+		w.marked = synced[w]
 		if err := unreadable[w]; err != nil {
 			e.c.Log.Warn("cannot read cached objects; waiting for the API server", "kind", w.name, "error", err)
 			continue
@@ -124,6 +148,7 @@ func (e *Enforcer) restore() {
 		e.c.Log.Info("enforcing the cached network policies until the API server answers", counts...)
 		e.dirty = true
 	}
+	return nil
 }
 
 // record puts a change into the file, with the next flush.
@@ -149,29 +174,38 @@ func (w *watch) record(name objectName, o metav1.Object) {
 
 // setSynced takes in whether all objects of the kind are known.
 func (w *watch) setSynced(synced bool) {
-	if w.synced == synced {
+	w.synced = synced
+	j := w.e.journal
+	if j == nil || w.fresh || w.marked == synced {
 		return
 	}
-	w.synced = synced
-	switch j := w.e.journal; {
-	case j == nil || w.fresh:
-	case synced:
+	w.marked = synced
+	if synced {
 		j.Put(w.name, nil)
-	default:
+	} else {
 		j.Delete(w.name)
 	}
 }
 
-// flush writes what was recorded. It is called before the kernel is changed.
+// flush writes what was recorded. It is called before the kernel is changed, and again with
+// each change and each housekeeping.
 func (e *Enforcer) flush() {
-	if e.journal == nil {
+	if e.c.File == "" {
 		return
 	}
-	err := e.journal.Flush()
+	var err error
+	if e.journal == nil {
+		err = e.open()
+	}
+	if e.journal != nil {
+		if err = e.journal.Flush(); !e.journal.IsOpen() {
+			e.journal = nil
+		}
+	}
 	if (err != nil) != e.unkept {
 		e.unkept = err != nil
 		if err != nil {
-			e.c.Log.Error("cannot cache network policies for the next start of the agent", "error", err)
+			e.c.Log.Error("cannot cache network policies for the next start of the agent, will retry", "error", err)
 		} else {
 			e.c.Log.Info("network policies are cached again")
 		}

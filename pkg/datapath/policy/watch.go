@@ -64,6 +64,7 @@ type watch struct {
 	objects map[objectName]known // those in the index
 	round   uint32               // counts lists
 	synced  bool                 // all are known, by the API server or by the file
+	marked  bool                 // the file says so
 	current bool                 // the API server reports changes
 	err     error                // of the last try to reach the API server
 	cancel  context.CancelFunc   // nil: not running
@@ -387,6 +388,24 @@ func (w *watch) stop() {
 	w.cancel, w.current, w.err, w.idle = nil, false, nil, time.Time{}
 	w.run++
 	w.forget()
+}
+
+// relist follows the API server from the beginning, and has all objects recorded that it
+// reports. Meanwhile what is known stays.
+func (w *watch) relist() {
+	if w.fresh {
+		return
+	}
+	w.marked = false
+	for name, o := range w.objects {
+		o.sum = 0 // so that it counts as changed
+		w.objects[name] = o
+	}
+	if w.running() {
+		w.cancel()
+		w.cancel = nil
+		w.run++
+	}
 }
 
 // put takes an object in, and records it for the next start.
