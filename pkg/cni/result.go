@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -9,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -53,65 +53,76 @@ const (
 	podIfIndex
 )
 
+// A result as the spec has it. The types of the spec's library come to the same, but write the
+// JSON, read it and write it again for each part, and an ADD's runtime waits for that.
+type (
+	resultJSON struct {
+		CNIVersion string           `json:"cniVersion"`
+		Interfaces [2]interfaceJSON `json:"interfaces"`
+		IPs        []ipJSON         `json:"ips,omitempty"`
+		Routes     []routeJSON      `json:"routes,omitempty"`
+	}
+	interfaceJSON struct {
+		Name    string `json:"name"`
+		MAC     string `json:"mac,omitempty"`
+		MTU     int    `json:"mtu,omitempty"` // from 1.1.0 on
+		Sandbox string `json:"sandbox,omitempty"`
+	}
+	ipJSON struct {
+		Version   string       `json:"version,omitempty"` // before 1.0.0: 4 or 6
+		Interface int          `json:"interface"`
+		Address   netip.Prefix `json:"address"`
+		Gateway   netip.Addr   `json:"gateway,omitzero"`
+	}
+	routeJSON struct {
+		Dst netip.Prefix `json:"dst"`
+		GW  netip.Addr   `json:"gw,omitzero"`
+	}
+)
+
 // json renders r in the spec version cniVersion, which must be a supported one.
 func (r *Result) json(cniVersion, netNSPath string) ([]byte, error) {
-	full, err := r.types100(netNSPath)
-	if err != nil {
-		return nil, err
-	}
-	if cniVersion != latestVersion {
-		// The conversion below does not drop what older versions don't have.
-		full.Interfaces[podIfIndex].Mtu = 0
-	}
-	converted, err := full.GetAsVersion(cniVersion)
-	if err != nil {
-		return nil, fmt.Errorf("result in cniVersion %s: %w", cniVersion, err)
-	}
-	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(converted); err != nil {
-		return nil, fmt.Errorf("result in cniVersion %s: %w", cniVersion, err)
-	}
-	return b.Bytes(), nil
-}
-
-func (r *Result) types100(netNSPath string) (*types100.Result, error) {
-	sandbox := r.Sandbox
-	if sandbox == "" {
-		sandbox = netNSPath
-	}
-	out := &types100.Result{
-		CNIVersion: latestVersion,
-		Interfaces: []*types100.Interface{
-			hostIfIndex: {Name: r.HostIf.Name, Mac: r.HostIf.MAC.String()},
-			podIfIndex:  {Name: r.PodIf.Name, Mac: r.PodIf.MAC.String(), Mtu: r.MTU, Sandbox: sandbox},
+	out := resultJSON{
+		CNIVersion: cniVersion,
+		Interfaces: [...]interfaceJSON{
+			hostIfIndex: {Name: r.HostIf.Name, MAC: r.HostIf.MAC.String()},
+			podIfIndex:  {Name: r.PodIf.Name, MAC: r.PodIf.MAC.String(), Sandbox: cmp.Or(r.Sandbox, netNSPath)},
 		},
+		IPs:    make([]ipJSON, 0, len(r.Addresses)),
+		Routes: make([]routeJSON, 0, len(r.Routes)),
+	}
+	if cniVersion == latestVersion {
+		out.Interfaces[podIfIndex].MTU = r.MTU
 	}
 	for _, a := range r.Addresses {
 		if !a.Prefix.IsValid() {
 			return nil, fmt.Errorf("result: pod address %v is not valid", a.Prefix)
 		}
-		out.IPs = append(out.IPs, &types100.IPConfig{
-			Interface: types100.Int(podIfIndex),
-			Address:   ipNet(a.Prefix),
-			Gateway:   a.Gateway.AsSlice(),
-		})
+		ip := ipJSON{Interface: podIfIndex, Address: a.Prefix, Gateway: a.Gateway}
+		if strings.HasPrefix(cniVersion, "0.") {
+			ip.Version = "6"
+			if a.Prefix.Addr().Is4() {
+				ip.Version = "4"
+			}
+		}
+		out.IPs = append(out.IPs, ip)
 	}
 	for _, route := range r.Routes {
 		if !route.Dst.IsValid() {
 			return nil, fmt.Errorf("result: route to %v is not valid", route.Dst)
 		}
-		out.Routes = append(out.Routes, &types.Route{Dst: ipNet(route.Dst), GW: route.Gateway.AsSlice()})
+		out.Routes = append(out.Routes, routeJSON{route.Dst, route.Gateway})
 	}
-	return out, nil
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(out); err != nil {
+		return nil, fmt.Errorf("result in cniVersion %s: %w", cniVersion, err)
+	}
+	return b.Bytes(), nil
 }
 
-func ipNet(p netip.Prefix) net.IPNet {
-	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// prefixOf is ipNet's inverse; IPv4 in 16 bytes is IPv4.
+// prefixOf is the prefix that the library's type holds; IPv4 in 16 bytes is IPv4.
 func prefixOf(n net.IPNet) (netip.Prefix, bool) {
 	addr, ok := netip.AddrFromSlice(n.IP)
 	ones, bits := n.Mask.Size()

@@ -1,34 +1,106 @@
 package cni
 
 import (
+	"bytes"
+	"cmp"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
 )
 
 func TestResultInEachVersion(t *testing.T) {
 	const (
-		routes = `"routes":[{"dst":"::/0","gw":"fe80::1"},{"dst":"169.254.1.1/32"},{"dst":"0.0.0.0/0","gw":"169.254.1.1"}]}`
-
 		interfaces = `"interfaces":[{"name":"flock0badcafe","mac":"02:66:6c:6f:63:6b"},{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/run/netns/a"}],`
-		withMTU    = `"interfaces":[{"mac":"02:66:6c:6f:63:6b","name":"flock0badcafe"},{"mac":"02:00:00:00:00:01","mtu":1500,"name":"eth0","sandbox":"/run/netns/a"}],`
-		sorted     = `"interfaces":[{"mac":"02:66:6c:6f:63:6b","name":"flock0badcafe"},{"mac":"02:00:00:00:00:01","name":"eth0","sandbox":"/run/netns/a"}],`
+		withMTU    = `"interfaces":[{"name":"flock0badcafe","mac":"02:66:6c:6f:63:6b"},{"name":"eth0","mac":"02:00:00:00:00:01","mtu":1500,"sandbox":"/run/netns/a"}],`
 
-		ips          = `"ips":[{"address":"2001:db8:100:1::a/128","gateway":"fe80::1","interface":1},{"address":"10.244.1.10/32","gateway":"169.254.1.1","interface":1}],`
+		ips          = `"ips":[{"interface":1,"address":"2001:db8:100:1::a/128","gateway":"fe80::1"},{"interface":1,"address":"10.244.1.10/32","gateway":"169.254.1.1"}],`
 		withFamilies = `"ips":[{"version":"6","interface":1,"address":"2001:db8:100:1::a/128","gateway":"fe80::1"},{"version":"4","interface":1,"address":"10.244.1.10/32","gateway":"169.254.1.1"}],`
+
+		routes = `"routes":[{"dst":"::/0","gw":"fe80::1"},{"dst":"169.254.1.1/32"},{"dst":"0.0.0.0/0","gw":"169.254.1.1"}]}` + "\n"
 	)
 	for cniVersion, want := range map[string]string{
-		"0.3.1": `{"cniVersion":"0.3.1",` + interfaces + withFamilies + strings.TrimSuffix(routes, "}") + `,"dns":{}}`,
-		"0.4.0": `{"cniVersion":"0.4.0",` + interfaces + withFamilies + strings.TrimSuffix(routes, "}") + `,"dns":{}}`,
-		"1.0.0": `{"cniVersion":"1.0.0",` + sorted + ips + routes,
+		"0.3.1": `{"cniVersion":"0.3.1",` + interfaces + withFamilies + routes,
+		"0.4.0": `{"cniVersion":"0.4.0",` + interfaces + withFamilies + routes,
+		"1.0.0": `{"cniVersion":"1.0.0",` + interfaces + ips + routes,
 		"1.1.0": `{"cniVersion":"1.1.0",` + withMTU + ips + routes,
 	} {
 		got, err := sample().json(cniVersion, "/run/netns/a")
-		if err != nil || string(got) != want+"\n" {
+		if err != nil || string(got) != want {
 			t.Errorf("%s: %v\n got %s\nwant %s", cniVersion, err, got, want)
 		}
 	}
+}
+
+// The spec's library makes the same of a result, whatever it has and leaves out.
+func TestResultIsTheLibrarys(t *testing.T) {
+	for name, change := range map[string]func(*Result){
+		"the sample":          func(*Result) {},
+		"no MTU":              func(r *Result) { r.MTU = 0 },
+		"a sandbox":           func(r *Result) { r.Sandbox = "/run/netns/<b>&c" },
+		"no MAC":              func(r *Result) { r.PodIf.MAC = nil },
+		"no gateway":          func(r *Result) { r.Addresses[0].Gateway = netip.Addr{} },
+		"one family":          func(r *Result) { r.Addresses = r.Addresses[1:] },
+		"no addresses":        func(r *Result) { r.Addresses = nil },
+		"no routes":           func(r *Result) { r.Routes = nil },
+		"an address of a net": func(r *Result) { r.Addresses[1].Prefix = netip.MustParsePrefix("10.244.1.10/24") },
+	} {
+		for _, cniVersion := range SupportedVersions {
+			r := sample()
+			change(r)
+			got, err := r.json(cniVersion, "/run/netns/a")
+			if err != nil {
+				t.Errorf("%s, %s: %v", name, cniVersion, err)
+				continue
+			}
+			read, err := create.Create(cniVersion, got)
+			if err != nil {
+				t.Errorf("%s, %s: the library cannot read it: %v\n%s", name, cniVersion, err, got)
+				continue
+			}
+			var is, want bytes.Buffer
+			wanted, err := r.types100("/run/netns/a", cniVersion).GetAsVersion(cniVersion)
+			if err := errors.Join(err, read.PrintTo(&is)); err != nil {
+				t.Fatal(err)
+			}
+			if err := wanted.PrintTo(&want); err != nil {
+				t.Fatal(err)
+			}
+			if is.String() != want.String() {
+				t.Errorf("%s, %s: the library reads\n%s\nwant\n%s", name, cniVersion, is.String(), want.String())
+			}
+		}
+	}
+}
+
+// types100 is r as the spec's library has it.
+func (r *Result) types100(netNSPath, cniVersion string) *types100.Result {
+	out := &types100.Result{
+		CNIVersion: latestVersion,
+		Interfaces: []*types100.Interface{
+			{Name: r.HostIf.Name, Mac: r.HostIf.MAC.String()},
+			{Name: r.PodIf.Name, Mac: r.PodIf.MAC.String(), Sandbox: cmp.Or(r.Sandbox, netNSPath)},
+		},
+	}
+	if cniVersion == latestVersion {
+		out.Interfaces[1].Mtu = r.MTU
+	}
+	for _, a := range r.Addresses {
+		out.IPs = append(out.IPs, &types100.IPConfig{Interface: types100.Int(1), Address: ipNet(a.Prefix), Gateway: a.Gateway.AsSlice()})
+	}
+	for _, route := range r.Routes {
+		out.Routes = append(out.Routes, &types.Route{Dst: ipNet(route.Dst), GW: route.Gateway.AsSlice()})
+	}
+	return out
+}
+
+func ipNet(p netip.Prefix) net.IPNet {
+	return net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 func TestResultRefusesWhatIsNoAddress(t *testing.T) {
