@@ -1,6 +1,7 @@
 package wiring
 
 import (
+	"errors"
 	"net/netip"
 
 	"flock.fritzlab.net/flock/internal/netaddr"
@@ -19,10 +20,11 @@ type Observed struct {
 }
 
 // Observe reads the links of all pods but those that were released, and the node's
-// summaries.
+// summaries. It fails where a pod's link has another name and does not get its own back: its
+// pod must not be taken for gone.
 func (h *Host) Observe() (pods []Observed, summaries []netip.Prefix, err error) {
 	have, err := h.look()
-	if err != nil {
+	if err = errors.Join(err, have.unnamed); err != nil {
 		return nil, nil, err
 	}
 	for _, k := range have.links {

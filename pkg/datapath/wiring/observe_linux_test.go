@@ -1,10 +1,15 @@
 package wiring
 
 import (
+	"errors"
 	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"flock.fritzlab.net/flock/pkg/netlink/rtnl"
 )
 
 // What the kernel says of a pod is what it was attached with.
@@ -49,5 +54,31 @@ func TestObserve(t *testing.T) {
 				t.Errorf("%s: %s %v, want %v", o.ContainerID, what, got, want)
 			}
 		}
+	}
+}
+
+// A link that another program has renamed, and that does not get its name back, is not missing
+// from what is observed without an error: its pod runs.
+func TestObserveRenamed(t *testing.T) {
+	t.Parallel()
+	node := newNode(t)
+	node.apply(t)
+	pod := node.pod(t)
+	index := node.attach(t, pod).HostIfIndex
+	node.ns.IP("link", "set", pod.HostIf, "name", "stolen0")
+	h := node.open(t) // an agent that has started
+	exec, busy := h.exec, true
+	h.exec = func(c *rtnl.Conn, ms []rtnl.Message) []error {
+		if busy {
+			busy = false
+			return []error{unix.EBUSY}
+		}
+		return exec(c, ms)
+	}
+	if all, _, err := h.Observe(); !errors.Is(err, unix.EBUSY) {
+		t.Errorf("observed %+v, %v; want that the link cannot get its name back", all, err)
+	}
+	if all, _, err := h.Observe(); err != nil || len(all) != 1 || all[0].IfIndex != index || !all[0].IsOf(pod.Attachment) {
+		t.Errorf("observed %+v, %v", all, err)
 	}
 }
