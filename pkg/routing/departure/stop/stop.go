@@ -78,20 +78,18 @@ func Read(dir string) (Decision, error) {
 // Run ends the BIRD that listens on socket as the decision in dir says, and returns when
 // it has ended.
 func Run(ctx context.Context, dir, socket string) (Decision, error) {
+	// What cannot be read decides nothing: BIRD restarts, which is better than SIGTERM alone.
 	d, err := final(ctx, dir)
-	if err != nil {
-		return d, err
-	}
-	conn, err := birdc.Dial(ctx, socket)
-	if err != nil {
-		return d, err
+	conn, dialErr := dial(ctx, socket)
+	if dialErr != nil {
+		return d, errors.Join(err, dialErr)
 	}
 	defer conn.Close()
 	if !d.Leave {
-		if err := conn.GracefulRestart(ctx); err != nil {
-			return d, err
+		if restartErr := conn.GracefulRestart(ctx); restartErr != nil {
+			return d, errors.Join(err, restartErr)
 		}
-		return d, conn.Ended(ctx)
+		return d, errors.Join(err, conn.Ended(ctx))
 	}
 	// A node that could not ask routers to prefer other paths still leaves.
 	path := filepath.Join(dir, ConfigFile)
@@ -109,22 +107,44 @@ func Run(ctx context.Context, dir, socket string) (Decision, error) {
 	return d, errors.Join(err, conn.Ended(ctx))
 }
 
-// final waits for the agent's last decision, and takes the one before it if there is
-// none in time.
-func final(ctx context.Context, dir string) (Decision, error) {
-	ctx, cancel := context.WithTimeout(ctx, finalWithin)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
+// again is how long Run waits before it tries something once more.
+const again = 20 * time.Millisecond
+
+// dial connects to BIRD. An error that may pass (EAGAIN, EMFILE, or BIRD is busy) is one only
+// when ctx ends; that BIRD does not run is one at once.
+func dial(ctx context.Context, socket string) (*birdc.Conn, error) {
 	for {
-		d, err := Read(dir)
-		if err != nil || d.Final {
-			return d, err
+		conn, err := birdc.Dial(ctx, socket)
+		if err == nil || errors.Is(err, birdc.ErrAbsent) {
+			return conn, err
 		}
 		select {
 		case <-ctx.Done():
-			return d, nil
-		case <-tick.C:
+			return nil, err
+		case <-time.After(again):
+		}
+	}
+}
+
+// final waits for the agent's last decision, and takes the one before it if there is
+// none in time. The error is of the last read, if none succeeded; the decision is a restart then.
+func final(ctx context.Context, dir string) (last Decision, err error) {
+	ctx, cancel := context.WithTimeout(ctx, finalWithin)
+	defer cancel()
+	for once := false; ; {
+		d, readErr := Read(dir)
+		if readErr == nil {
+			last, err, once = d, nil, true
+		} else if !once {
+			err = readErr
+		}
+		if last.Final {
+			return last, err
+		}
+		select {
+		case <-ctx.Done():
+			return last, err
+		case <-time.After(again):
 		}
 	}
 }
