@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"regexp"
@@ -60,7 +59,7 @@ func stamp(content []byte) []byte {
 }
 
 // conflistAt returns the kind of configuration at path. One that does not name flock's
-// plugin is an error, because flock's path must not hold another network.
+// plugin is a [foreignError], because flock's path must not hold another network.
 func conflistAt(path string) (kind, error) {
 	info, err := os.Lstat(path)
 	switch {
@@ -69,7 +68,7 @@ func conflistAt(path string) (kind, error) {
 	case err != nil:
 		return absent, err
 	case !info.Mode().IsRegular():
-		return absent, fmt.Errorf("%s is not a regular file: move it away", path)
+		return absent, foreign("%s is not a regular file: move it away", path)
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -84,12 +83,12 @@ func conflistAt(path string) (kind, error) {
 		} `json:"plugins"`
 	}
 	if err := json.Unmarshal(content, &list); err != nil {
-		return absent, fmt.Errorf("%s is not a network configuration (%w): correct it or move it away", path, err)
+		return absent, foreign("%s is not a network configuration (%v): correct it or move it away", path, err)
 	}
 	for _, p := range list.Plugins {
 		if p.Type == PluginName {
 			return edited, nil
 		}
 	}
-	return absent, fmt.Errorf("%s does not name the plugin %q: correct it or move it away", path, PluginName)
+	return absent, foreign("%s does not name the plugin %q: correct it or move it away", path, PluginName)
 }

@@ -60,7 +60,7 @@ func (i *Installer) Install() error {
 	if err != nil {
 		return fmt.Errorf("--plugin: %w", err)
 	}
-	if !isPlugin(bytes.NewReader(plugin)) {
+	if !isPlugin(plugin) {
 		return fmt.Errorf("--plugin %s: is not flock's plugin", i.Plugin)
 	}
 	unlock, err := i.lock()
@@ -105,27 +105,46 @@ func (i *Installer) Uninstall() error {
 	}
 	defer unlock()
 
+	// Both are read before anything is removed.
 	kind, err := conflistAt(i.conflistPath())
-	switch {
-	case err != nil:
-		i.Log.Warn("left in place", "reason", err)
-	case kind == edited:
+	if err = i.leave(err); err != nil {
+		return err
+	}
+	there, err := pluginAt(i.pluginPath())
+	if err = i.leave(err); err != nil {
+		return err
+	}
+	if kind == edited {
 		return fmt.Errorf("%s was edited by hand, so it is left, and with it %s, which it names: remove both yourself, the configuration first", i.conflistPath(), i.pluginPath())
-	case kind == own:
+	}
+	if kind == own {
 		if err := i.remove(i.conflistPath()); err != nil {
 			return err
 		}
 	}
-	there, err := pluginAt(i.pluginPath())
-	switch {
-	case err != nil:
-		i.Log.Warn("left in place", "reason", err)
-	case there:
+	if there {
 		if err := i.remove(i.pluginPath()); err != nil {
 			return err
 		}
 	}
 	return errors.Join(removeTemp(i.conflistPath()), removeTemp(i.pluginPath()))
+}
+
+// A foreignError says that what is at flock's path is not flock's. What could not be read may
+// be.
+type foreignError string
+
+func (e foreignError) Error() string { return string(e) }
+
+func foreign(format string, args ...any) error { return foreignError(fmt.Sprintf(format, args...)) }
+
+// leave logs what Uninstall leaves because it is not flock's. It returns other errors.
+func (i *Installer) leave(err error) error {
+	if reason := foreignError(""); errors.As(err, &reason) {
+		i.Log.Warn("left in place", "reason", reason)
+		return nil
+	}
+	return err
 }
 
 func (i *Installer) pluginPath() string   { return filepath.Join(i.BinDir, PluginName) }
@@ -197,7 +216,7 @@ func checkDir(flag, dir, usual string) error {
 }
 
 // pluginAt says whether flock's plugin is at path, in whatever release. Anything
-// else there is an error.
+// else there is a [foreignError].
 func pluginAt(path string) (bool, error) {
 	info, err := os.Lstat(path)
 	switch {
@@ -206,23 +225,20 @@ func pluginAt(path string) (bool, error) {
 	case err != nil:
 		return false, err
 	case !info.Mode().IsRegular():
-		return false, fmt.Errorf("%s is not a regular file: move it away", path)
+		return false, foreign("%s is not a regular file: move it away", path)
 	}
-	file, err := os.Open(path)
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return false, err
 	}
-	defer file.Close()
-	if !isPlugin(file) {
-		return false, fmt.Errorf("%s is not flock's plugin but another program (util-linux has a flock too): move it away, or choose another --bin-dir", path)
+	if !isPlugin(content) {
+		return false, foreign("%s is not flock's plugin but another program (util-linux has a flock too): move it away, or choose another --bin-dir", path)
 	}
 	return true, nil
 }
 
-func isPlugin(file interface {
-	ReadAt(p []byte, off int64) (int, error)
-}) bool {
-	info, err := buildinfo.Read(file)
+func isPlugin(content []byte) bool {
+	info, err := buildinfo.Read(bytes.NewReader(content))
 	return err == nil && info.Path == pluginPackage
 }
 

@@ -391,6 +391,37 @@ func TestWarnsOfEarlierConfigurations(t *testing.T) {
 	}
 }
 
+// What cannot be read may be flock's. It is not called another's, and nothing is removed.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	for name, path := range map[string]func(node) string{
+		"configuration": func(n node) string { return n.conflistPath() },
+		"plugin":        func(n node) string { return n.pluginPath() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.install(t)
+			inThread(t, func() error {
+				return errors.Join(
+					unix.Unshare(unix.CLONE_NEWNS|unix.CLONE_FS),
+					unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
+					unix.Mount("/proc/self/mem", path(n), "", unix.MS_BIND, ""), // its first page has EIO
+				)
+			}, func() {
+				for what, do := range map[string]func() error{"install": n.Install, "uninstall": n.Uninstall} {
+					if err := do(); !errors.Is(err, unix.EIO) {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+			})
+			if got := n.files(t); len(got) != 2 || strings.Contains(n.said.String(), "left in place") {
+				t.Errorf("%d files are left; log is %s", len(got), n.said)
+			}
+		})
+	}
+}
+
 // A full disk leaves what was there.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
