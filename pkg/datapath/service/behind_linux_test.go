@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"flock.fritzlab.net/flock/internal/nettest"
+	"flock.fritzlab.net/flock/pkg/datapath"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
 	"flock.fritzlab.net/flock/pkg/netlink/nft"
@@ -360,7 +361,7 @@ func TestWithdrawalDuringATransaction(t *testing.T) {
 		if routes := announcedRoutes(ns); slices.Contains(routes, vip[0].String()) {
 			t.Errorf("announced are %q", routes)
 		}
-		translated, err := reader.readInterim()
+		translated, err := readInterim(reader.tables)
 		if err != nil {
 			t.Error(err)
 		}
@@ -430,4 +431,46 @@ func large(name string, elements int) *nft.Batch {
 	}
 	b.AddElements(addresses, keys...)
 	return &b
+}
+
+// A look at the kernel may take long on a busy node. What is announced meanwhile does not wait
+// for it, and the look does not take what has changed since for another program's doing.
+func TestAnnouncementDoesNotWaitForALook(t *testing.T) {
+	t.Parallel()
+	ns := nettest.New(t)
+	r := openRoutes(t, ns, true)
+	if err := reset(r, announcedAt(vip[0]), nil); err != nil {
+		t.Fatal(err)
+	}
+	looks, free := make(chan struct{}), make(chan struct{})
+	r.looking.Lock()
+	r.guard.onLook = sync.OnceFunc(func() { close(looks); <-free })
+	r.looking.Unlock()
+	var repairs []datapath.Repair
+	synced := make(chan error, 1)
+	go func() {
+		var err error
+		repairs, err = r.Sync(t.Context())
+		synced <- err
+	}()
+	<-looks
+	announced := make(chan error, 1)
+	go func() { announced <- set(r, announcedAt(vip[1]), toPodAt(vip[1])) }()
+	select {
+	case err := <-announced:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("an announcement waits for a look")
+	}
+	wantRoutes(t, ns, "while the kernel is looked at", vip[0], vip[1])
+	close(free)
+	if err := <-synced; err != nil || len(repairs) > 0 {
+		t.Errorf("the look found %v, %v; want nothing", repairs, err)
+	}
+	if is := r.Translated(); len(is) != len(toPodAt(vip[1])) {
+		t.Errorf("after the look the kernel translates %v", is)
+	}
+	wantRoutes(t, ns, "after the look", vip[0], vip[1])
 }

@@ -18,8 +18,8 @@ import (
 // lookAgain has the kernel be what is desired, and returns what differed from what it had last.
 func lookAgain(t *testing.T, r *Routes) []string {
 	t.Helper()
-	r.work.Lock()
-	defer r.work.Unlock()
+	r.looking.Lock()
+	defer r.looking.Unlock()
 	repairs, err := r.converge()
 	if err != nil {
 		t.Fatal(err)

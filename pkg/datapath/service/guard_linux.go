@@ -68,19 +68,28 @@ func chains(nat bool) []ruled {
 
 // guard is the table in the network namespace that it was opened in. Its methods wait while
 // other programs change nftables: the kernel makes one transaction after the other. It has one
-// owner; they are not safe for concurrent use, but for Refused.
+// owner; they are not safe for concurrent use, but for Refused and look.
 type guard struct {
 	tables   *nft.Conn
-	onCommit func() // before a transaction is made; tests only
+	looks    *nft.Conn // of look alone, so that no transaction waits for its dumps
+	onCommit func()    // before a transaction is made; tests only
+	onLook   func()    // before the table is looked at; tests only
 
 	// interim are the connections that the kernel translated at the last look, with the
 	// changes since.
 	interim Interim
+	seen    seen
+}
+
+// seen is what is known of the kernel, from looks and transactions.
+type seen struct {
 	// noNAT: the kernel cannot translate.
 	noNAT bool
-	// seen is a generation of nftables, and looks how often the guard was seen complete in it.
-	seen  uint32
-	looks int
+	// complete is how often the guard was seen complete in this generation of nftables.
+	generation uint32
+	complete   int
+	// commits counts the guard's own transactions.
+	commits int
 }
 
 // sendBuffer, in bytes, holds the translations to thousands of pods in one transaction.
@@ -96,42 +105,64 @@ func openGuard() (*guard, error) {
 		tables.Close()
 		return nil, err
 	}
-	return &guard{tables: tables, interim: Interim{}}, nil
+	looks, err := nft.Dial()
+	if err != nil {
+		tables.Close()
+		return nil, err
+	}
+	return &guard{tables: tables, looks: looks, interim: Interim{}}, nil
 }
 
-// Close gives the socket up. The table stays.
-func (g *guard) Close() { g.tables.Close() }
+// Close gives the sockets up. The table stays.
+func (g *guard) Close() {
+	g.tables.Close()
+	g.looks.Close()
+}
 
 func (g *guard) commit(b *nft.Batch) error {
+	g.seen.commits++
 	if g.onCommit != nil {
 		g.onCommit()
 	}
 	return g.tables.Commit(b)
 }
 
-// look says how the kernel's table differs from the guard's; empty if it does not. Then it has
-// read what is translated.
-func (g *guard) look() (found string, err error) {
-	generation, err := g.tables.Generation()
-	if err != nil {
-		return "", err
+// tableLook is what a look came to.
+type tableLook struct {
+	generation uint32
+	found      string  // how the kernel's table differs from the guard's; empty if it does not
+	interim    Interim // what is translated, if the table does not differ; nil if it was not read
+}
+
+// look says how the kernel's table differs from the guard's, and what is translated. It does
+// not read what was seen often enough. It changes nothing of the guard.
+func (g *guard) look(before seen) (is tableLook, err error) {
+	if g.onLook != nil {
+		g.onLook()
 	}
-	if generation != g.seen {
-		g.seen, g.looks = generation, 0
+	if is.generation, err = g.looks.Generation(); err != nil {
+		return is, err
 	}
-	if g.looks >= enoughLooks {
-		return "", nil
+	if is.generation == before.generation && before.complete >= enoughLooks {
+		return is, nil
 	}
-	if found, err = g.differs(); found != "" || err != nil {
-		return found, err
+	if is.found, err = g.differs(before.noNAT); is.found != "" || err != nil {
+		return is, err
 	}
-	interim, err := g.readInterim()
-	if err != nil {
-		return "", err
+	is.interim, err = readInterim(g.looks)
+	return is, err
+}
+
+// saw takes in a look at a table that is the guard's, since which the guard has made no
+// transaction.
+func (g *guard) saw(is tableLook) {
+	if is.generation != g.seen.generation {
+		g.seen.generation, g.seen.complete = is.generation, 0
 	}
-	g.interim = interim
-	g.looks++
-	return "", nil
+	if is.interim != nil {
+		g.interim = is.interim
+		g.seen.complete++
+	}
 }
 
 // enoughLooks at one generation of nftables are made. The kernel counts a transaction just
@@ -140,8 +171,8 @@ const enoughLooks = 2
 
 // differs says how the kernel's table differs from the guard's, but for what is translated;
 // empty if it does not.
-func (g *guard) differs() (found string, err error) {
-	have, err := g.tables.Contents(table)
+func (g *guard) differs(noNAT bool) (found string, err error) {
+	have, err := g.looks.Contents(table)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return datapath.Missing, nil
@@ -150,12 +181,12 @@ func (g *guard) differs() (found string, err error) {
 	case have.Dormant:
 		return "dormant", nil
 	}
-	if _, err := g.tables.Counter(refused); errors.Is(err, unix.ENOENT) {
+	if _, err := g.looks.Counter(refused); errors.Is(err, unix.ENOENT) {
 		return "another counter", nil
 	} else if err != nil {
 		return "", err
 	}
-	all := chains(!g.noNAT)
+	all := chains(!noNAT)
 	if len(have.Chains) != len(all) || len(have.Sets) != len(interimMaps) {
 		return "other chains or sets", nil
 	}
@@ -184,8 +215,8 @@ func (g *guard) replace(interim Interim) error {
 	switch {
 	case err == nil:
 		return nil
-	case !g.noNAT && isMissing(err):
-		g.noNAT = true
+	case !g.seen.noNAT && isMissing(err):
+		g.seen.noNAT = true
 	case len(interim) == 0:
 		return err
 	}
@@ -199,7 +230,7 @@ func isMissing(err error) bool {
 }
 
 func (g *guard) write(interim Interim) error {
-	if g.noNAT {
+	if g.seen.noNAT {
 		interim = nil
 	}
 	var b nft.Batch
@@ -210,7 +241,7 @@ func (g *guard) write(interim Interim) error {
 	for _, m := range interimMaps {
 		b.AddSet(m.set)
 	}
-	for _, r := range chains(!g.noNAT) {
+	for _, r := range chains(!g.seen.noNAT) {
 		b.AddChain(r.chain)
 		b.AddRules(r.chain, r.rules...)
 	}
@@ -225,7 +256,7 @@ func (g *guard) write(interim Interim) error {
 
 // takeAway deletes the table, and says whether there was one.
 func (g *guard) takeAway() (deleted bool, err error) {
-	g.looks, g.interim = 0, Interim{}
+	g.seen.complete, g.interim = 0, Interim{}
 	if _, err := g.tables.Contents(table); errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}

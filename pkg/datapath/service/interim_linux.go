@@ -104,10 +104,10 @@ func interimMapOf(a netip.Addr) interimMap {
 var errNoNAT = errors.New("the kernel has no destination NAT in nf_tables (CONFIG_NFT_NAT)")
 
 // readInterim reads what the kernel translates.
-func (g *guard) readInterim() (Interim, error) {
+func readInterim(tables *nft.Conn) (Interim, error) {
 	all := Interim{}
 	for _, m := range interimMaps {
-		elements, err := g.tables.Elements(m.set)
+		elements, err := tables.Elements(m.set)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		} else if err != nil {
@@ -238,13 +238,13 @@ func (g *guard) changeAtOnce(c interimChange) error {
 	if c.isEmpty() {
 		return nil
 	}
-	if g.noNAT && len(c.add) > 0 {
+	if g.seen.noNAT && len(c.add) > 0 {
 		return errNoNAT
 	}
 	var b nft.Batch
 	c.appendTo(&b)
 	if err := g.commit(&b); err != nil {
-		g.looks = 0 // what the kernel has is to be read again
+		g.seen.complete = 0 // what the kernel has is to be read again
 		return err
 	}
 	for from := range c.del {

@@ -14,7 +14,6 @@ import (
 	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
-	"flock.fritzlab.net/flock/pkg/netlink/nft"
 	"flock.fritzlab.net/flock/pkg/pod"
 )
 
@@ -180,7 +179,7 @@ func TestInterimConverges(t *testing.T) {
 func TestInterimWithoutKernelNAT(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
-	f.routes.guard.noNAT = true
+	f.routes.guard.seen.noNAT = true
 	f.announce()
 	if err := set(f.routes, nil, toPod(servicePort)); !errors.Is(err, errNoNAT) {
 		t.Errorf("error %v, want %v", err, errNoNAT)
@@ -282,7 +281,7 @@ func openRoutes(t *testing.T, ns *nettest.NS, nat bool) (r *Routes) {
 		}
 	})
 	t.Cleanup(r.Close)
-	r.guard.noNAT = !nat
+	r.guard.seen.noNAT = !nat
 	return r
 }
 
@@ -383,7 +382,7 @@ func TestInterimThatFailsStopsNothingElse(t *testing.T) {
 	if err := reset(r, announcedAt(vip[0]), nil); err != nil {
 		t.Fatal(err)
 	}
-	r.guard.noNAT = true // from now on
+	r.guard.seen.noNAT = true // from now on
 	changes := announcedAt(vip[1], other)
 	changes[hostPrefix(vip[0])] = Entry{}
 	interim := toPod(80)
@@ -663,12 +662,12 @@ func TestWithdrawalWithoutNFTables(t *testing.T) {
 			t.Fatal(err)
 		}
 		if what != "the link cannot be changed" {
-			r.guard.tables.Close()
+			r.guard.Close()
 		}
 		_ = withdraw(r)
 		ns.Run(func() {
 			var err error
-			if r.guard.tables, err = nft.Dial(); err != nil {
+			if r.guard, err = openGuard(); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -25,8 +25,11 @@ var _ datapath.Feature = (*Routes)(nil)
 // take long is left to Complete: nftables, where the kernel makes one transaction after the
 // other, whoever wants it, and looks at the kernel. So a withdrawal waits for none of it.
 type Routes struct {
-	// work is held by who looks at the kernel, or changes nftables or the link. It is taken
-	// before mu.
+	// looking is held by who looks at the kernel, or changes the link. It is taken before work,
+	// and work before mu.
+	looking sync.Mutex
+	// work is held by who changes nftables, and by none who only looks: an announcement waits for
+	// the translation of its connections, and a look may take long.
 	work  sync.Mutex
 	guard *guard
 
@@ -78,13 +81,15 @@ func (r *Routes) Close() {
 // Kept is what an earlier run of the agent has left in the kernel. It changes nothing, and
 // has to be called before Reset.
 func (r *Routes) Kept() (map[netip.Prefix]Entry, Interim, error) {
+	r.looking.Lock()
+	defer r.looking.Unlock()
 	r.work.Lock()
 	defer r.work.Unlock()
 	is, err := r.fib.peek()
 	if err != nil {
 		return nil, nil, err
 	}
-	interim, err := r.guard.readInterim()
+	interim, err := readInterim(r.guard.tables)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -159,8 +164,6 @@ func (r *Routes) Behind() <-chan struct{} { return r.behind }
 // Complete does what Reset, Set and SetMTU have left to do. If the kernel refuses, it has what
 // it could get, and Complete has to be called again.
 func (r *Routes) Complete() error {
-	r.work.Lock()
-	defer r.work.Unlock()
 	r.mu.Lock()
 	known, look := r.known, r.due || r.stale
 	r.mu.Unlock()
@@ -168,6 +171,8 @@ func (r *Routes) Complete() error {
 	case !known:
 		return nil
 	case look:
+		r.looking.Lock()
+		defer r.looking.Unlock()
 		_, err := r.converge()
 		return err
 	}
@@ -233,8 +238,10 @@ func (r *Routes) translations() Interim {
 
 // translate has the kernel translate what it shall, announces what waited for it, and then ends
 // the other translations: an address is withdrawn before they are not wanted any more. Last it
-// announces what waited for their end. The caller holds work.
+// announces what waited for their end.
 func (r *Routes) translate() error {
+	r.work.Lock()
+	defer r.work.Unlock()
 	refused := r.modify(additions)
 	waits, late := r.route()
 	ended := r.modify(func(want, have Interim) interimChange {
@@ -282,7 +289,7 @@ func (r *Routes) modify(change func(want, have Interim) interimChange) error {
 		}
 		if !again && isOutdated(err) {
 			var have Interim
-			if have, err = r.guard.readInterim(); err == nil {
+			if have, err = readInterim(r.guard.tables); err == nil {
 				r.guard.interim = have
 				r.stand()
 				continue
@@ -305,7 +312,7 @@ func (r *Routes) stand() {
 	standing := maps.Clone(r.guard.interim)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.standing, r.ending, r.noNAT = standing, Interim{}, r.guard.noNAT
+	r.standing, r.ending, r.noNAT = standing, Interim{}, r.guard.seen.noNAT
 }
 
 // Translated are the connections that the kernel translates, but for those that are just being
@@ -349,8 +356,8 @@ func (r *Routes) Kinds() []kernel.Kind {
 
 // Sync implements [datapath.Feature].
 func (r *Routes) Sync(context.Context) ([]datapath.Repair, error) {
-	r.work.Lock()
-	defer r.work.Unlock()
+	r.looking.Lock()
+	defer r.looking.Unlock()
 	r.mu.Lock()
 	known, due, stale := r.known, r.due, r.stale
 	r.mu.Unlock()
@@ -368,7 +375,7 @@ func (r *Routes) Sync(context.Context) ([]datapath.Repair, error) {
 }
 
 // converge reads what the kernel has, and applies the difference to what is desired. It returns
-// how the kernel differed from what it had last. The caller holds work.
+// how the kernel differed from what it had last. The caller holds looking.
 func (r *Routes) converge() (repairs []datapath.Repair, err error) {
 	r.mu.Lock()
 	due, wanted, mtu := r.due, len(r.desired) > 0, r.mtu
@@ -429,7 +436,7 @@ func (r *Routes) found(is look) []Change {
 }
 
 // withdraw withdraws what is there and shall not be, where the node cannot have the rest.
-// Withdrawals need neither guard nor link. The caller holds work.
+// Withdrawals need neither guard nor link. The caller holds looking.
 func (r *Routes) withdraw() error {
 	is, err := r.fib.peek()
 	r.mu.Lock()
@@ -441,14 +448,17 @@ func (r *Routes) withdraw() error {
 	return errors.Join(err, r.change(r.allowed(Plan(whole(r.desired, r.fib.Actual()), r.fib.Actual()))))
 }
 
-// takeAway deletes all that there is. The caller holds work.
+// takeAway deletes all that there is. The caller holds looking.
 func (r *Routes) takeAway() ([]datapath.Repair, error) {
 	repairs, err := r.fib.takeAway()
 	if err != nil {
 		return repairs, errors.Join(err, r.withdraw())
 	}
+	r.work.Lock()
+	defer r.work.Unlock()
 	r.mu.Lock()
 	r.fib.learn(look{entries: map[netip.Prefix]Entry{}})
+	r.standing = Interim{}
 	r.mu.Unlock()
 	deleted, err := r.guard.takeAway()
 	if deleted {
@@ -457,17 +467,37 @@ func (r *Routes) takeAway() ([]datapath.Repair, error) {
 	return repairs, err
 }
 
+// lookAttempts at the guard's table are made, of which the last one stops others that change it.
+const lookAttempts = 3
+
 // syncGuard makes the kernel's table the guard's. One that is made anew has all translations
-// at once. The caller holds work.
+// at once. Translations do not wait for the look; one that they have overtaken is made again.
+// The caller holds looking.
 func (r *Routes) syncGuard() (repairs []datapath.Repair, err error) {
-	had := maps.Clone(r.guard.interim)
-	found, err := r.guard.look()
-	switch {
-	case err != nil:
-		return nil, err
-	case found == "":
+	r.work.Lock()
+	defer r.work.Unlock()
+	var is tableLook
+	for attempt := 1; ; attempt++ {
+		before := r.guard.seen
+		if attempt < lookAttempts {
+			r.work.Unlock()
+		}
+		is, err = r.guard.look(before)
+		if attempt < lookAttempts {
+			r.work.Lock()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.guard.seen.commits == before.commits {
+			break
+		}
+	}
+	if is.found == "" {
+		had := r.guard.interim
+		r.guard.saw(is)
 		repairs = interimRepairs(had, r.guard.interim)
-	default:
+	} else {
 		r.mu.Lock()
 		r.guarded, r.standing = false, Interim{}
 		interim := r.translations()
@@ -475,7 +505,7 @@ func (r *Routes) syncGuard() (repairs []datapath.Repair, err error) {
 		if err := r.guard.replace(interim); err != nil {
 			return nil, err
 		}
-		repairs = append(repairs, guardRepair(found))
+		repairs = append(repairs, guardRepair(is.found))
 	}
 	r.stand()
 	return repairs, nil
