@@ -44,6 +44,7 @@ func TestAPIServer(t *testing.T) {
 	server.Address("eth0", "198.51.100.53/24")
 	server.IP("-6", "route", "add", "default", "via", "2001:db8:0:1::11")
 	server.IP("-4", "route", "add", "default", "via", "198.51.100.11")
+	node.IP("link", "add", "cni0", "type", "bridge") // another CNI's; in mode nftables Kubernetes 1.32 wants it to be there
 	serveClients(t, server)
 
 	// One pod has addresses of the node's pod CIDRs, the other static ones.
@@ -214,7 +215,7 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s}
 	return func() {
 		_ = process.Signal(syscall.SIGKILL)
 		<-ended
-		s.NS().Exec("kube-proxy", "--cleanup")
+		s.NS().Exec("nft", "flush", "ruleset") // kube-proxy --cleanup of Kubernetes 1.32 wants ipset
 		if t.Failed() {
 			said, _ := os.ReadFile(log.Name())
 			t.Logf("kube-proxy's log:\n%s", said)
