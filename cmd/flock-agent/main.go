@@ -84,7 +84,7 @@ func main() {
 	flag.StringVar(&c.MetricsCertFile, "metrics-cert-file", "", "PEM file with the certificate for --metrics-address, read again when it changes; if empty, the agent makes one itself")
 	flag.StringVar(&c.MetricsKeyFile, "metrics-key-file", "", "PEM file with the key of --metrics-cert-file")
 	flag.StringVar(&c.PageAddress, "page-address", "", "address and port, on the loopback, of a page that shows the node's pods, routes, sessions, policies and Events: 127.0.0.1:9481; if empty, there is none")
-	flag.StringVar(&c.OTLPEndpoint, "otlp-endpoint", "", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; if empty, none are made")
+	flag.StringVar(&c.OTLPEndpoint, "otlp-endpoint", "", "URL of an OpenTelemetry collector (OTLP over HTTP, as in http://127.0.0.1:4318) that gets the spans of each ADD and DEL; OTEL_EXPORTER_OTLP_HEADERS, _COMPRESSION and _CERTIFICATE in the environment, and the forms with OTLP_TRACES, say how; if empty, none are made")
 	flag.Func("realtime-priority", "real-time priority of the agent's threads, from 1 to 99 (SCHED_RR): on a node whose processors are all busy a withdrawal does not wait for one; needs CAP_SYS_NICE; 0: none (default 0)", func(s string) (err error) {
 		c.RealtimePriority, err = threads.ParsePriority(s)
 		return err
@@ -131,6 +131,14 @@ func main() {
 		os.Exit(2)
 	}
 	c.Log = slog.New(handler)
+	if c.OTLPEndpoint != "" {
+		// The headers may come from a Secret, of which no roll-out tries a change at one node first: a
+		// bad one must not keep agents from their start.
+		if c.OTLP, err = otlp.FromEnvironment(os.Getenv); err != nil {
+			c.Log.Error("cannot read OpenTelemetry's environment variables, no spans are sent until they are fixed and the agent starts again", "error", err)
+			c.OTLPEndpoint = ""
+		}
+	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25) // a node has little memory to spare, and the agent makes little garbage
 	}

@@ -8,6 +8,7 @@ package otlp
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -41,6 +42,8 @@ const (
 	farewell = time.Second      // for what is queued or on its way when the program ends
 	answer   = 64 << 10         // bytes of an answer that are read
 	longest  = time.Minute      // that the collector's Retry-After is followed
+
+	hidden = "xxxxx" // stands for a secret
 )
 
 // Attribute is one of a span or of the program. An empty one is left out.
@@ -69,6 +72,7 @@ type Config struct {
 	// Endpoint is the collector's URL, as ParseEndpoint returns it; empty: nothing is
 	// sent.
 	Endpoint string
+	Settings Settings
 	// Resource says which program the spans are of.
 	Resource []Attribute
 	Log      *slog.Logger
@@ -79,6 +83,8 @@ type Exporter struct {
 	c        Config
 	shown    string // the endpoint without credentials, for people
 	client   http.Client
+	ca       *authority // nil: the machine's CAs
+	secrets  *strings.Replacer
 	resource *resourcepb.Resource
 	queue    chan Trace
 	dropped  [reasons]atomic.Uint64
@@ -116,7 +122,6 @@ func ParseEndpoint(s string) (string, error) {
 // Redacted is an endpoint, also one that is no URL, without what may be a secret: the password,
 // or the user's name where there is none, as it may be a token, and the query.
 func Redacted(s string) string {
-	const hidden = "xxxxx"
 	s, query, ok := strings.Cut(s, "?")
 	if ok && query != "" {
 		query = "?" + hidden
@@ -144,10 +149,16 @@ func Redacted(s string) string {
 
 // New returns an exporter that sends nothing yet.
 func New(c Config) *Exporter {
-	return &Exporter{
-		c: c, shown: Redacted(c.Endpoint), client: http.Client{Timeout: patience}, resource: &resourcepb.Resource{Attributes: attributes(c.Resource)},
-		queue: make(chan Trace, queued),
+	e := &Exporter{
+		c: c, shown: Redacted(c.Endpoint), resource: &resourcepb.Resource{Attributes: attributes(c.Resource)}, queue: make(chan Trace, queued),
+		// A redirection would take the headers, which may have credentials, to somebody else.
+		client:  http.Client{Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		secrets: c.Settings.secrets(),
 	}
+	if c.Settings.ca.value != "" && strings.HasPrefix(c.Endpoint, "https:") {
+		e.ca = &authority{file: c.Settings.ca}
+	}
+	return e
 }
 
 // Enabled says whether there is a collector.
@@ -267,7 +278,7 @@ func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bo
 		switch {
 		case errors.As(err, &refused):
 			e.drop(Refused, refused.spans)
-			e.c.Log.Warn("the collector refuses spans, they are dropped", "endpoint", e.shown, "spans", refused.spans, "error", err)
+			e.c.Log.Warn("the collector refuses spans, they are dropped", "endpoint", e.shown, "spans", refused.spans, "error", e.secrets.Replace(err.Error()))
 			return 0
 		case err == nil:
 			if *away {
@@ -277,7 +288,7 @@ func (e *Exporter) deliver(ctx, sending context.Context, batch []Trace, away *bo
 			return 0
 		}
 		if !*away {
-			e.c.Log.Warn("cannot send spans to the collector, will retry, and drop them if that fails too", "endpoint", e.shown, "error", err)
+			e.c.Log.Warn("cannot send spans to the collector, will retry, and drop them if that fails too", "endpoint", e.shown, "error", e.secrets.Replace(err.Error()))
 		}
 		*away = true
 		if ctx.Err() != nil {
@@ -326,11 +337,27 @@ func (e *Exporter) post(ctx context.Context, batch []Trace) error {
 	if err != nil {
 		return refusedError{spans(batch...), err.Error()} // a name that is not UTF-8
 	}
+	if e.ca != nil {
+		transport, err := e.ca.follow()
+		if err != nil {
+			return err
+		}
+		e.client.Transport = transport
+	}
+	if e.c.Settings.compress {
+		body = compressed(body)
+	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.c.Endpoint, bytes.NewReader(body))
 	if err != nil {
 		return withoutURL(err)
 	}
+	for name, values := range e.c.Settings.headers {
+		r.Header[name] = values
+	}
 	r.Header.Set("Content-Type", "application/x-protobuf")
+	if e.c.Settings.compress {
+		r.Header.Set("Content-Encoding", "gzip")
+	}
 	response, err := e.client.Do(r)
 	if err != nil {
 		return withoutURL(err)
@@ -354,6 +381,14 @@ func (e *Exporter) post(ctx context.Context, batch []Trace) error {
 		return busyError{response.Status, retryAfter(response.Header.Get("Retry-After"))} // for these the protocol asks for another attempt
 	}
 	return refusedError{spans(batch...), response.Status}
+}
+
+func compressed(body []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(body) // a Buffer takes everything
+	_ = w.Close()
+	return b.Bytes()
 }
 
 // withoutURL is the cause of the HTTP client's error, which would name the URL with what may

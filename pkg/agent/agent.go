@@ -20,6 +20,7 @@ import (
 
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
+	"flock.fritzlab.net/flock/internal/otlp"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/internal/version"
 	"flock.fritzlab.net/flock/pkg/address/claim"
@@ -73,6 +74,8 @@ type Config struct {
 	// OTLPEndpoint is the URL of the collector that gets the spans of calls, as
 	// otlp.ParseEndpoint returns it; empty: there is none.
 	OTLPEndpoint string
+	// OTLP is how they are sent there.
+	OTLP otlp.Settings
 	// RealtimePriority is that of the agent's threads (SCHED_RR), from 1 to 99; 0: none.
 	RealtimePriority int
 	Log              *slog.Logger

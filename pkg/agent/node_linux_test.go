@@ -59,6 +59,7 @@ type node struct {
 	host, router *nettest.NS
 	state        string // the state directory
 	agent        *exec.Cmd
+	env          []string // of the agent, besides the test's
 }
 
 // newNode makes a node whose agent is not started yet.
@@ -102,7 +103,7 @@ func (n *node) start(flags ...string) {
 	defer log.Close()
 	n.agent = exec.Command(filepath.Join(programs, "flock-agent"), append([]string{"--node-name=node1", "--state-dir=" + n.state,
 		"--kubeconfig=" + filepath.Join(n.state, "kubeconfig"), "--exit-sources=none", "--log-level=debug"}, flags...)...)
-	n.agent.Stderr = log
+	n.agent.Stderr, n.agent.Env = log, append(os.Environ(), n.env...)
 	n.host.Run(func() { err = n.agent.Start() })
 	if err != nil {
 		n.t.Fatal(err)

@@ -59,7 +59,7 @@ func newStopwatch(c Config) *stopwatch {
 		phases: phasesMetric.NewHistogram(prometheus.ExponentialBuckets(0.0001, 4, 8)), // 0.1 ms to 1.6 s
 		of:     map[string]*[phases]prometheus.Observer{},
 		exporter: otlp.New(otlp.Config{
-			Endpoint: c.OTLPEndpoint, Log: c.Log,
+			Endpoint: c.OTLPEndpoint, Settings: c.OTLP, Log: c.Log,
 			Resource: []otlp.Attribute{{Key: "service.name", Value: "flock-agent"}, {Key: "service.version", Value: version.Version}, {Key: "k8s.node.name", Value: c.NodeName}},
 		}),
 	}

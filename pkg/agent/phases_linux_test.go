@@ -199,6 +199,47 @@ func TestCollectorIsAway(t *testing.T) {
 	}
 }
 
+// TestCollectorsHeaders: a collector that wants headers gets them from the environment. With headers
+// that are malformed the agent says so, without them, sends nothing, and serves pods.
+func TestCollectorsHeaders(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		headers string
+		reaches bool
+	}{
+		"good": {"authorization=Bearer%20ZZZ", true},
+		"bad":  {"authorization=Bearer ZZZ,ZZZ", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, nodeConfig)
+			requests := make(chan *http.Request, 100)
+			collector := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { requests <- r })}
+			go collector.Serve(n.listen("127.0.0.1:4318"))
+			t.Cleanup(func() { collector.Close() })
+			n.env = []string{"OTEL_EXPORTER_OTLP_HEADERS=" + c.headers, "OTEL_EXPORTER_OTLP_COMPRESSION=gzip"}
+			n.start("--otlp-endpoint=http://127.0.0.1:4318")
+			n.sandbox("a").mustAdd()
+			const said = "OTEL_EXPORTER_OTLP_HEADERS: entry 2 has no =: want name=value"
+			if c.reaches {
+				select {
+				case r := <-requests:
+					if r.Header.Get("Authorization") != "Bearer ZZZ" || r.Header.Get("Content-Encoding") != "gzip" {
+						t.Errorf("the collector gets %v", r.Header)
+					}
+				case <-time.After(20 * time.Second):
+					t.Errorf("the collector gets nothing\n%s", n.agentLog())
+				}
+			} else if !strings.Contains(n.agentLog(), said) {
+				t.Errorf("the log does not say %q:\n%s", said, n.agentLog())
+			}
+			if strings.Contains(n.agentLog(), "ZZZ") {
+				t.Errorf("the log has the headers:\n%s", n.agentLog())
+			}
+		})
+	}
+}
+
 // TestBadEndpoint: an agent with an endpoint that is no URL says so, without the password.
 func TestBadEndpoint(t *testing.T) {
 	t.Parallel()
