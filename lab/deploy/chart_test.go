@@ -205,6 +205,32 @@ func TestChartValues(t *testing.T) {
 			t.Errorf("%+v", d.Spec)
 		}
 	})
+	t.Run("collector", func(t *testing.T) {
+		got := ds("--set=agent.otlpEndpoint=https://192.0.2.1:4318,agent.otlpHeaders.secret=collector,agent.otlpCompression=gzip,agent.otlpCA.configMap=collector-ca,agent.otlpCA.key=root.pem")
+		env := map[string]corev1.EnvVar{}
+		for _, e := range agent(got).Env {
+			env[strings.TrimPrefix(e.Name, "OTEL_EXPORTER_OTLP_TRACES_")] = e
+		}
+		if headers := env["HEADERS"]; headers.Value != "" || headers.ValueFrom == nil || headers.ValueFrom.SecretKeyRef.Name != "collector" || headers.ValueFrom.SecretKeyRef.Key != "headers" || !*headers.ValueFrom.SecretKeyRef.Optional {
+			t.Errorf("headers: %+v", headers)
+		}
+		if env["COMPRESSION"].Value != "gzip" {
+			t.Errorf("compression: %+v", env["COMPRESSION"])
+		}
+		mounted := false
+		for _, m := range agent(got).VolumeMounts {
+			mounted = mounted || m.Name == "otlp-ca" && m.ReadOnly && m.SubPath == "" && env["CERTIFICATE"].Value == m.MountPath+"/ca.crt"
+		}
+		found := false
+		for _, v := range got.Spec.Template.Spec.Volumes {
+			if c := v.ConfigMap; v.Name == "otlp-ca" && c != nil {
+				found = c.Name == "collector-ca" && c.Items[0].Key == "root.pem" && c.Items[0].Path == "ca.crt" && *c.Optional
+			}
+		}
+		if !mounted || !found {
+			t.Errorf("the CA: %+v of %+v", agent(got).VolumeMounts, got.Spec.Template.Spec.Volumes)
+		}
+	})
 	t.Run("real time", func(t *testing.T) {
 		got := ds("--set=realtimePriority=1,agent.extraArgs={--exit-sources=cri}")
 		for _, c := range got.Spec.Template.Spec.Containers {
@@ -328,6 +354,8 @@ func TestChartValues(t *testing.T) {
 			{"--namespace=elsewhere", "flock must be in flock-system"},
 			{"--set=agent.logLevel=loud", "logLevel"},
 			{"--set=agent.otlpEndpoint=127.0.0.1:4318", "otlpEndpoint"},
+			{"--set=agent.otlpCompression=zstd", "otlpCompression"},
+			{"--set=agent.otlpHeaders.authorization=x", "otlpHeaders"},
 			{"--set=paths.cniBin=relative", "cniBin"},
 			{"--set=realtimePriority=100", "realtimePriority"},
 			{"--set=nodeselector.a=b", "nodeselector"}, // nothing is ignored silently

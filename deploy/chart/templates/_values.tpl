@@ -26,6 +26,10 @@ nothing.
 {{- with $values.affinity }}{{ $_ := set $pod "affinity" . }}{{ end }}
 {{- if $values.seLinuxOptions }}{{ $_ := set $pod.securityContext "seLinuxOptions" $values.seLinuxOptions }}
 {{- else }}{{ $_ := unset $pod.securityContext "seLinuxOptions" }}{{ end }}
+{{- with $values.agent.otlpCA }}{{ if .configMap }}
+{{- $items := list (dict "key" .key "path" "ca.crt") }}
+{{- $_ := set $pod "volumes" (append $pod.volumes (dict "name" "otlp-ca" "configMap" (dict "name" .configMap "items" $items "optional" true))) }}
+{{- end }}{{ end }}
 {{- $paths := dict "cni-bin" $values.paths.cniBin "cni-conf" $values.paths.cniConf "pods-api" $values.paths.podsAPI "runtime" $values.paths.runtime }}
 {{- range $pod.volumes }}
 {{- if hasKey $paths .name }}{{ $_ := set .hostPath "path" (index $paths .name) }}{{ end }}
@@ -64,6 +68,16 @@ nothing.
 {{- $env := $agent.env }}
 {{- with $values.apiServer.host }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_HOST" "value" .) }}{{ end }}
 {{- with $values.apiServer.port }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_PORT" "value" (toString .)) }}{{ end }}
+{{- /* Optional: what traces lack must not keep the agent from its start. */}}
+{{- with $values.agent.otlpHeaders }}{{ if .secret }}
+{{- $ref := dict "name" .secret "key" .key "optional" true }}
+{{- $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_TRACES_HEADERS" "valueFrom" (dict "secretKeyRef" $ref)) }}
+{{- end }}{{ end }}
+{{- if ne $values.agent.otlpCompression "none" }}{{ $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION" "value" $values.agent.otlpCompression) }}{{ end }}
+{{- if $values.agent.otlpCA.configMap }}
+{{- $env = append $env (dict "name" "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE" "value" "/etc/flock/otlp/ca.crt") }}
+{{- $_ := set $agent "volumeMounts" (append $agent.volumeMounts (dict "name" "otlp-ca" "mountPath" "/etc/flock/otlp" "readOnly" true)) }}
+{{- end }}
 {{- $_ := set $agent "env" $env }}
 {{- end }}
 
