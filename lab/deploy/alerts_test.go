@@ -299,17 +299,26 @@ func TestMonitoringUsesMetricsThatExist(t *testing.T) {
 	for _, a := range alerts(t) {
 		check(a.Alert, a.Expr)
 	}
-	text, err := os.ReadFile(monitoring + "/dashboard.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var dashboard struct {
-		Title  string
-		UID    string
-		Panels []panel
-	}
-	if err := json.Unmarshal(text, &dashboard); err != nil {
-		t.Fatal(err)
+	// A query groups by labels that its metrics have, and its legend shows no others.
+	groups := func(where, expr, legend string) {
+		t.Helper()
+		var by, has []string
+		for _, m := range regexp.MustCompile(`\bby \(([^)]*)\)`).FindAllStringSubmatch(expr, -1) {
+			by = append(by, strings.Split(strings.ReplaceAll(m[1], " ", ""), ",")...)
+		}
+		for _, name := range metricNames(expr) {
+			has = append(has, metrics[name]...)
+		}
+		for _, l := range by {
+			if !slices.Contains(has, l) && !slices.Contains(fromScrape, l) {
+				t.Errorf("%s: groups by %s, which no metric in it has", where, l)
+			}
+		}
+		for _, m := range regexp.MustCompile(`\{\{(\w+)\}\}`).FindAllStringSubmatch(legend, -1) {
+			if !slices.Contains(by, m[1]) {
+				t.Errorf("%s: the legend shows %s, by which the query does not group", where, m[1])
+			}
+		}
 	}
 	shown := map[string]bool{}
 	ids := map[int]bool{}
@@ -325,6 +334,7 @@ func TestMonitoringUsesMetricsThatExist(t *testing.T) {
 			}
 			for _, target := range p.Targets {
 				check("panel "+p.Title, target.Expr)
+				groups("panel "+p.Title, target.Expr, target.LegendFormat)
 				for _, name := range metricNames(target.Expr) {
 					shown[name] = true
 				}
@@ -332,7 +342,7 @@ func TestMonitoringUsesMetricsThatExist(t *testing.T) {
 			visit(p.Panels)
 		}
 	}
-	visit(dashboard.Panels)
+	visit(panels(t))
 	if len(shown) < 15 {
 		t.Errorf("the dashboard shows only %d metrics", len(shown))
 	}
@@ -344,5 +354,66 @@ type panel struct {
 	Title       string
 	Description string
 	Panels      []panel
-	Targets     []struct{ Expr string }
+	Targets     []struct{ Expr, LegendFormat string }
+}
+
+// panels are those of the dashboard.
+func panels(t *testing.T) []panel {
+	t.Helper()
+	text, err := os.ReadFile(monitoring + "/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct{ Panels []panel }
+	if err := json.Unmarshal(text, &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	return dashboard.Panels
+}
+
+// TestPanelsOfPhases: a real Prometheus answers the queries about the phases of ADD and DEL with
+// what the nodes' histograms have.
+func TestPanelsOfPhases(t *testing.T) {
+	want := map[string]map[string]int{ // 10 µs, by phase
+		"Phases of ADD: median": {"link": 160, "record": 5}, "Phases of ADD: 99th percentile": {"link": 630, "record": 10},
+		"Phases of DEL: median": {"link": 320}, "Phases of DEL: 99th percentile": {"link": 634},
+	}
+	type object map[string]any
+	var series, tests []object
+	for _, node := range []string{"node1", "node2"} {
+		for labels, values := range map[string]string{
+			`command="ADD",phase="link",le="0.0016"`: "0+6x20", `command="ADD",phase="link",le="0.0064"`: "0+12x20", `command="ADD",phase="link",le="+Inf"`: "0+12x20",
+			`command="ADD",phase="record",le="0.0001"`: "0+12x20", `command="ADD",phase="record",le="+Inf"`: "0+12x20",
+			`command="DEL",phase="link",le="0.0064"`: "0+9x20", `command="DEL",phase="link",le="+Inf"`: "0+9x20",
+		} {
+			series = append(series, object{"series": fmt.Sprintf("flock_cni_phase_duration_seconds_bucket{node=%q,%s}", node, labels), "values": values})
+		}
+	}
+	for _, p := range panels(t) {
+		phases := want[p.Title]
+		if phases == nil {
+			continue
+		}
+		delete(want, p.Title)
+		var samples []object
+		for phase, value := range phases {
+			samples = append(samples, object{"labels": fmt.Sprintf("{phase=%q}", phase), "value": value})
+		}
+		for _, target := range p.Targets {
+			expr := "round(100000 * " + strings.ReplaceAll(target.Expr, "$node", ".*") + ")"
+			tests = append(tests, object{"expr": expr, "eval_time": "15m", "exp_samples": samples})
+		}
+	}
+	for title := range want {
+		t.Errorf("the dashboard has no panel %q", title)
+	}
+	content, err := json.Marshal(object{"evaluation_interval": "1m", "tests": []object{{"interval": "1m", "input_series": series, "promql_expr_test": tests}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "phases.yaml") // JSON is YAML
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	promtool(t, "test", "rules", file)
 }
