@@ -31,6 +31,9 @@ const askWithin = 1500 * time.Millisecond
 // agent is there.
 const returnAfter = 5 * time.Second
 
+// writeAgain is how long after a decision that could not be written the next one is made.
+const writeAgain = 5 * time.Second
+
 // API is asked for what is not followed.
 type API interface {
 	GetNode(ctx context.Context, name string) (*corev1.Node, error)
@@ -122,8 +125,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 				k.unselected = time.Time{}
 			}
 		}
-		k.decide(node, config, false)
-		if k.returns(node) && !k.ending {
+		written := k.decide(node, config, false)
+		switch {
+		case !written:
+			again.Reset(writeAgain)
+		case k.returns(node) && !k.ending:
 			again.Reset(max(0, returnAfter-time.Since(k.unselected)))
 		}
 	}
@@ -206,7 +212,8 @@ func (k *Keeper) findOwner(ctx context.Context) error {
 	return nil
 }
 
-func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) {
+// decide makes the decision, and says whether it is in the file.
+func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) bool {
 	d := Decide(Facts{k.NodeName, node, k.daemonSet, k.deleted, config})
 	switch {
 	case unselected(node, k.daemonSet):
@@ -226,9 +233,11 @@ func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bo
 		}
 	}
 	k.Decision.Set(d)
-	if err := k.write(final); err != nil {
-		k.Log.Error("cannot record how BIRD is to end", "error", err)
+	err := k.write(final)
+	if err != nil {
+		k.Log.Error("cannot record how BIRD is to end, will retry", "error", err)
 	}
+	return err == nil
 }
 
 func (k *Keeper) write(final bool) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -220,6 +222,32 @@ func wantFile(t *testing.T, dir string, want stop.Decision) {
 	if got.Reason = ""; err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
+}
+
+// TestWriteAgain: a decision that could not be written is, as soon as it can be.
+func TestWriteAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "bird") // is not there
+		c := newCluster()
+		c.node = nil
+		k := keeper(t, c, dir)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- k.Run(ctx) }()
+		c.set(func() {})
+		synctest.Wait()
+		if !k.Decision.Get().Leave {
+			t.Errorf("%+v, want that the node leaves", k.Decision.Get())
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * writeAgain)
+		wantFile(t, dir, stop.Decision{Leave: true})
+		cancel()
+		<-done
+	})
 }
 
 // TestNextAgent: the start of an agent does not announce what was withdrawn, and BIRD
