@@ -45,6 +45,8 @@ type Journal struct {
 	size int64 // of what is complete in the file
 	base int64 // size when the file was last written anew
 	buf  []byte
+	// aside: the file is at asidePath, because it does not have what was to be written.
+	aside bool
 }
 
 // Open opens the journal at path, or begins one, and calls f with each key and its
@@ -56,6 +58,7 @@ func Open(path string, f func(key string, value []byte)) (*Journal, error) {
 		return nil, err
 	}
 	j := &Journal{path: path, file: file}
+	sys.Remove(j.asidePath()) // that of a program that ended before it could write
 	if err := j.load(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), file.Close())
 	}
@@ -230,20 +233,40 @@ func (j *Journal) Buffered() int { return len(j.buf) }
 // or out of date.
 func (j *Journal) IsOpen() bool { return j.file != nil }
 
+// asidePath is where the file is while it is out of date.
+func (j *Journal) asidePath() string {
+	return filepath.Join(filepath.Dir(j.path), "."+filepath.Base(j.path)+".old")
+}
+
 // Flush writes what was changed. After an error it is called again with the next
-// change. If that helps nothing for long, it removes the file, which then would be
-// out of date, and the journal is of no use any more (see IsOpen).
+// change, and meanwhile the file, which is out of date, is none for the next start. If that
+// helps nothing for long, it removes the file, and the journal is of no use any more (see
+// IsOpen).
 func (j *Journal) Flush() error {
-	if len(j.buf) == 0 || j.file == nil {
+	if len(j.buf) == 0 && !j.aside || j.file == nil {
 		j.buf = nil
 		return nil
 	}
 	if _, err := j.file.WriteAt(j.buf, j.size); err != nil {
+		if !j.aside { // which takes no room
+			asideErr := sys.Rename(j.path, j.asidePath())
+			j.aside, err = asideErr == nil, errors.Join(err, asideErr)
+		}
 		if len(j.buf) > most {
-			err = errors.Join(err, sys.Remove(j.path), j.file.Close())
-			j.file, j.buf = nil, nil
+			path := j.path
+			if j.aside {
+				path = j.asidePath()
+			}
+			err = errors.Join(err, sys.Remove(path), j.file.Close())
+			j.file, j.buf, j.aside = nil, nil, false
 		}
 		return err
+	}
+	if j.aside {
+		if err := sys.Rename(j.asidePath(), j.path); err != nil {
+			return err // what was written is written again, at the same place
+		}
+		j.aside = false
 	}
 	j.size += int64(len(j.buf))
 	if j.buf = j.buf[:0]; cap(j.buf) > slack {

@@ -166,6 +166,10 @@ func TestWriteFails(t *testing.T) {
 	if err := j.Flush(); err == nil {
 		t.Error("no error")
 	}
+	// A start at this moment knows nothing, rather than what was true before.
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is still there, out of date: %v", err)
+	}
 	j.file = file
 	j.Put("b", []byte("2"))
 	if err := j.Flush(); err != nil {
@@ -180,8 +184,8 @@ func TestWriteFails(t *testing.T) {
 	if err := j.Flush(); err == nil {
 		t.Error("no error")
 	}
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the file is still there: %v", err)
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) > 0 {
+		t.Errorf("there are still %v, %v", left, err)
 	}
 	if err := j.Flush(); err != nil || j.IsOpen() {
 		t.Errorf("%v, open: %v", err, j.IsOpen())
