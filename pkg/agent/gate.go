@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
 	"flock.fritzlab.net/flock/pkg/routing/startup"
@@ -37,7 +38,11 @@ func (g *gate) open(latchFile string) (err error) {
 	if g.latch, err = startup.OpenLatch(latchFile); err != nil {
 		return err
 	}
-	if g.latch.IsSet() {
+	set, err := g.latch.IsSet()
+	if err != nil {
+		return err // the kubelet starts the agent again
+	}
+	if set {
 		g.setMissing("")
 	} else {
 		g.setMissing(g.state.Get().unavailable)
@@ -53,12 +58,13 @@ func (g *gate) setMissing(reason string) {
 	}
 }
 
-// Run opens the gate.
+// Run opens the gate, and records that for the next agent.
 func (g *gate) Run(ctx context.Context) error {
 	defer close(g.ended)
 	changed := cell.Signal()
 	g.state.Notify(changed)
 	g.daemon.Notify(changed)
+	var unrecorded error
 	for g.missing.Get() != "" {
 		select {
 		case <-ctx.Done():
@@ -70,14 +76,18 @@ func (g *gate) Run(ctx context.Context) error {
 			continue
 		}
 		if missing == "" {
-			if err := g.latch.Set(); err != nil {
-				g.log.Error("cannot record that the node takes pods; after a restart the agent will wait for the routers again", "error", err)
-			}
+			unrecorded = g.latch.Set()
 			g.log.Info("the node takes pods")
 		} else {
 			g.log.Info("the node takes no pods yet", "missing", missing)
 		}
 		g.setMissing(missing)
+	}
+	for retry := (backoff.Backoff{First: time.Second, Last: time.Minute}); unrecorded != nil; unrecorded = g.latch.Set() {
+		g.log.Error("cannot record that the node takes pods, will retry; if the agent ends before that, the next one waits for the routers again", "error", unrecorded)
+		if retry.Wait(ctx) != nil {
+			return nil
+		}
 	}
 	<-ctx.Done()
 	return nil

@@ -2,9 +2,14 @@ package agent
 
 import (
 	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"flock.fritzlab.net/flock/internal/cell"
 )
 
 func TestGate(t *testing.T) {
@@ -34,4 +39,46 @@ func TestGate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// That the node takes pods is recorded in the end, also where that fails at first; an agent that
+// cannot read it does not take the node for one that has just booted.
+func TestGateIsRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "taking-pods")
+		state := cell.New(nodeState{unavailable: "no NodeConfig"})
+		newGate := func() *gate {
+			return &gate{state: state, daemon: cell.New(daemon{}), log: slog.New(slog.DiscardHandler)}
+		}
+		g := newGate()
+		if err := g.open(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(path, 0o700); err != nil { // in the way
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go g.Run(ctx)
+		synctest.Wait()
+		state.Set(nodeState{inForce: &inForce{}})
+		synctest.Wait()
+		if missing := g.missing.Get(); missing != "" {
+			t.Errorf("missing %q: the record keeps pods away", missing)
+		}
+		if err := newGate().open(path); err == nil {
+			t.Error("no error where the record cannot be read")
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		state.Set(nodeState{unavailable: "no NodeConfig"})
+		next := newGate()
+		if err := next.open(path); err != nil || next.missing.Get() != "" {
+			t.Errorf("the next agent: %v, missing %q", err, next.missing.Get())
+		}
+		cancel()
+		synctest.Wait()
+	})
 }

@@ -2,6 +2,9 @@ package startup
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
 )
@@ -22,10 +25,16 @@ func OpenLatch(path string) (*Latch, error) {
 	return &Latch{path, boot}, err
 }
 
-// IsSet reports whether Set was called in this boot.
-func (l *Latch) IsSet() bool {
+// IsSet reports whether Set was called in this boot. An error says that nobody knows.
+func (l *Latch) IsSet() (bool, error) {
 	boot, err := atomicfile.Read(l.path)
-	return err == nil && bytes.Equal(boot, l.boot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot tell whether the node has taken pods since it booted: %w; if that stays, remove %s", err, l.path)
+	}
+	return bytes.Equal(boot, l.boot), nil
 }
 
 // Set sets the latch until the next boot.
