@@ -30,10 +30,11 @@ func (a *Applier) RanBefore() bool {
 }
 
 // install makes want the content of bird.conf, if check accepts it and it is not
-// there yet. It returns what was there.
+// there yet. It returns what was there, for restore: what cannot be read stays.
 func (a *Applier) install(ctx context.Context, want []byte, check func(context.Context, string) error) (before []byte, err error) {
-	if before, err = atomicfile.Read(a.path(confName)); err == nil && bytes.Equal(before, want) {
-		return before, nil
+	before, err = atomicfile.Read(a.path(confName))
+	if err != nil && !errors.Is(err, os.ErrNotExist) || err == nil && bytes.Equal(before, want) {
+		return before, err
 	}
 	if err := sys.MkdirAll(a.Dir, 0o700); err != nil {
 		return before, err
