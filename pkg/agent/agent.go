@@ -169,11 +169,17 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	namespaces := api.Namespaces(grantsChanged.Wake)
 
 	configs := &nodeConfigs{node: c.NodeName, path: c.path("nodeconfig.json"), cache: configCache, changed: &configChanged, log: c.Log}
-	configs.open()
+	if err := configs.open(); err != nil {
+		return nil, nil, err
+	}
 	given := &servicePools{path: c.path("services-pools.json"), log: c.Log}
-	given.open()
+	if err := given.open(); err != nil {
+		return nil, nil, err
+	}
 	pools := &pools{path: c.path("addresspools.json"), gonePath: c.path("addresspools-gone.json"), cache: poolCache, changed: &poolsChanged, ledger: promises, granted: &granted, services: given, log: c.Log}
-	pools.open()
+	if err := pools.open(); err != nil {
+		return nil, nil, err
+	}
 	templates := &templates{nodeName: c.NodeName, api: api, configs: configs, node: nodeCache, templates: templateCache, nodeChanged: &nodeChanged, changed: &templatesChanged, log: c.Log}
 
 	claims := claim.New(claim.Config{

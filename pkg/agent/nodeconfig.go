@@ -32,6 +32,7 @@ func (o observed) same(p observed) bool {
 type nodeConfigs struct {
 	node    string
 	path    string // of the copy
+	kept    *kube.Kept[*v1alpha1.NodeConfig]
 	cache   *kube.Cache[*v1alpha1.NodeConfig]
 	changed *cell.Topic // of cache
 	log     *slog.Logger
@@ -40,11 +41,11 @@ type nodeConfigs struct {
 }
 
 // open reads the copy.
-func (n *nodeConfigs) open() {
-	kept, err := kube.Load[v1alpha1.NodeConfig](n.path)
-	switch {
-	case err != nil:
-		n.log.Warn("cannot read the cached NodeConfig", "error", err)
+func (n *nodeConfigs) open() (err error) {
+	if n.kept, err = kube.OpenKept(n.path, sameCopy, n.log); err != nil {
+		return err
+	}
+	switch kept := n.kept.Get(); {
 	case kept == nil:
 	case kept.Name != n.node:
 		n.log.Warn("ignoring the cached NodeConfig of another node", "nodeConfig", kept.Name, "node", n.node)
@@ -52,6 +53,15 @@ func (n *nodeConfigs) open() {
 		node, err := config.ParseNode(kept)
 		n.Set(observed{object: kept, node: node, err: err, cached: true})
 	}
+	return nil
+}
+
+// sameCopy: what of a NodeConfig matters to a start is the same in both.
+func sameCopy(a, b *v1alpha1.NodeConfig) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.UID == b.UID && a.Generation == b.Generation && reflect.DeepEqual(a.Status.Passwords, b.Status.Passwords)
 }
 
 // Run follows the API server.
@@ -62,6 +72,9 @@ func (n *nodeConfigs) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-n.kept.Due():
+			n.kept.Retry()
+			continue
 		case <-changed:
 		}
 		before := n.Get()
@@ -72,17 +85,13 @@ func (n *nodeConfigs) Run(ctx context.Context) error {
 			continue
 		case ok:
 			now.object = object
-			same := now.same(before)
-			if same {
+			if now.same(before) {
 				now.node, now.err = before.node, before.err
 			} else {
 				now.node, now.err = config.ParseNode(object)
 			}
-			if now.err != nil || same && reflect.DeepEqual(object.Status.Passwords, before.object.Status.Passwords) {
-				break
-			}
-			if err := kube.Save(n.path, object); err != nil {
-				n.log.Warn("cannot cache the NodeConfig for a start without the API server", "error", err)
+			if now.err == nil {
+				n.kept.Save(object)
 			}
 		}
 		n.Set(now)

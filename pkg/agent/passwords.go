@@ -42,19 +42,24 @@ type openedPassword struct {
 	waits    bool  // it is not known whether there is one
 }
 
-// Open implements Opener. Without a readable private key, as after each boot, it makes one.
+// Open implements Opener. Without a private key, as after each boot, or with one that is damaged,
+// it makes one. One that cannot be read may be good: routers' sessions would wait until
+// flock-controller has encrypted all passwords for another.
 func (p *passwords) Open() error {
 	kept, err := atomicfile.Read(p.path)
-	if err == nil {
-		p.key, err = seal.ParseKey(kept)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = p.makeKey()
+	case err != nil:
+		return fmt.Errorf("cannot read the private key for the passwords shared with routers: %w", err)
+	default:
+		if p.key, err = seal.ParseKey(kept); err != nil {
+			p.log.Warn("the private key for the passwords shared with routers is damaged, making another", "file", p.path, "error", err)
+			err = p.makeKey()
+		}
 	}
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
-			p.log.Warn("cannot read the private key for the passwords shared with routers, making another", "file", p.path, "error", err)
-		}
-		if err := p.makeKey(); err != nil {
-			return err
-		}
+		return err
 	}
 	p.open(p.configs.Get().object)
 	return nil

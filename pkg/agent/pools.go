@@ -43,8 +43,8 @@ type pools struct {
 
 	cell.Cell[poolSet]
 	// What follows is Run's alone.
-	kept     []*v1alpha1.AddressPool // what the copy holds
-	keptGone []*v1alpha1.AddressPool // of those that are still in use
+	kept     *kube.Kept[[]*v1alpha1.AddressPool]
+	keptGone *kube.Kept[[]*v1alpha1.AddressPool] // of those that are still in use
 	parsed   map[string]parsedPool
 	gone     map[string]*v1alpha1.AddressPool // the last valid versions of those that are not any more
 }
@@ -55,23 +55,25 @@ type parsedPool struct {
 	err    error
 }
 
-// open reads the copy.
-func (p *pools) open() {
-	load := func(path string) []*v1alpha1.AddressPool {
-		kept, err := kube.Load[[]*v1alpha1.AddressPool](path)
-		if err != nil {
-			p.log.Warn("cannot read the cached AddressPools", "error", err)
-		}
-		if kept == nil {
-			return nil
-		}
-		return *kept
+// open reads the copies. Without them nothing is said of pools: routes would lose their
+// attributes.
+func (p *pools) open() (err error) {
+	if p.kept, err = kube.OpenKept(p.path, samePools, p.log); err != nil {
+		return err
 	}
-	p.kept, p.keptGone, p.gone = load(p.path), load(p.gonePath), map[string]*v1alpha1.AddressPool{}
-	for _, ap := range p.keptGone {
+	if p.keptGone, err = kube.OpenKept(p.gonePath, samePools, p.log); err != nil {
+		return err
+	}
+	p.gone = map[string]*v1alpha1.AddressPool{}
+	for _, ap := range p.keptGone.Get() {
 		p.gone[ap.Name] = ap
 	}
-	p.update(p.kept, false)
+	p.update(p.kept.Get(), false)
+	return nil
+}
+
+func samePools(a, b []*v1alpha1.AddressPool) bool {
+	return len(a) == len(b) && (len(a) == 0 || reflect.DeepEqual(a, b))
 }
 
 // Run follows the API server and what pods and Services hold.
@@ -84,10 +86,16 @@ func (p *pools) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.kept.Due():
+			p.kept.Retry()
+			continue
+		case <-p.keptGone.Due():
+			p.keptGone.Retry()
+			continue
 		case <-changed:
 		}
 		if !p.cache.Synced() {
-			p.update(p.kept, false)
+			p.update(p.kept.Get(), false)
 			continue
 		}
 		all := p.cache.List()
@@ -143,14 +151,7 @@ func (p *pools) keepGone(retained []config.Pool) {
 			used = append(used, copyOf(ap))
 		}
 	}
-	if len(used) == len(p.keptGone) && (len(used) == 0 || reflect.DeepEqual(used, p.keptGone)) {
-		return
-	}
-	if err := kube.Save(p.gonePath, used); err != nil {
-		p.log.Warn("cannot cache the AddressPools that are gone and in use, for the next start", "error", err)
-		return
-	}
-	p.keptGone = used
+	p.keptGone.Save(used)
 }
 
 func copyOf(ap *v1alpha1.AddressPool) *v1alpha1.AddressPool {
@@ -163,14 +164,7 @@ func (p *pools) keep(all []*v1alpha1.AddressPool) {
 	for i, ap := range all {
 		copied[i] = copyOf(ap)
 	}
-	if len(copied) == len(p.kept) && (len(copied) == 0 || reflect.DeepEqual(copied, p.kept)) {
-		return
-	}
-	if err := kube.Save(p.path, copied); err != nil {
-		p.log.Warn("cannot cache the AddressPools for a start without the API server", "error", err)
-		return
-	}
-	p.kept = copied
+	p.kept.Save(copied)
 }
 
 // parse returns the valid ones of all.

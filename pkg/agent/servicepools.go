@@ -21,32 +21,18 @@ type servicePools struct {
 	log  *slog.Logger
 
 	cell.Cell[map[netip.Addr]string]
-	kept map[netip.Addr]string // what the file holds; services' own
+	kept *kube.Kept[map[netip.Addr]string] // services' own
 }
 
 // open reads the file.
-func (p *servicePools) open() {
-	kept, err := kube.Load[map[netip.Addr]string](p.path)
-	if err != nil {
-		p.log.Warn("cannot read the AddressPools of Services' addresses; routes of addresses whose pool is gone lose its attributes", "error", err)
+func (p *servicePools) open() (err error) {
+	if p.kept, err = kube.OpenKept(p.path, maps.Equal[map[netip.Addr]string], p.log); err != nil {
+		return err
 	}
-	if kept != nil {
-		p.kept = *kept
-		p.Set(*kept)
+	if kept := p.kept.Get(); kept != nil {
+		p.Set(kept)
 	}
-}
-
-// save writes the file if it has to change.
-func (p *servicePools) save() {
-	now := p.Get()
-	if maps.Equal(now, p.kept) {
-		return
-	}
-	if err := kube.Save(p.path, now); err != nil {
-		p.log.Warn("cannot keep the AddressPools of Services' addresses for the next start", "error", err)
-		return
-	}
-	p.kept = now
+	return nil
 }
 
 // grantedOf lists the addresses, in order.

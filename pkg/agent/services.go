@@ -50,6 +50,8 @@ type services struct {
 	reported  cell.Topic      // what Report says may have changed
 	durations *prometheus.HistogramVec
 	podNames  map[pod.UID]bool // podChanged's own
+	kept      *kube.Kept[[]*corev1.Service]
+	excluded  *kube.Kept[*bool] // the Node is excluded from load balancers
 }
 
 type servicesConfig struct {
@@ -79,6 +81,12 @@ const excludeLabel = corev1.LabelNodeExcludeBalancers
 
 func newServices(c servicesConfig) (s *services, err error) {
 	s = &services{servicesConfig: c, podNames: map[pod.UID]bool{}, durations: serviceTransitionsMetric.NewHistogram(prometheus.ExponentialBuckets(0.0001, 2, 16))}
+	if s.kept, err = kube.OpenKept[[]*corev1.Service](c.path, nil, c.log); err != nil {
+		return nil, err
+	}
+	if s.excluded, err = kube.OpenKept[*bool](c.excludedPath, nil, c.log); err != nil {
+		return nil, err
+	}
 	if s.routes, err = service.Open(); err != nil {
 		return nil, err
 	}
@@ -132,14 +140,7 @@ func (s *services) followServices(ctx context.Context) error {
 	needed := recent{}
 	defer objects.stop()
 	defer slicesOf.stop()
-	kept, err := kube.Load[[]*corev1.Service](s.path)
-	if err != nil {
-		s.log.Warn("cannot read the cached Services", "error", err)
-	}
-	var saved []*corev1.Service
-	if kept != nil {
-		saved = *kept
-	}
+	kept := s.kept.Get()
 	save := settling{after: saveSettle}
 	var sentServices []*service.Service
 	var sentSlices service.Slices
@@ -148,6 +149,12 @@ func (s *services) followServices(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-s.kept.Due():
+			s.kept.Retry()
+			continue
+		case <-s.given.kept.Due():
+			s.given.kept.Retry()
+			continue
 		case <-changed:
 			select {
 			case <-ctx.Done():
@@ -156,17 +163,10 @@ func (s *services) followServices(ctx context.Context) error {
 			}
 		case <-save.over:
 			save.over = nil
-			s.given.save()
+			s.given.kept.Save(s.given.Get())
 			if all, ok := objects.list(); ok {
 				slices.SortFunc(all, byName)
-				if reflect.DeepEqual(all, saved) {
-					continue
-				}
-				if err := kube.Save(s.path, all); err != nil {
-					s.log.Warn("cannot cache the Services for a start without the API server", "error", err)
-				} else {
-					saved = all
-				}
+				s.kept.Save(all)
 			}
 			continue
 		}
@@ -185,7 +185,7 @@ func (s *services) followServices(ctx context.Context) error {
 		} else if kept == nil {
 			continue // the API server has not answered, now or before
 		} else {
-			all = *kept
+			all = kept
 		}
 		given := service.Granting(all, pools.pools, s.given.Get())
 		if !known { // what else the API server may have keeps its pool
@@ -263,16 +263,14 @@ func (s *services) followNode(ctx context.Context) error {
 	s.nodeChanged.Notify(changed)
 	s.health.Notify(changed)
 	s.offline.Notify(changed)
-	excluded, kept := false, false
-	if last, err := kube.Load[bool](s.excludedPath); err != nil {
-		s.log.Warn("cannot read whether the Node was excluded from load balancers", "error", err)
-	} else if last != nil {
-		excluded, kept = *last, true
-	}
+	excluded := s.excluded.Get() // nil while that is not known
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-s.excluded.Due():
+			s.excluded.Retry()
+			continue
 		case <-changed:
 		}
 		in := s.state.Get().inForce
@@ -284,14 +282,11 @@ func (s *services) followNode(ctx context.Context) error {
 			now.Departing = d.Reason
 		}
 		if node, ok := s.nodeCache.Get(s.node); ok {
-			if _, is := node.Labels[excludeLabel]; is != excluded || !kept {
-				excluded, kept = is, true
-				if err := kube.Save(s.excludedPath, excluded); err != nil {
-					s.log.Warn("cannot keep whether the Node is excluded from load balancers for a start without the API server", "error", err)
-				}
-			}
+			_, is := node.Labels[excludeLabel]
+			excluded = &is
+			s.excluded.Save(excluded)
 		}
-		now.Excluded = excluded
+		now.Excluded = excluded != nil && *excluded
 		s.controller.Send(service.NodeChanged{Node: now})
 		s.reported.Wake()
 	}
