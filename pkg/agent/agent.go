@@ -195,7 +195,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	}
 	node := &node{name: c.NodeName, configs: configs, templates: templates, allocator: promises, retired: &retired, kernel: &kernelChanged, host: host, log: c.Log}
 	node.open()
-	departing := departure.New(departure.Config{
+	departing, err := departure.New(departure.Config{
 		NodeName: c.NodeName, Namespace: c.Namespace, Pod: c.PodName, API: api, Dir: c.path("bird"), Log: c.Log,
 		Node: func() (*corev1.Node, bool) { n, _ := nodeCache.Get(c.NodeName); return n, nodeCache.Synced() },
 		NodeConfig: func() (*v1alpha1.NodeConfig, bool) {
@@ -204,6 +204,9 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		},
 		Changed: []departure.Notifier{&nodeChanged, &configChanged},
 	})
+	if err != nil {
+		return nil, nil, err
+	}
 	passwords := &passwords{node: c.NodeName, path: c.path("password-key"), configs: configs, log: c.Log}
 	router := &router{departing: &departing.Decision, namespace: c.Namespace, addresses: c.NodeAddresses, opened: passwords, state: node, pools: pools, log: c.Log}
 	if err := router.open(c.path("bird")); err != nil {

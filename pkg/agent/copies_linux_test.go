@@ -48,13 +48,13 @@ func TestCopyIsWrittenLater(t *testing.T) {
 func TestUnreadableCopy(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
-		"nodeconfig.json", "addresspools.json", "addresspools-gone.json", "services.json", "services-pools.json", "node-excluded.json", "password-key",
+		"nodeconfig.json", "addresspools.json", "addresspools-gone.json", "services.json", "services-pools.json", "node-excluded.json", "password-key", "bird/departure",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, "")
 			file := filepath.Join(n.state, name)
-			if err := os.Mkdir(file, 0o700); err != nil {
+			if err := os.MkdirAll(file, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			agent := exec.CommandContext(t.Context(), filepath.Join(programs, "flock-agent"), "--node-name=node1", "--state-dir="+n.state,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
 	"flock.fritzlab.net/flock/pkg/routing/departure/stop"
@@ -30,9 +32,6 @@ const askWithin = 1500 * time.Millisecond
 // although the label is back: then nobody withdraws what ends on the node until the next
 // agent is there.
 const returnAfter = 5 * time.Second
-
-// writeAgain is how long after a decision that could not be written the next one is made.
-const writeAgain = 5 * time.Second
 
 // API is asked for what is not followed.
 type API interface {
@@ -73,6 +72,8 @@ type Keeper struct {
 	daemonSet *appsv1.DaemonSet
 	deleted   bool
 	asked     *corev1.Node
+	// retry is for what failed: the question, or the file.
+	retry backoff.Backoff
 
 	owner string // the DaemonSet's name; empty while it is not known
 
@@ -81,18 +82,19 @@ type Keeper struct {
 }
 
 // New returns a Keeper that does nothing until Run. Its decision is that of the agent
-// before it: the start of an agent announces nothing that was withdrawn.
-func New(c Config) *Keeper {
-	k := &Keeper{Config: c}
+// before it: the start of an agent announces nothing that was withdrawn. So it is an error if
+// that cannot be read.
+func New(c Config) (*Keeper, error) {
+	k := &Keeper{Config: c, retry: backoff.Backoff{First: time.Second, Last: time.Minute}}
 	before, err := stop.Read(c.Dir)
-	k.Decision.Set(Decision{before.Withdraw, before.Leave, before.Reason})
-	if err == nil && before.Final { // the last of another agent
-		err = k.write(false)
-	}
 	if err != nil {
-		c.Log.Error("cannot read or write how BIRD is to end", "error", err)
+		return nil, fmt.Errorf("cannot read whether the node is withdrawn: %w", err)
 	}
-	return k
+	k.Decision.Set(Decision{before.Withdraw, before.Leave, before.Reason})
+	if before.Final { // the last of another agent
+		k.write(false) // Run does it again
+	}
+	return k, nil
 }
 
 // Run decides until ctx ends, and then once more, by what the API server says at that
@@ -116,21 +118,28 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if !known || !configKnown {
 			continue
 		}
+		var asking error
 		if k.asked == nil || node != nil && (!reflect.DeepEqual(node.Labels, k.asked.Labels) || node.Spec.Unschedulable != k.asked.Spec.Unschedulable) {
-			k.ask(ctx)
-			k.asked = node
+			if asking = k.ask(ctx); asking == nil {
+				k.asked = node
+			}
 		}
 		if k.returns(node) && !k.ending && time.Since(k.unselected) >= returnAfter {
 			if k.ending = k.isEnding(ctx); !k.ending {
 				k.unselected = time.Time{}
 			}
 		}
-		written := k.decide(node, config, false)
-		switch {
-		case !written:
-			again.Reset(writeAgain)
-		case k.returns(node) && !k.ending:
-			again.Reset(max(0, returnAfter-time.Since(k.unselected)))
+		var waits []time.Duration
+		if writing := k.decide(node, config, false); writing != nil || asking != nil {
+			waits = append(waits, k.retry.Next())
+		} else {
+			k.retry.Reset()
+		}
+		if k.returns(node) && !k.ending {
+			waits = append(waits, max(0, returnAfter-time.Since(k.unselected)))
+		}
+		if len(waits) > 0 {
+			again.Reset(slices.Min(waits))
 		}
 	}
 }
@@ -173,16 +182,16 @@ func (k *Keeper) last(ctx context.Context) error {
 	return nil
 }
 
-// ask reads the DaemonSet.
-func (k *Keeper) ask(ctx context.Context) {
+// ask reads the DaemonSet. It logs its error.
+func (k *Keeper) ask(ctx context.Context) error {
 	if k.Pod == "" {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	if err := k.findOwner(ctx); err != nil {
 		k.Log.Warn("cannot find the DaemonSet of flock's pod; its deletion and its node selector are not noticed as a departure of the node", "namespace", k.Namespace, "pod", k.Pod, "error", err)
-		return
+		return err
 	}
 	ds, err := k.API.GetDaemonSet(ctx, k.Namespace, k.owner)
 	switch {
@@ -192,7 +201,9 @@ func (k *Keeper) ask(ctx context.Context) {
 		k.deleted = true // the pod had it
 	default:
 		k.Log.Warn("cannot read flock's DaemonSet; its deletion and its node selector are not noticed as a departure of the node", "namespace", k.Namespace, "daemonset", k.owner, "error", err)
+		return err
 	}
+	return nil
 }
 
 // findOwner asks for the pod's controller, which is the same for as long as the pod exists.
@@ -212,8 +223,8 @@ func (k *Keeper) findOwner(ctx context.Context) error {
 	return nil
 }
 
-// decide makes the decision, and says whether it is in the file.
-func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) bool {
+// decide logs its error, which is that of the file.
+func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) error {
 	d := Decide(Facts{k.NodeName, node, k.daemonSet, k.deleted, config})
 	switch {
 	case unselected(node, k.daemonSet):
@@ -237,7 +248,7 @@ func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bo
 	if err != nil {
 		k.Log.Error("cannot record how BIRD is to end, will retry", "error", err)
 	}
-	return err == nil
+	return err
 }
 
 func (k *Keeper) write(final bool) error {

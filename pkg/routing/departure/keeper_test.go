@@ -101,7 +101,7 @@ func labelled(unschedulable bool) *corev1.Node {
 
 func keeper(t *testing.T, c *cluster, dir string) *Keeper {
 	t.Helper()
-	return New(Config{
+	k, err := New(Config{
 		NodeName: "node1", Namespace: "flock-system", Pod: "site-flock-x7k2p", API: c, Dir: dir, Log: slog.New(slog.DiscardHandler),
 		Node: func() (*corev1.Node, bool) {
 			c.mu.Lock()
@@ -111,6 +111,10 @@ func keeper(t *testing.T, c *cluster, dir string) *Keeper {
 		NodeConfig: func() (*v1alpha1.NodeConfig, bool) { return nil, true },
 		Changed:    []Notifier{&c.changed},
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
 
 func newCluster() *cluster {
@@ -206,10 +210,67 @@ func TestLabelComesBack(t *testing.T) {
 				t.Error(err)
 			}
 			wantFile(t, dir, c.end)
-			if next := New(k.Config).Decision.Get(); next.Withdraw != c.end.Withdraw {
+			if next := keeper(t, cluster, dir).Decision.Get(); next.Withdraw != c.end.Withdraw {
 				t.Errorf("the next agent begins with %+v", next)
 			}
 		})
+	}
+}
+
+// TestFailuresAreTriedAgain: what failed once is done a little later, though nothing changes.
+func TestFailuresAreTriedAgain(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name         string
+		fail, mended func(*cluster, string)
+	}{
+		{"the question for the DaemonSet, which is deleted", func(c *cluster, _ string) { c.daemonSet, c.podAway = nil, true }, func(c *cluster, _ string) { c.podAway = false }},
+		{"the file", func(c *cluster, dir string) {
+			c.daemonSet = nil
+			if err := os.MkdirAll(filepath.Join(dir, ".departure.new", "in-the-way"), 0o700); err != nil {
+				t.Error(err)
+			}
+		}, func(_ *cluster, dir string) {
+			if err := os.RemoveAll(filepath.Join(dir, ".departure.new")); err != nil {
+				t.Error(err)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir, cluster := t.TempDir(), newCluster()
+			c.fail(cluster, dir)
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				k := keeper(t, cluster, dir)
+				done := make(chan error)
+				go func() { done <- k.Run(ctx) }()
+				synctest.Wait()
+				wantFile(t, dir, stop.Decision{})
+				cluster.mu.Lock()
+				c.mended(cluster, dir)
+				cluster.mu.Unlock()
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				wantFile(t, dir, stop.Decision{Leave: true, Withdraw: true})
+				cancel()
+				if err := <-done; err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestUnreadableDecision: nothing is announced because the file cannot be read.
+func TestUnreadableDecision(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "departure"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := New(Config{Dir: dir, Log: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Errorf("no error, and the decision %+v", k.Decision.Get())
 	}
 }
 
@@ -243,7 +304,7 @@ func TestWriteAgain(t *testing.T) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * writeAgain)
+		time.Sleep(10 * time.Second)
 		wantFile(t, dir, stop.Decision{Leave: true})
 		cancel()
 		<-done
