@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -362,4 +363,46 @@ func TestOpenFIBHashesPorts(t *testing.T) {
 	if got := n.ReadSysctl(v6) + n.ReadSysctl(v4); got != "12" {
 		t.Errorf("hash policies of IPv6 and IPv4: %s, want 1 and 2", got)
 	}
+}
+
+// A probe that failed for another reason than that the kernel lacks resilient groups says nothing
+// of them: the next one finds that it has them.
+func TestFailedProbeIsNoLackOfResilientGroups(t *testing.T) {
+	t.Parallel()
+	f := newNode(t, 1).fib(t)
+	if err := f.Unfit(); err != nil || !f.Resilient() {
+		t.Skipf("the kernel has no resilient groups: %v", err)
+	}
+	withoutNetAdmin(t, func() {
+		if err := f.probe(); !errors.Is(err, unix.EPERM) {
+			t.Errorf("%v, want that it is not permitted", err)
+		}
+	})
+	if err := f.probe(); err != nil || !f.Resilient() {
+		t.Errorf("%v, resilient %v: one failure decides for ever", err, f.Resilient())
+	}
+	for err, want := range map[error]bool{unix.EOPNOTSUPP: true, unix.EINVAL: true, unix.ENOMEM: false, unix.ENOBUFS: false, nil: false} {
+		if plain, left := lacks(err); plain != want || want != (left == nil && err != nil) {
+			t.Errorf("%v: lacks %v, and the error %v", err, plain, left)
+		}
+	}
+}
+
+// withoutNetAdmin runs f on a thread that may not change the network.
+func withoutNetAdmin(t *testing.T, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var before [2]unix.CapUserData
+	if err := unix.Capget(&header, &before[0]); err != nil {
+		t.Fatal(err)
+	}
+	less := before
+	less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &less[0]); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Capset(&header, &before[0])
+	f()
 }

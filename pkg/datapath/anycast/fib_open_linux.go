@@ -95,6 +95,7 @@ func (f *FIB) probe() error {
 	single, group := f.newID(), f.newID()
 	defer f.free(single)
 	defer f.free(group)
+	f.plain = false
 	errs := f.conn.Do(
 		rtnl.NewNexthop(rtnl.Nexthop{ID: single, Proto: kernel.RouteProtocol, IPv6: true, Blackhole: true}),
 		rtnl.NewNexthop(rtnl.Nexthop{
@@ -107,6 +108,15 @@ func (f *FIB) probe() error {
 	if errs == nil {
 		return nil
 	}
-	f.plain = errs[1] != nil
-	return errors.Join(errs[0], errs[3])
+	f.plain, errs[1] = lacks(errs[1])
+	return errors.Join(errs[0], errs[1], errs[3])
+}
+
+// lacks says whether the kernel has answered to a group's creation that it has no such groups. Any
+// other error, such as ENOMEM, says nothing of that.
+func lacks(err error) (bool, error) {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+		return true, nil
+	}
+	return false, err
 }

@@ -3,7 +3,9 @@
 package sysctl
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,17 +18,41 @@ import (
 // looks.
 const mounted = "/host/proc/sys/net"
 
-var dir = sync.OnceValue(func() string {
-	if _, err := sys.Stat(mounted); err == nil {
-		return mounted
+// place is where the settings are.
+type place struct {
+	mounted string
+	mu      sync.Mutex // guards found
+	found   string     // empty while it is not known
+}
+
+var settings = place{mounted: mounted}
+
+// path is that of a setting. Only what is known of the mount is remembered: where looking fails,
+// the next call looks again.
+func (p *place) path(name string) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.found == "" {
+		switch _, err := sys.Stat(p.mounted); {
+		case err == nil:
+			p.found = p.mounted
+		case errors.Is(err, fs.ErrNotExist):
+			p.found = "/proc/sys/net"
+		default:
+			return "", err
+		}
 	}
-	return "/proc/sys/net"
-})
+	return filepath.Join(p.found, name), nil
+}
 
 // Read is the value of a setting. The error is [fs.ErrNotExist] where the kernel has none of
 // that name.
 func Read(name string) (string, error) {
-	b, err := sys.ReadFile(filepath.Join(dir(), name))
+	path, err := settings.path(name)
+	if err != nil {
+		return "", fmt.Errorf("sysctl %s: %w", Name(name), err)
+	}
+	b, err := sys.ReadFile(path)
 	if err != nil {
 		return "", fmt.Errorf("sysctl %s: %w", Name(name), err)
 	}
@@ -35,7 +61,11 @@ func Read(name string) (string, error) {
 
 // Write sets a setting.
 func Write(name, value string) error {
-	if err := sys.WriteFile(filepath.Join(dir(), name), []byte(value), 0); err != nil {
+	path, err := settings.path(name)
+	if err == nil {
+		err = sys.WriteFile(path, []byte(value), 0)
+	}
+	if err != nil {
 		return fmt.Errorf("sysctl %s=%s (in a container: mount the host's /proc/sys/net at %s): %w", Name(name), value, mounted, err)
 	}
 	return nil
