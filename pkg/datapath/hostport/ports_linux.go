@@ -32,6 +32,7 @@ type Ports struct {
 	mu       sync.Mutex // guards what follows, and is held while the kernel is asked
 	known    bool       // Reset was called
 	stale    []Binding  // those of a change that the kernel refused
+	flows    []Binding  // those with flows to decide again
 	bindings []Binding  // from the oldest to the newest
 }
 
@@ -124,9 +125,20 @@ func (p *Ports) replace(want map[string][]nft.Element, changed []Binding) error 
 	if err := p.conn.Commit(&b); err != nil {
 		return err
 	}
-	if err := p.forgetFlows(changed...); err != nil {
-		p.log.Warn("cannot delete conntrack entries of UDP host ports; clients that keep sending are not forwarded until they pause for 30 s", "error", err)
+	p.flows = append(p.flows, changed...)
+	if err := p.decideFlows(); err != nil {
+		p.log.Warn("cannot delete conntrack entries of UDP host ports, will retry; until then clients that keep sending are not forwarded", "error", err)
 	}
+	return nil
+}
+
+// decideFlows has the kernel decide again for flows that are due for it. What fails is tried
+// again by the next change, and by Sync, which is called until it succeeds.
+func (p *Ports) decideFlows() error {
+	if err := p.forgetFlows(p.flows...); err != nil {
+		return err
+	}
+	p.flows = nil
 	return nil
 }
 
@@ -143,7 +155,8 @@ func (p *Ports) Sync(context.Context) ([]datapath.Repair, error) {
 	if !p.known {
 		return nil, nil
 	}
-	return p.converge()
+	repairs, err := p.converge()
+	return repairs, errors.Join(err, p.decideFlows())
 }
 
 // converge writes the table again if the kernel has another.

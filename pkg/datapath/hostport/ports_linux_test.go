@@ -218,11 +218,9 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// A client that never pauses follows the port: to the first pod that gets it, to the
-// next one, and to none.
-func TestUDPFlowFollowsThePort(t *testing.T) {
-	t.Parallel()
-	f := newFabric(t)
+// keepsSending is a client that never pauses. The result checks who answers it.
+func (f *fabric) keepsSending(t *testing.T) (expect func(want string)) {
+	t.Helper()
 	var c net.Conn
 	f.client.Run(func() {
 		var err error
@@ -242,7 +240,8 @@ func TestUDPFlowFollowsThePort(t *testing.T) {
 		}
 		return "nothing"
 	}
-	expect := func(want string) {
+	_, _ = c.Write([]byte("?"))
+	return func(want string) {
 		t.Helper()
 		nettest.Eventually(t, func() error {
 			if got := answer(); got != want {
@@ -251,8 +250,15 @@ func TestUDPFlowFollowsThePort(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// A client that never pauses follows the port: to the first pod that gets it, to the
+// next one, and to none.
+func TestUDPFlowFollowsThePort(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
 	f.pod("other", port("udp", 9999)) // so that there is connection tracking
-	_, _ = c.Write([]byte("?"))
+	expect := f.keepsSending(t)
 	a := f.pod("a", port("udp", 8080))
 	expect("a " + client4)
 	b := f.pod("b", port("udp", 8080))
@@ -263,6 +269,35 @@ func TestUDPFlowFollowsThePort(t *testing.T) {
 	expect("a " + client4)
 	if err := f.ports.Remove(a.HostIf); err != nil {
 		t.Fatal(err)
+	}
+	expect("nothing")
+}
+
+// Flows that could not be forgotten when the port moved, for want of a file descriptor, are
+// forgotten later. The test is alone in its process while it has none.
+func TestFlowsAreForgottenLater(t *testing.T) {
+	f := newFabric(t)
+	f.pod("other", port("udp", 9999)) // so that there is connection tracking
+	expect := f.keepsSending(t)
+	a := f.pod("a", port("udp", 8080))
+	expect("a " + client4)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_ = f.ports.Remove(a.HostIf) // its sysctls fail too
+	_, unsettled := f.ports.Sync(t.Context())
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if unsettled == nil {
+		t.Error("no error, by which it is tried again")
+	}
+	if _, err := f.ports.Sync(t.Context()); err != nil {
+		t.Error(err)
 	}
 	expect("nothing")
 }

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -254,20 +255,45 @@ type diversion struct {
 	pods    map[netip.Addr]bool
 }
 
-// forgetFlows makes the kernel forget where flows of UDP went that nobody answers any more. It
-// is a goroutine of its own: the kernel goes through all connections for it.
+// forgetFlows makes the kernel forget where flows of UDP went that nobody answers any more, and
+// tries again what failed. It is a goroutine of its own: the kernel goes through all connections
+// for it.
 func (c *Controller) forgetFlows(ctx context.Context) {
+	forgetFlows(ctx, c.flows, c.cfg.Routes.ForgetFlows, c.cfg.Log)
+}
+
+func forgetFlows(ctx context.Context, flows *cell.Inbox[diversion], forget func(context.Context, []proxy.Target, func(netip.Addr) bool) error, log *slog.Logger) {
+	pause := backoff.Backoff{First: retryMin, Last: retryMax}
+	retry := time.NewTimer(retryMax)
+	defer retry.Stop()
+	retry.Stop()
+	due := map[proxy.Target]bool{}
+	var pods map[netip.Addr]bool // as they were seen last
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-c.flows.Filled():
+		case <-flows.Filled():
+		case <-retry.C:
 		}
-		for _, d := range c.flows.Take() {
-			if err := c.cfg.Routes.ForgetFlows(ctx, d.targets, func(a netip.Addr) bool { return d.pods[a] }); err != nil {
-				c.cfg.Log.Warn("cannot delete the conntrack entries of UDP flows to Services: clients that keep their source port may get no answer until the entries expire", "error", err)
+		retry.Stop()
+		for _, d := range flows.Take() {
+			for _, target := range d.targets {
+				due[target] = true
 			}
+			pods = d.pods
 		}
+		if len(due) == 0 {
+			continue
+		}
+		if err := forget(ctx, slices.Collect(maps.Keys(due)), func(a netip.Addr) bool { return pods[a] }); err != nil {
+			after := pause.Next()
+			retry.Reset(after)
+			log.Warn("cannot delete the conntrack entries of UDP flows to Services, will retry: until then clients that keep their source port may get no answer", "error", err, "after", after)
+			continue
+		}
+		pause.Reset()
+		clear(due)
 	}
 }
 
