@@ -47,14 +47,10 @@ type kernelTrial struct {
 // an upgrade.
 const versionEvery = 10 * time.Minute
 
-// Run tries the kernel once, and logs each thing that is missing when it is found.
+// Run tries the kernel, until it has been tried, and logs each thing that is missing when it is
+// found.
 func (s *supported) Run(ctx context.Context) error {
-	return together(ctx, s.followServer, func(ctx context.Context) error {
-		findings, err := s.kernel()
-		if err != nil {
-			s.log.Warn("cannot try what the kernel has", "error", err)
-		}
-		s.tried.Set(kernelTrial{true, findings})
+	return together(ctx, s.followServer, s.tryKernel, func(ctx context.Context) error {
 		changed := cell.Signal()
 		s.Notify(changed)
 		logged := map[string]bool{}
@@ -77,6 +73,22 @@ func (s *supported) Run(ctx context.Context) error {
 			}
 		}
 	})
+}
+
+// tryKernel tries the kernel once. Until that succeeds nothing is said of it.
+func (s *supported) tryKernel(ctx context.Context) error {
+	delay := backoff.Backoff{First: time.Second, Last: time.Minute}
+	for {
+		findings, err := s.kernel()
+		if err == nil {
+			s.tried.Set(kernelTrial{true, findings})
+			return nil
+		}
+		s.log.Warn("cannot try what the kernel has, will retry", "error", err)
+		if delay.Wait(ctx) != nil {
+			return nil
+		}
+	}
 }
 
 // followServer keeps the API server's version.

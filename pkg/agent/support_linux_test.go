@@ -98,7 +98,15 @@ func TestSupported(t *testing.T) {
 	want(metav1.ConditionFalse, "Missing", "API server: found Kubernetes v1.28.0")
 
 	lacks := support.Finding{Breaks: true, Object: "kernel", Found: "none", Needed: "nf_tables", Without: "nothing", Remedy: "another"}
-	s.kernel = func() ([]support.Finding, error) { return []support.Finding{lacks, lacks}, nil }
+	s.tried.Set(kernelTrial{})
+	failed := false
+	s.kernel = func() ([]support.Finding, error) {
+		if !failed { // and all is well then, for all that is known
+			failed = true
+			return nil, unix.EMFILE
+		}
+		return []support.Finding{lacks, lacks}, nil
+	}
 	go s.Run(t.Context())
 	nettest.Await(t, "what is missing to be logged", func() bool {
 		mu.Lock()

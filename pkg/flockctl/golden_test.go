@@ -223,6 +223,11 @@ func TestWithoutAServer(t *testing.T) {
 	if err != nil || !strings.Contains(out, "node1   ?       True") {
 		t.Errorf("without the right to read pods: %v\n%s", err, out)
 	}
+	// An answer that fails for another reason does not stand for "no such nodes".
+	partly.core = refuse(500, metav1.StatusReasonInternalError, "etcd is away").core
+	if out, err := execute(partly, "node"); err == nil || !strings.Contains(err.Error(), "etcd is away") {
+		t.Errorf("nodes that are not known: %v\n%s", err, out)
+	}
 }
 
 func execute(c *cluster, line string) (string, error) { return executeAsking(c, line, nil) }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -74,7 +75,10 @@ func (c *cluster) nodes(ctx context.Context) ([]node, error) {
 	}
 	// Who may not read nodes and pods sees the rest.
 	agents, noAgents := c.agents(ctx, "")
-	labelled, _ := c.labelled(ctx)
+	labelled, err := c.labelled(ctx)
+	if err != nil && !apierrors.IsForbidden(err) {
+		return nil, err // nodes without a NodeConfig, which are the broken ones, would be left out
+	}
 	var nodes []node
 	for i := range all {
 		nodes = append(nodes, node{name: all[i].Name, config: &all[i], agent: agents[all[i].Name], agentsUnknown: noAgents != nil})
