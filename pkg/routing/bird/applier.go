@@ -98,6 +98,8 @@ type Applier struct {
 	// departing is the configuration with which the node leaves; nil: none is wanted.
 	departing []byte
 	blind     bool // BIRD does not report what changes
+
+	unanswered time.Time // since when BIRD runs and cannot be asked, Run's own; zero: it can
 }
 
 // NewApplier returns an Applier that does nothing until Run.
@@ -207,6 +209,15 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 	if ctx.Err() != nil {
 		return askWhileUp
 	}
+	switch {
+	case err == nil, errors.Is(err, birdc.ErrAbsent):
+		a.unanswered = time.Time{}
+	case a.unanswered.IsZero():
+		a.unanswered = time.Now()
+		return askWhileDown
+	case time.Since(a.unanswered) < believe:
+		return askWhileDown
+	}
 	a.mu.Lock()
 	keepSince(sessions, a.state.Sessions)
 	same := reflect.DeepEqual(sessions, a.state.Sessions) && recovering == a.state.Recovering
@@ -224,6 +235,10 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 	}
 	return askWhileUp
 }
+
+// believe is for how long the sessions seen last stand where BIRD runs and could not be asked
+// (EMFILE, or it was busy). A BIRD that answers nobody for longer has lost them.
+const believe = 30 * time.Second
 
 // readSessions asks BIRD for the sessions with the peers of in and what it recovers
 // from. It starts sessions that could not listen before.

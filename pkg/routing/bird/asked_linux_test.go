@@ -1,0 +1,57 @@
+package bird
+
+import (
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"flock.fritzlab.net/flock/pkg/routing"
+)
+
+// Sessions are not down because BIRD could not be asked for them: only without a BIRD there are
+// none, or when it has not answered for long.
+func TestSessionsStandWhileBIRDCannotBeAsked(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "bird.ctl")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	seen := []routing.Session{{Name: "tor", Up: true}}
+	a := NewApplier(ApplierConfig{Socket: path})
+	know := func() { a.state.Sessions, a.state.Recovering = seen, "the routes" }
+	expect := func(when string, want int) {
+		t.Helper()
+		if s := a.State(); len(s.Sessions) != want || (s.Recovering == "") != (want == 0) {
+			t.Errorf("%s: %+v", when, s)
+		}
+	}
+	know()
+	for range 2 {
+		if next := a.ask(t.Context()); next != askWhileDown {
+			t.Errorf("the next question is in %v, want %v", next, askWhileDown)
+		}
+		expect("BIRD could not be asked", 1)
+	}
+	a.unanswered = time.Now().Add(-believe)
+	a.ask(t.Context())
+	expect("BIRD could not be asked for long", 0)
+
+	know()
+	listener.Close()
+	<-done
+	a.ask(t.Context())
+	expect("there is no BIRD", 0)
+}
