@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/metric"
 	"flock.fritzlab.net/flock/pkg/address/ledger"
@@ -42,6 +43,8 @@ type announcer struct {
 	fib        *anycast.FIB
 	controller *anycast.Controller
 	made       transitionQueue
+	lookup     func(containerID string) (wiring.Link, error) // the Host's
+	unseen     cell.Topic                                    // the link of an identified pod could not be looked up
 	others     []podFollower
 	held       cell.Topic                    // whether deletions of pods matter may have changed
 	reported   cell.Topic                    // what Report says may have changed
@@ -62,7 +65,7 @@ type announcerConfig struct {
 
 // open makes the controller, which starts from what the records hold.
 func (a *announcer) open() (err error) {
-	a.known = map[pod.UID]anycast.Readiness{}
+	a.known, a.lookup = map[pod.UID]anycast.Readiness{}, a.host.Lookup
 	a.made = newTransitionQueue(a.node, a.events, a.log)
 	if a.fib, err = anycast.OpenFIB(); err != nil {
 		return err
@@ -139,21 +142,30 @@ func (a *announcer) attachment(r ledger.Record, ifIndex int) anycast.Attached {
 	return t
 }
 
-// followPools passes changed announce delays to the controller.
+// followPools passes changed announce delays to the controller, and attachments whose links could
+// not be looked up before.
 func (a *announcer) followPools(ctx context.Context) error {
 	changed := cell.Signal()
 	a.pools.Notify(changed)
+	a.unseen.Notify(changed)
+	delay := backoff.Backoff{First: 100 * time.Millisecond, Last: 30 * time.Second}
+	var retry <-chan time.Time // nil while nothing failed
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-retry:
 		}
+		retry = nil
+		var failed error
 		for _, r := range a.ledger.Records() {
 			if !holdsAnycast(r) {
 				continue
 			}
-			if l, err := a.host.Lookup(r.ContainerID); err == nil && l.IfIndex != 0 {
+			if l, err := a.lookup(r.ContainerID); err != nil {
+				failed = err
+			} else if l.IfIndex != 0 {
 				a.controller.Send(a.attachment(r, l.IfIndex))
 			}
 			// It may have been released since it was listed.
@@ -161,6 +173,13 @@ func (a *announcer) followPools(ctx context.Context) error {
 				a.detached(r.ContainerID)
 			}
 		}
+		if failed == nil {
+			delay.Reset()
+			continue
+		}
+		after := delay.Next()
+		a.log.Warn("cannot look up the link of a pod with anycast addresses, will retry", "error", failed, "after", after)
+		retry = time.After(after)
 	}
 }
 
@@ -178,7 +197,12 @@ func (a *announcer) podChanged(e source.Event) {
 		a.controller.Send(all)
 	default:
 		for _, r := range a.ledger.Identify(e.Pod.Ref) {
-			if l, err := a.host.Lookup(r.ContainerID); err == nil && l.IfIndex != 0 && holdsAnycast(r) {
+			if !holdsAnycast(r) {
+				continue
+			}
+			if l, err := a.lookup(r.ContainerID); err != nil {
+				a.unseen.Wake() // the pod is not identified again
+			} else if l.IfIndex != 0 {
 				a.controller.Send(a.attachment(r, l.IfIndex))
 			}
 		}
