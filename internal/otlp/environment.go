@@ -10,8 +10,9 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
-	"os"
 	"strings"
+
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // Settings are what OpenTelemetry's environment variables say of how spans are sent. The zero
@@ -136,7 +137,7 @@ type authority struct {
 // follow reads the file again, as a CA is renewed while the agent runs. It returns the transport
 // with it; the same as before while the file is.
 func (a *authority) follow() (*http.Transport, error) {
-	content, err := os.ReadFile(a.file.value)
+	content, err := sys.ReadFile(a.file.value)
 	if err != nil {
 		if at := (*fs.PathError)(nil); errors.As(err, &at) {
 			err = at.Err // it repeats the path
