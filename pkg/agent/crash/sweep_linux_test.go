@@ -440,8 +440,9 @@ func sweepStart(t *testing.T, r *rand.Rand, choose func(effects, calls int) []in
 		for _, p := range []*pod{going, lost} {
 			n.must("ADD", supervised(func() error { return n.add(p) }))
 		}
+		kill := fmt.Sprintf("kill %d", 2+r.IntN(6))
+		n.must(kill, supervised(func() error { _, err := n.tryFaults(kill); return err }))
 		armed = false
-		n.faults(fmt.Sprintf("kill %d", 2+r.IntN(6)))
 		n.add(half)
 		n.kill()
 		n.start()
