@@ -51,7 +51,7 @@ func (p *passwords) Open() error {
 	case errors.Is(err, fs.ErrNotExist):
 		err = p.makeKey()
 	case err != nil:
-		return fmt.Errorf("cannot read the private key for the passwords shared with routers: %w", err)
+		return fmt.Errorf("cannot read the private key for the passwords shared with routers: %w; if that stays, remove the file", err)
 	default:
 		if p.key, err = seal.ParseKey(kept); err != nil {
 			p.log.Warn("the private key for the passwords shared with routers is damaged, making another", "file", p.path, "error", err)

@@ -3,6 +3,7 @@ package kube
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"reflect"
@@ -40,7 +41,7 @@ func OpenKept[T any](path string, same func(a, b T) bool, log *slog.Logger) (*Ke
 		return k, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot read what the agent keeps for its next start: %w; if that stays, remove the file", err)
 	}
 	var held T
 	if err := json.Unmarshal(b, &held); err != nil {
