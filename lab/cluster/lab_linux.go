@@ -338,8 +338,14 @@ func (l *Lab) ensure(spec process.Spec) (*process.Process, error) {
 // KubectlCommand is kubectl as administrator, run where the API server is.
 func (l *Lab) KubectlCommand(args ...string) *exec.Cmd {
 	cmd := l.command(member.Of(l.Dir, plan.ControlPlane), append([]string{"kubectl"}, args...)...)
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+l.kubeconfig("admin"), "KUBECACHEDIR="+l.Dir.Path("kubectl"))
+	cmd.Env = append(cmd.Env, l.administrator()...)
 	return cmd
+}
+
+// administrator is the environment of kubectl and helm as administrator. They would keep what they
+// cache in the home directory, outside of the lab.
+func (l *Lab) administrator() []string {
+	return []string{"KUBECONFIG=" + l.kubeconfig("admin"), "KUBECACHEDIR=" + l.Dir.Path("kubectl")}
 }
 
 // Command runs argv in a member of the lab.
@@ -352,7 +358,7 @@ func (l *Lab) Command(name string, argv ...string) (*exec.Cmd, error) {
 		return nil, fmt.Errorf("%s of lab %s is gone: run lab up", name, l.Dir.Lab())
 	}
 	cmd := l.command(m, argv...)
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+l.kubeconfig("admin"))
+	cmd.Env = append(cmd.Env, l.administrator()...)
 	return cmd, nil
 }
 
