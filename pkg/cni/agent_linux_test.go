@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/cni/wire"
 )
 
@@ -30,19 +31,7 @@ func rawAgent(t *testing.T, network string, with func(net.Conn)) (socket string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			with(conn)
-			conn.Close()
-		}
-	}()
-	t.Cleanup(func() { l.Close(); <-done })
+	nettest.Serve(t, l, with)
 	return socket
 }
 

@@ -100,17 +100,8 @@ func answers(t *testing.T, ns *nettest.NS, name, addr string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { stream.Close(); packets.Close() })
-		go func() {
-			for {
-				c, err := stream.Accept()
-				if err != nil {
-					return
-				}
-				fmt.Fprintf(c, "%s %s", name, host(c.RemoteAddr()))
-				c.Close()
-			}
-		}()
+		t.Cleanup(func() { packets.Close() })
+		nettest.Serve(t, stream, func(c net.Conn) { fmt.Fprintf(c, "%s %s", name, host(c.RemoteAddr())) })
 		go func() {
 			b := make([]byte, 100)
 			for {

@@ -119,17 +119,7 @@ func listen(t *testing.T, ns *nettest.NS, port string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				c.Write([]byte("hello"))
-				c.Close()
-			}
-		}()
+		nettest.Serve(t, l, func(c net.Conn) { c.Write([]byte("hello")) })
 	})
 }
 

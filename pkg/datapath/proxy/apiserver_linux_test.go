@@ -233,17 +233,9 @@ func serveClients(t *testing.T, ns *nettest.NS) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().String())
-			c.Close()
-		}
-	}()
+	nettest.Serve(t, l, func(c net.Conn) {
+		_, _ = io.WriteString(c, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().String())
+	})
 }
 
 // seenAs is the address by which the server sees a client.

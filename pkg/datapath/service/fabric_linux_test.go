@@ -177,18 +177,9 @@ func answers(t *testing.T, ns *nettest.NS, name string, port int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { stream.Close(); packets.Close() })
+		t.Cleanup(func() { packets.Close() })
 		from := func(a net.Addr) string { return netip.MustParseAddrPort(a.String()).Addr().Unmap().String() }
-		go func() {
-			for {
-				c, err := stream.Accept()
-				if err != nil {
-					return
-				}
-				fmt.Fprintf(c, "%s %s", name, from(c.RemoteAddr()))
-				c.Close()
-			}
-		}()
+		nettest.Serve(t, stream, func(c net.Conn) { fmt.Fprintf(c, "%s %s", name, from(c.RemoteAddr())) })
 		go func() {
 			b := make([]byte, 100)
 			for {

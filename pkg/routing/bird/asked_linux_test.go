@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/routing"
 )
 
@@ -18,17 +19,7 @@ func TestSessionsStandWhileBIRDCannotBeAsked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conn.Close()
-		}
-	}()
+	nettest.Serve(t, listener, func(net.Conn) {})
 	seen := []routing.Session{{Name: "tor", Up: true}}
 	a := NewApplier(ApplierConfig{Socket: path})
 	know := func() { a.state.Sessions, a.state.Recovering = seen, "the routes" }
@@ -51,7 +42,6 @@ func TestSessionsStandWhileBIRDCannotBeAsked(t *testing.T) {
 
 	know()
 	listener.Close()
-	<-done
 	a.ask(t.Context())
 	expect("there is no BIRD", 0)
 }

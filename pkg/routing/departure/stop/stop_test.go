@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"flock.fritzlab.net/flock/internal/nettest"
 )
 
 // bird answers as BIRD does, but hangs up on the first that connects. It returns what it was told.
@@ -18,25 +20,18 @@ func bird(t *testing.T, socket string) <-chan string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
 	told := make(chan string, 1)
-	go func() {
-		for first := true; ; first = false {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			if first {
-				conn.Close()
-				continue
-			}
-			conn.Write([]byte("0001 BIRD 2.0 ready.\n"))
-			line, _ := bufio.NewReader(conn).ReadString('\n')
-			told <- strings.TrimSpace(line)
-			conn.Write([]byte("0025 Graceful restart ordered\n"))
-			conn.Close()
+	first := true
+	nettest.Serve(t, l, func(conn net.Conn) {
+		if first {
+			first = false
+			return
 		}
-	}()
+		conn.Write([]byte("0001 BIRD 2.0 ready.\n"))
+		line, _ := bufio.NewReader(conn).ReadString('\n')
+		told <- strings.TrimSpace(line)
+		conn.Write([]byte("0025 Graceful restart ordered\n"))
+	})
 	return told
 }
 
