@@ -298,7 +298,7 @@ spec:
 	mustKubectl(t, "--namespace=anycast", "rollout", "status", rollout, patience)
 	began = time.Now()
 	gone, on := oneOfTwo(t)
-	node := watchOn(t, on)
+	node := watchOn(t, on, "nexthop")
 	mustKubectl(t, "--namespace=anycast", "delete", "pod", gone)
 	client.failedUnlessMoved(t, "the end of a replica", began, func() []time.Time { return departures(t, node.said()) })
 	node.stop(t)

@@ -271,11 +271,12 @@ func watchRoutes(t *testing.T) *routeWatch {
 	return watchOn(t, plan.Tor)
 }
 
-// watchOn watches another member's kernel, and there its nexthops too.
-func watchOn(t *testing.T, member string) *routeWatch {
+// watchOn watches another member's kernel: its routes, and what else ip monitor is to show. That
+// of nexthops is long, and may push out what it shows of routes.
+func watchOn(t *testing.T, member string, more ...string) *routeWatch {
 	t.Helper()
 	w := &routeWatch{}
-	w.start(t, member, "ip", "-timestamp", "monitor", "route", "nexthop")
+	w.start(t, member, append([]string{"ip", "-timestamp", "monitor", "route"}, more...)...)
 	// The monitor says nothing when it is ready: until it shows a change.
 	eventually(t, 60*time.Second, func() error {
 		mustLab(t, "exec", member, "--", "ip", "-6", "route", "replace", "unreachable", markerRoute)

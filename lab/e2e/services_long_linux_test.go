@@ -57,13 +57,11 @@ func noPodsForAWhile(t *testing.T, clients *serviceClients) {
 	said := router.stop(t)
 	for i, addr := range clients.all() {
 		gone, back := absence(t, said, addr)
-		var moves []time.Time // one node after the other announces it again
-		for _, c := range routeChanges(t, said, addr) {
-			moves = append(moves, c.at)
-		}
-		lost := clients.loads[i].failures(t, "no pods", began)
+		client := clients.loads[i]
+		lost := client.failures(t, "no pods", began)
+		moves := func() []time.Time { return client.routeChanges(t) } // one node after the other announces it again
 		for _, f := range lost {
-			if f.start.Before(gone.Add(-late)) || f.start.After(back) && !f.moved(func() []time.Time { return moves }) {
+			if f.start.Before(gone.Add(-late)) || f.start.After(back) && !f.moved(moves) {
 				t.Errorf("%s: a request of %s failed %s, and the router had no route from %s to %s only", addr, f.start.Format(stampFormat), f, gone.Format(stampFormat), back.Format(stampFormat))
 			}
 		}
