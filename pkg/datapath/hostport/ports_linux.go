@@ -32,8 +32,9 @@ type Ports struct {
 	mu       sync.Mutex // guards what follows, and is held while the kernel is asked
 	known    bool       // Reset was called
 	stale    []Binding  // those of a change that the kernel refused
-	flows    []Binding  // those with flows to decide again
 	bindings []Binding  // from the oldest to the newest
+	// undecided are the UDP ports with flows that the kernel has to decide again.
+	undecided map[uint16]bool
 }
 
 // sendBuffer is for all ports of a node of both families and all protocols, which are
@@ -54,7 +55,7 @@ func Open(log *slog.Logger) (*Ports, error) {
 		conn.Close()
 		return nil, errors.Join(err, own.Close())
 	}
-	return &Ports{conn: conn, netns: own, log: log}, nil
+	return &Ports{conn: conn, netns: own, log: log, undecided: map[uint16]bool{}}, nil
 }
 
 // Close gives the socket up. The ports stay forwarded.
@@ -125,20 +126,10 @@ func (p *Ports) replace(want map[string][]nft.Element, changed []Binding) error 
 	if err := p.conn.Commit(&b); err != nil {
 		return err
 	}
-	p.flows = append(p.flows, changed...)
+	p.noteFlows(changed)
 	if err := p.decideFlows(); err != nil {
 		p.log.Warn("cannot delete conntrack entries of UDP host ports, will retry; until then clients that keep sending are not forwarded", "error", err)
 	}
-	return nil
-}
-
-// decideFlows has the kernel decide again for flows that are due for it. What fails is tried
-// again by the next change, and by Sync, which is called until it succeeds.
-func (p *Ports) decideFlows() error {
-	if err := p.forgetFlows(p.flows...); err != nil {
-		return err
-	}
-	p.flows = nil
 	return nil
 }
 
