@@ -130,7 +130,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 			}
 		}
 		var waits []time.Duration
-		if writing := k.decide(node, config, false); writing != nil || asking != nil {
+		writing := k.decide(node, config, false)
+		if writing != nil {
+			k.Log.Error("cannot record how BIRD is to end, will retry", "error", writing)
+		}
+		if writing != nil || asking != nil {
 			waits = append(waits, k.retry.Next())
 		} else {
 			k.retry.Reset()
@@ -178,7 +182,9 @@ func (k *Keeper) last(ctx context.Context) error {
 	if !known || !configKnown {
 		return k.write(true)
 	}
-	k.decide(node, config, true)
+	if err := k.decide(node, config, true); err != nil {
+		k.Log.Error("cannot record how BIRD is to end", "error", err)
+	}
 	return nil
 }
 
@@ -223,7 +229,7 @@ func (k *Keeper) findOwner(ctx context.Context) error {
 	return nil
 }
 
-// decide logs its error, which is that of the file.
+// decide makes the decision. The error is that of the file.
 func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bool) error {
 	d := Decide(Facts{k.NodeName, node, k.daemonSet, k.deleted, config})
 	switch {
@@ -244,11 +250,7 @@ func (k *Keeper) decide(node *corev1.Node, config *v1alpha1.NodeConfig, final bo
 		}
 	}
 	k.Decision.Set(d)
-	err := k.write(final)
-	if err != nil {
-		k.Log.Error("cannot record how BIRD is to end, will retry", "error", err)
-	}
-	return err
+	return k.write(final)
 }
 
 func (k *Keeper) write(final bool) error {

@@ -222,10 +222,21 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name         string
+		leaves       bool // is decided, though not recorded
 		fail, mended func(*cluster, string)
 	}{
-		{"the question for the DaemonSet, which is deleted", func(c *cluster, _ string) { c.daemonSet, c.podAway = nil, true }, func(c *cluster, _ string) { c.podAway = false }},
-		{"the file", func(c *cluster, dir string) {
+		{"the question for the DaemonSet, which is deleted", false, func(c *cluster, _ string) { c.daemonSet, c.podAway = nil, true }, func(c *cluster, _ string) { c.podAway = false }},
+		{"the directory", true, func(c *cluster, dir string) {
+			c.daemonSet = nil
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		}, func(_ *cluster, dir string) {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"the file", true, func(c *cluster, dir string) {
 			c.daemonSet = nil
 			if err := os.MkdirAll(filepath.Join(dir, ".departure.new", "in-the-way"), 0o700); err != nil {
 				t.Error(err)
@@ -246,6 +257,9 @@ func TestFailuresAreTriedAgain(t *testing.T) {
 				done := make(chan error)
 				go func() { done <- k.Run(ctx) }()
 				synctest.Wait()
+				if d := k.Decision.Get(); d.Leave != c.leaves {
+					t.Errorf("%+v, want that the node leaves: %t", d, c.leaves)
+				}
 				wantFile(t, dir, stop.Decision{})
 				cluster.mu.Lock()
 				c.mended(cluster, dir)
@@ -283,32 +297,6 @@ func wantFile(t *testing.T, dir string, want stop.Decision) {
 	if got.Reason = ""; err != nil || got != want {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
-}
-
-// TestWriteAgain: a decision that could not be written is, as soon as it can be.
-func TestWriteAgain(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		dir := filepath.Join(t.TempDir(), "bird") // is not there
-		c := newCluster()
-		c.node = nil
-		k := keeper(t, c, dir)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- k.Run(ctx) }()
-		c.set(func() {})
-		synctest.Wait()
-		if !k.Decision.Get().Leave {
-			t.Errorf("%+v, want that the node leaves", k.Decision.Get())
-		}
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Second)
-		wantFile(t, dir, stop.Decision{Leave: true})
-		cancel()
-		<-done
-	})
 }
 
 // TestNextAgent: the start of an agent does not announce what was withdrawn, and BIRD
