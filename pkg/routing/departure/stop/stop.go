@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
+	"flock.fritzlab.net/flock/internal/backoff"
 	"flock.fritzlab.net/flock/pkg/routing/birdc"
 )
 
@@ -118,10 +119,8 @@ func dial(ctx context.Context, socket string) (*birdc.Conn, error) {
 		if err == nil || errors.Is(err, birdc.ErrAbsent) {
 			return conn, err
 		}
-		select {
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, again) != nil {
 			return nil, err
-		case <-time.After(again):
 		}
 	}
 }
@@ -141,10 +140,8 @@ func final(ctx context.Context, dir string) (last Decision, err error) {
 		if last.Final {
 			return last, err
 		}
-		select {
-		case <-ctx.Done():
+		if backoff.Sleep(ctx, again) != nil {
 			return last, err
-		case <-time.After(again):
 		}
 	}
 }
