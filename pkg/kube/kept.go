@@ -11,6 +11,7 @@ import (
 
 	"flock.fritzlab.net/flock/internal/atomicfile"
 	"flock.fritzlab.net/flock/internal/backoff"
+	"flock.fritzlab.net/flock/internal/sys"
 )
 
 // Kept is a value that a file keeps for the agent's next start. It knows what the file holds, not
@@ -21,6 +22,7 @@ type Kept[T any] struct {
 	same func(a, b T) bool
 	log  *slog.Logger
 
+	there  bool // the file, when it was read or written last
 	held   T    // what the file holds; the zero value stands for no file
 	wanted T    // what it is to hold
 	failed bool // wanted could not be written
@@ -48,16 +50,17 @@ func OpenKept[T any](path string, same func(a, b T) bool, log *slog.Logger) (*Ke
 		log.Warn("ignoring a copy that is no valid JSON", "file", path, "error", err)
 		return k, nil
 	}
-	k.held = held
+	k.held, k.there = held, true
 	return k, nil
 }
 
 // Get returns what the file holds, the zero value if there is none.
 func (k *Kept[T]) Get() T { return k.held }
 
-// Save has the file hold v, now or when Due. v must not be changed afterwards.
+// Save has the file hold v, now or when Due, also where somebody has removed the file. v must not
+// be changed afterwards.
 func (k *Kept[T]) Save(v T) {
-	if k.same(v, k.held) {
+	if k.same(v, k.held) && !k.removed() {
 		k.settle()
 		return
 	}
@@ -66,6 +69,15 @@ func (k *Kept[T]) Save(v T) {
 	}
 	k.wanted = v
 	k.write()
+}
+
+// removed says whether the file was there and is not.
+func (k *Kept[T]) removed() bool {
+	if !k.there {
+		return false
+	}
+	_, err := sys.Lstat(k.path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // Due receives when Retry is to be called.
@@ -89,7 +101,7 @@ func (k *Kept[T]) write() {
 		err = atomicfile.Write(k.path, b)
 	}
 	if err == nil {
-		k.held = k.wanted
+		k.held, k.there = k.wanted, true
 		k.settle()
 		return
 	}

@@ -80,6 +80,25 @@ func TestKeptTriesAgain(t *testing.T) {
 	holds(2)
 }
 
+// What somebody has removed is written again when it is to be kept once more.
+func TestKeptIsRemoved(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "copy.json")
+	for range 3 { // written, written again, and read by the next start
+		k := openKept(t, path)
+		for range 2 {
+			k.Save(map[string]int{"v": 1})
+			if got := openKept(t, path).Get()["v"]; got != 1 {
+				t.Errorf("a start finds %d, want 1", got)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		k.Save(map[string]int{"v": 1})
+	}
+}
+
 // Nothing is known of a file that cannot be read; one that is damaged is as none.
 func TestKeptUnreadable(t *testing.T) {
 	t.Parallel()
