@@ -54,48 +54,56 @@ var servicePool = netip.MustParsePrefix("2001:db8:5c::/48")
 
 func serviceAddr(group, i int) netip.Addr { return numbered(servicePool, group, i) }
 
-// serviceTimes are durations by Service.
+// serviceTimes are durations by Service, and MetalLB's are those of its Services with the same pods.
 type serviceTimes struct {
-	NotReady, NotReadyNode, NotReadyAPIDown []time.Duration
-	NotReadyRealTime, NotReadyRealTimeNode  []time.Duration
-	Reached, Routed, Node, Proxy            []time.Duration
-	SliceNotReady, SliceReady               []time.Duration
-	// Refused and Lost count connections that failed though the router had the route.
-	Refused, Lost int
-	MetalLB       metalLBTimes
+	NotReady, NotReadyNode, NotReadyAPIDown, NotReadyMetalLB []time.Duration
+	NotReadyRealTime, NotReadyRealTimeNode, SliceNotReady    []time.Duration
+	Ready, ReadyMetalLB, ReadyRealTime                       readyTimes
+	SliceReady, Proxy                                        []time.Duration
 }
 
-// metalLBTimes are those of MetalLB's Services with the same pods.
-type metalLBTimes struct {
-	NotReady, Routed, Reached []time.Duration
-	Refused, Lost             int
+// readyTimes are durations from a pod that becomes Ready.
+type readyTimes struct {
+	Reached, Routed, Node []time.Duration
+	// Refused counts connections that were refused, and Lost those that failed otherwise though
+	// the router had the route.
+	Refused, Lost int
 }
 
 func (m serviceTimes) results() []Result {
-	count := func(name string, failed int, of []time.Duration) Result {
-		return Result{Name: name, Unit: "times", Figures: Figures{N: len(of), P50: float64(failed), P99: float64(failed), Max: float64(failed)}}
+	count := func(name string, failed int, of readyTimes) Result {
+		return Result{Name: name, Unit: "times", Figures: Figures{N: len(of.Reached), P50: float64(failed), P99: float64(failed), Max: float64(failed)}}
 	}
 	against := func(r Result, baseline Result) Result {
 		r.Baseline = &baseline
 		return r
 	}
+	times := func(name string, all []time.Duration) Result {
+		return Result{Name: name, Unit: "ms", Figures: Milliseconds(all)}
+	}
+	within := func(p99 float64, r Result) Result {
+		r.Goal = &Goal{P99: p99}
+		return r
+	}
 	return []Result{
-		{Name: "service.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.NotReady), Goal: &Goal{P99: 10},
-			Baseline: &Result{Name: "metallb.withdraw.notready", Unit: "ms", Figures: Milliseconds(m.MetalLB.NotReady)}},
-		{Name: "service.withdraw.notready.node", Unit: "ms", Figures: Milliseconds(m.NotReadyNode)},
-		{Name: "endpointslices.notice.notready", Unit: "ms", Figures: Milliseconds(m.SliceNotReady)},
-		{Name: "service.withdraw.notready.apidown", Unit: "ms", Figures: Milliseconds(m.NotReadyAPIDown), Goal: &Goal{P99: 10}},
-		{Name: "service.withdraw.notready.realtime", Unit: "ms", Figures: Milliseconds(m.NotReadyRealTime), Goal: &Goal{P99: 10}},
-		{Name: "service.withdraw.notready.realtime.node", Unit: "ms", Figures: Milliseconds(m.NotReadyRealTimeNode)},
-		{Name: "service.announce.ready", Unit: "ms", Figures: Milliseconds(m.Reached), Goal: &Goal{P99: 50},
-			Baseline: &Result{Name: "metallb.announce.ready", Unit: "ms", Figures: Milliseconds(m.MetalLB.Reached)}},
-		{Name: "service.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.Routed),
-			Baseline: &Result{Name: "metallb.announce.ready.routed", Unit: "ms", Figures: Milliseconds(m.MetalLB.Routed)}},
-		{Name: "service.announce.ready.node", Unit: "ms", Figures: Milliseconds(m.Node)},
-		{Name: "endpointslices.notice.ready", Unit: "ms", Figures: Milliseconds(m.SliceReady)},
-		{Name: "kube-proxy.programs.ready", Unit: "ms", Figures: Milliseconds(m.Proxy)},
-		against(count("service.announce.refused", m.Refused, m.Reached), count("metallb.announce.refused", m.MetalLB.Refused, m.MetalLB.Reached)),
-		against(count("service.announce.lost", m.Lost, m.Reached), count("metallb.announce.lost", m.MetalLB.Lost, m.MetalLB.Reached)),
+		within(10, against(times("service.withdraw.notready", m.NotReady), times("metallb.withdraw.notready", m.NotReadyMetalLB))),
+		times("service.withdraw.notready.node", m.NotReadyNode),
+		times("endpointslices.notice.notready", m.SliceNotReady),
+		within(10, times("service.withdraw.notready.apidown", m.NotReadyAPIDown)),
+		within(10, times("service.withdraw.notready.realtime", m.NotReadyRealTime)),
+		times("service.withdraw.notready.realtime.node", m.NotReadyRealTimeNode),
+		within(50, against(times("service.announce.ready", m.Ready.Reached), times("metallb.announce.ready", m.ReadyMetalLB.Reached))),
+		against(times("service.announce.ready.routed", m.Ready.Routed), times("metallb.announce.ready.routed", m.ReadyMetalLB.Routed)),
+		times("service.announce.ready.node", m.Ready.Node),
+		times("endpointslices.notice.ready", m.SliceReady),
+		times("kube-proxy.programs.ready", m.Proxy),
+		against(count("service.announce.refused", m.Ready.Refused, m.Ready), count("metallb.announce.refused", m.ReadyMetalLB.Refused, m.ReadyMetalLB)),
+		against(count("service.announce.lost", m.Ready.Lost, m.Ready), count("metallb.announce.lost", m.ReadyMetalLB.Lost, m.ReadyMetalLB)),
+		within(50, times("service.announce.ready.realtime", m.ReadyRealTime.Reached)),
+		times("service.announce.ready.realtime.routed", m.ReadyRealTime.Routed),
+		times("service.announce.ready.realtime.node", m.ReadyRealTime.Node),
+		count("service.announce.realtime.refused", m.ReadyRealTime.Refused, m.ReadyRealTime),
+		count("service.announce.realtime.lost", m.ReadyRealTime.Lost, m.ReadyRealTime),
 	}
 }
 
@@ -144,7 +152,7 @@ spec:
 	if err := notConfiguredSince(g.lab, before); err != nil {
 		return nil, err
 	}
-	flipped := len(m.NotReady) + len(m.NotReadyRealTime) + len(m.NotReadyAPIDown) + len(m.Routed)
+	flipped := len(m.NotReady) + len(m.NotReadyRealTime) + len(m.NotReadyAPIDown) + len(m.Ready.Routed) + len(m.ReadyRealTime.Routed)
 	return append(m.results(), Result{Name: "service.reconfigurations", Unit: "times", Figures: Figures{N: flipped}}), nil
 }
 
@@ -199,24 +207,21 @@ func (g *generation) serviceFlips(ctx context.Context, number, size int, m *serv
 		return err
 	}
 	if err := g.flip(ctx, false, flipSinks{
-		routed: &m.NotReady, installed: &m.NotReadyNode, sliced: &m.SliceNotReady, ofMetalLB(routed): &m.MetalLB.NotReady,
+		routed: &m.NotReady, installed: &m.NotReadyNode, sliced: &m.SliceNotReady, ofMetalLB(routed): &m.NotReadyMetalLB,
 	}); err != nil {
 		return err
 	}
-	if err := g.proxyAtRest(ctx); err != nil {
-		return err
-	}
-	if err := g.readyServices(ctx, m); err != nil {
+	if err := g.readyServices(ctx, readySinks{Flock: &m.Ready, MetalLB: &m.ReadyMetalLB, Slice: &m.SliceReady, Proxy: &m.Proxy}); err != nil {
 		return err
 	}
 	err := inRealTime(member.Of(g.lab.Dir, anycastNode), member.Of(g.lab.Dir, plan.Tor), func() error {
-		return g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime, installed: &m.NotReadyRealTimeNode})
+		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyRealTime, installed: &m.NotReadyRealTimeNode}); err != nil {
+			return err
+		}
+		return g.readyServices(ctx, readySinks{Flock: &m.ReadyRealTime, MetalLB: new(readyTimes), Slice: new([]time.Duration), Proxy: new([]time.Duration)})
 	})
 	if err != nil {
 		return fmt.Errorf("with real-time priority: %w", err)
-	}
-	if err := g.flip(ctx, true, flipSinks{routed: new([]time.Duration)}); err != nil {
-		return err
 	}
 	err = g.lab.WithoutAPIServer(ctx, func() error {
 		if err := g.flip(ctx, false, flipSinks{routed: &m.NotReadyAPIDown}); err != nil {
@@ -316,8 +321,17 @@ func (g *generation) proxyAtRest(ctx context.Context) error {
 	})
 }
 
-// readyServices has one pod after the other become Ready.
-func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
+// readySinks are where durations from pods that become Ready go.
+type readySinks struct {
+	Flock, MetalLB *readyTimes
+	Slice, Proxy   *[]time.Duration
+}
+
+// readyServices has one pod after the other become Ready, once kube-proxy has nothing else to do.
+func (g *generation) readyServices(ctx context.Context, to readySinks) error {
+	if err := g.proxyAtRest(ctx); err != nil {
+		return err
+	}
 	began := monotonic()
 	for i := range g.pods {
 		if i > 0 {
@@ -334,31 +348,28 @@ func (g *generation) readyServices(ctx context.Context, m *serviceTimes) error {
 			return err
 		}
 	}
-	m.Node = append(m.Node, g.since(at[published], at[installed])...)
-	m.Routed = append(m.Routed, g.since(at[published], at[routed])...)
-	m.Reached = append(m.Reached, g.since(at[published], at[reached])...)
-	m.MetalLB.Routed = append(m.MetalLB.Routed, g.since(at[published], at[ofMetalLB(routed)])...)
-	m.MetalLB.Reached = append(m.MetalLB.Reached, g.since(at[published], at[ofMetalLB(reached)])...)
-	m.SliceReady = append(m.SliceReady, g.since(at[published], at[sliced])...)
+	to.Flock.Node = append(to.Flock.Node, g.since(at[published], at[installed])...)
+	*to.Slice = append(*to.Slice, g.since(at[published], at[sliced])...)
 	writes := g.seen.seen(programmed, began)
 	for _, a := range g.addrs {
 		if i := slices.IndexFunc(writes, func(s sighting) bool { return s.At > at[published][a] }); i >= 0 {
-			m.Proxy = append(m.Proxy, time.Duration(writes[i].At-at[published][a]))
+			*to.Proxy = append(*to.Proxy, time.Duration(writes[i].At-at[published][a]))
 		}
 	}
-	failures := func(kind func(string) string) (refusals, lost int) {
+	for sink, kind := range map[*readyTimes]func(string) string{
+		to.Flock:   func(what string) string { return what },
+		to.MetalLB: ofMetalLB,
+	} {
+		sink.Routed = append(sink.Routed, g.since(at[published], at[kind(routed)])...)
+		sink.Reached = append(sink.Reached, g.since(at[published], at[kind(reached)])...)
+		sink.Refused += len(g.seen.seen(kind(refused), began))
 		for _, what := range []string{unreachable, unanswered} {
 			for _, s := range g.seen.seen(kind(what), began) {
 				if there := at[kind(routed)][s.Addr]; there > 0 && s.At > there {
-					lost++
+					sink.Lost++
 				}
 			}
 		}
-		return len(g.seen.seen(kind(refused), began)), lost
 	}
-	refusals, lost := failures(func(what string) string { return what })
-	m.Refused, m.Lost = m.Refused+refusals, m.Lost+lost
-	refusals, lost = failures(ofMetalLB)
-	m.MetalLB.Refused, m.MetalLB.Lost = m.MetalLB.Refused+refusals, m.MetalLB.Lost+lost
 	return nil
 }
