@@ -163,6 +163,8 @@ func pair(t *testing.T) (node, router *routingtest.NS) {
 	return node, router
 }
 
+// routerConf is passive: when both ends of a restart connect in the same moment, the router takes
+// the second connection for another restart (RFC 4724 section 4.2) and drops the routes.
 const routerConf = `
 log stderr all;
 router id 192.0.2.1;
@@ -171,7 +173,7 @@ protocol kernel { ipv6 { export all; }; }
 protocol kernel { ipv4 { export all; }; }
 protocol bgp node {
 	local as 64512; neighbor 2001:db8:0:1::11 as 64601;
-	connect delay time 1; connect retry time 1; error wait time 1, 1;
+	passive; error wait time 1, 1;
 	ipv6 { import all; export none; };
 	ipv4 { import all; export none; extended next hop; };
 }
