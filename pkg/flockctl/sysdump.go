@@ -5,18 +5,15 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/yaml"
 )
 
 var sysdumpCommand = command{
@@ -24,9 +21,10 @@ var sysdumpCommand = command{
 	short: "Write what helps to find a fault into one archive, without secrets",
 	long: `flock's objects, the nodes, flock's own pods and their logs, and the Events about them,
 in a .tar.gz. It never reads a Secret, and takes what looks like a secret out of the
-rest: values of environment variables, passwords, tokens, keys. Names and addresses of
+rest: values of environment variables, annotations of others than flock and Kubernetes,
+passwords, tokens, keys. Names and addresses of
 nodes, pods and routers are in it: read it before you send it. What cannot be read is
-named in the file errors.txt, and the rest is there.`,
+named in the file errors.txt, and the rest is there. The exit status is 1 if nothing is.`,
 	examples: `flockctl sysdump
 flockctl sysdump -f flock.tar.gz`,
 	flags: []string{"filename"},
@@ -36,8 +34,8 @@ flockctl sysdump -f flock.tar.gz`,
 const (
 	// logLines of each container, and of the one before it.
 	logLines = "5000"
-	// removed stands for what is taken out.
-	removed = "(removed)"
+	// failuresFile names what could not be read.
+	failuresFile = "errors.txt"
 )
 
 func runSysdump(ctx context.Context, s *session, _ []string) error {
@@ -61,6 +59,12 @@ func runSysdump(ctx context.Context, s *session, _ []string) error {
 		return err
 	}
 	fmt.Fprintf(s.out, "%s has %d files. It holds names and addresses of your cluster: read it before you send it.\n", name, len(files))
+	if missing := files[failuresFile]; missing != nil {
+		if len(files) == 1 {
+			return fmt.Errorf("nothing could be read: %s in the archive says why", failuresFile)
+		}
+		fmt.Fprintf(s.remarks, "%d things could not be read: %s in the archive has them\n", bytes.Count(missing, []byte("\n")), failuresFile)
+	}
 	return nil
 }
 
@@ -132,72 +136,9 @@ func (c *cluster) dump(ctx context.Context, s *session) map[string][]byte {
 	}
 	if len(failures) > 0 {
 		slices.Sort(failures)
-		files["errors.txt"] = []byte(withoutSecretText(strings.Join(failures, "\n") + "\n"))
+		files[failuresFile] = []byte(withoutSecretText(strings.Join(failures, "\n") + "\n"))
 	}
 	return files
-}
-
-// withoutSecrets turns objects in JSON into YAML without what may hold secrets: values of
-// environment variables, what kubectl repeats of an object, and everything in text that
-// looks like one.
-func withoutSecrets(raw []byte) ([]byte, error) {
-	var object any
-	if err := json.Unmarshal(raw, &object); err != nil {
-		return nil, err
-	}
-	return yaml.Marshal(clean(object))
-}
-
-func clean(v any) any {
-	switch v := v.(type) {
-	case string:
-		return withoutSecretText(v)
-	case []any:
-		for i := range v {
-			v[i] = clean(v[i])
-		}
-	case map[string]any:
-		delete(v, "managedFields")
-		delete(v, "kubectl.kubernetes.io/last-applied-configuration")
-		if _, isEnv := v["name"].(string); isEnv && v["value"] != nil {
-			v["value"] = removed // of an environment variable
-		}
-		for k := range v {
-			if secretName.MatchString(k) {
-				if _, text := v[k].(string); text {
-					v[k] = removed
-					continue
-				}
-			}
-			v[k] = clean(v[k])
-		}
-	}
-	return v
-}
-
-var (
-	// secretName is that of a field or a setting whose value nobody else should see.
-	secretName = regexp.MustCompile(`(?i)^(.*[._-])?(password|passwd|passphrase|secret|token|api[_-]?key|private[_-]?key|credentials?|authorization)$`)
-
-	secretTexts = []struct {
-		is *regexp.Regexp
-		by string
-	}{
-		{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`), removed},
-		{regexp.MustCompile(`\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*`), removed}, // a JSON web token
-		{regexp.MustCompile(`(?i)\b(authorization["']?\s*[:=]\s*["']?)?(bearer|basic)\s+[A-Za-z0-9+/._~=-]{6,}`), "${2} " + removed},
-		{regexp.MustCompile(`(?i)\b([a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|private[_-]?key))(["']?\s*[:=]\s*|\s+)("(?:[^"\\]|\\.)*"|'[^']*')`), `${1}${2}"` + removed + `"`},
-		{regexp.MustCompile(`(?i)\b([a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|private[_-]?key))(["']?\s*[:=]\s*)([^\s"',;&]{3,})`), "${1}${2}" + removed},
-		{regexp.MustCompile(`\b([a-z][a-z0-9+.-]*://[^\s/:@]+):[^\s/@]+@`), "${1}:" + removed + "@"}, // in a URL
-	}
-)
-
-// withoutSecretText takes what looks like a secret out of text.
-func withoutSecretText(text string) string {
-	for _, t := range secretTexts {
-		text = t.is.ReplaceAllString(text, t.by)
-	}
-	return text
 }
 
 // archive is a .tar.gz of the files.

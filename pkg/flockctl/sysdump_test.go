@@ -32,6 +32,62 @@ var planted = map[string]string{
 	"single quotes":        "apiKey: 'ZZZ14 x'",
 	"a passphrase":         "passphrase=ZZZ15",
 	"a mixed case setting": "Passwd: ZZZ16",
+	"a short one":          "password: Z&ZZZ;ZZZ,ZZZ",
+	"a list":               `tokens: ["ZZZ1", "ZZZ2"]`,
+	"JSON in a string":     `msg="bad {\"password\":\"ZZZ\",\"user\":\"x\"}"`,
+	"a flag and its value": "--token ZZZ",
+	"a list of arguments":  `["server","--token","ZZZ"]`,
+	"a bare Authorization": "Authorization: ZZZ",
+	"a digest":             "Authorization: Digest username=x, response=ZZZ",
+	"an encoded header":    "Authorization=Basic%20ZZZ3dXNlcjpwYXNz",
+	"a header with a key":  "X-Api-Key: ZZZ",
+	"cookies":              "Cookie: a=b; session=ZZZ",
+	"a token in a URL":     "https://ZZZ@host.example/path",
+	"no user in a URL":     "https://:ZZZ@host.example/path",
+	"a key in a URL":       "https://host.example/v1?a=b&key=ZZZ",
+	"a PGP key":            "-----BEGIN PGP PRIVATE KEY BLOCK-----\nZZZ\n-----END PGP PRIVATE KEY BLOCK-----",
+	"a short word":         "MYPASS=ZZZ",
+}
+
+// TestSecretFields: fields and annotations by their names, whatever their values look like.
+func TestSecretFields(t *testing.T) {
+	for _, object := range []string{
+		`{"metadata":{"annotations":{"example.com/note":"ZZZ"}}}`,
+		`{"metadata":{"annotations":{"flock.fritzlab.net/password":"ZZZ"}}}`,
+		`{"metadata":{"labels":{"example.com/token":"ZZZ"}}}`,
+		`{"clientSecret":"ZZZ","bgpPassword":"ZZZ","secretAccessKey":"ZZZ","md5-key":"ZZZ"}`,
+		`{"password":{"value":"ZZZ"},"passwords":["ZZZ"],"tokens":{"a":"ZZZ","b":["ZZZ"]}}`,
+		`{"args":["run","--token","ZZZ","--header","X-Api-Key: ZZZ"]}`,
+		`{"token":2220222}`,
+	} {
+		text, err := withoutSecrets([]byte(object))
+		if err != nil || strings.Contains(string(text), "ZZZ") || strings.Contains(string(text), "222") {
+			t.Errorf("%s: %v\n%s", object, err, text)
+		}
+	}
+	for object, want := range map[string]string{
+		`{"metadata":{"annotations":{"flock.fritzlab.net/anycast":"2001:db8::1","a.kubernetes.io/b":"c"}}}`: "a.kubernetes.io/b: c\n    flock.fritzlab.net/anycast: 2001:db8::1",
+		`{"imagePullSecrets":[{"name":"registry"}]}`:                                                        "- name: registry",
+		`{"serviceAccountToken":{"expirationSeconds":3607,"path":"token"}}`:                                 "expirationSeconds: 3607\n  path: token",
+		`{"passwordSecretRef":{"name":"bgp","key":"tor"},"passwordKey":"public"}`:                           "passwordKey: public\npasswordSecretRef:\n  key: tor\n  name: bgp",
+		`{"automountServiceAccountToken":false,"args":["--metrics-address=:9480","x"]}`:                     "- --metrics-address=:9480\n- x\nautomountServiceAccountToken: false",
+	} {
+		if text, err := withoutSecrets([]byte(object)); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v, want %q in\n%s", object, err, want, text)
+		}
+	}
+}
+
+// TestSysdumpOfNothing: who may read nothing is told so.
+func TestSysdumpOfNothing(t *testing.T) {
+	c := connectTo(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","message":"not for you","code":403}`)
+	})
+	if _, err := execute(c, "sysdump -f "+filepath.Join(t.TempDir(), "dump.tar.gz")); err == nil || !strings.Contains(err.Error(), "nothing could be read") {
+		t.Errorf("an archive of nothing: %v", err)
+	}
 }
 
 func TestSecretsAreRemoved(t *testing.T) {
