@@ -20,8 +20,8 @@ import (
 var addrCommand = command{
 	name: "addr", args: "ADDRESS",
 	short: "Show an address: who has it, where it is announced, what may give it, what its identifier says",
-	long: `The pods that have the address, the claim on it, the nodes that announce it, the pod
-CIDR and the AddressPools that contain it. For an IPv6 address made of its workload
+	long: `The pods or Services that have the address, the claim on it, the nodes that announce it,
+the pod CIDR and the AddressPools that contain it. For an IPv6 address made of its workload
 (annotation ip-algo) it also says which workload, as far as pods that are there now can
 tell: so it names the workload of an address that nobody has any more.`,
 	examples: `flockctl addr 2001:db8:100:1::7
@@ -34,6 +34,10 @@ flockctl addr 203.0.113.53 -o yaml`,
 type addrAnswer struct {
 	Address string   `json:"address"`
 	Pods    []string `json:"pods,omitempty"`
+	// PodsUnknown: whoever asks may not see pods.
+	PodsUnknown bool `json:"podsUnknown,omitempty"`
+	// Services have it, each as which kind of address, and where it is announced.
+	Services []addrService `json:"services,omitempty"`
 	// Node is the node that has the address itself.
 	Node string `json:"node,omitempty"`
 	// CIDR is the pod CIDR with the address, and OfNode the node that assigns from it.
@@ -46,6 +50,12 @@ type addrAnswer struct {
 	Pools []string `json:"pools,omitempty"`
 	// Identifier is what the interface identifier may say, one reading a line.
 	Identifier []string `json:"identifier,omitempty"`
+}
+
+type addrService struct {
+	Service string        `json:"service"`
+	Kind    string        `json:"kind"`
+	Nodes   []serviceNode `json:"nodes,omitempty"`
 }
 
 func runAddr(ctx context.Context, s *session, args []string) error {
@@ -70,20 +80,44 @@ func runAddr(ctx context.Context, s *session, args []string) error {
 	if err := c.list(ctx, c.flock, "addressclaims", "", "", "", claims); err != nil {
 		return err
 	}
-	pods := &corev1.PodList{}
+	pods, podsUnknown := &corev1.PodList{}, false
 	if err := c.list(ctx, c.core, "pods", "", "", "", pods); err != nil {
 		fmt.Fprintf(s.remarks, "pods are not looked at: %v\n", err)
+		podsUnknown = true
+	}
+	services := &corev1.ServiceList{}
+	if err := c.list(ctx, c.core, "services", "", "", "", services); err != nil {
+		fmt.Fprintf(s.remarks, "Services are not looked at: %v\n", err)
 	}
 	nodes, err := c.nodeAddresses(ctx)
 	if err != nil {
 		fmt.Fprintf(s.remarks, "the nodes' addresses are not looked at: %v\n", err)
 	}
 	answer := answerAddr(addr, configs, pools, claims.Items, pods.Items, nodes)
+	answer.PodsUnknown = podsUnknown
+	answer.Services = servicesAt(addr, services.Items, configs, pools)
 	if s.output != "" {
 		return s.structured(answer)
 	}
+	c.remarkSilent(ctx, s.remarks, configs)
 	s.printAddr(s.out, answer)
 	return nil
+}
+
+// servicesAt are those that have addr, or for which a node reports it. It is pure.
+func servicesAt(addr netip.Addr, objects []corev1.Service, configs []v1alpha1.NodeConfig, pools []v1alpha1.AddressPool) (found []addrService) {
+	for _, info := range servicesOf(objects, configs, pools) {
+		i := slices.IndexFunc(info.Addresses, func(a serviceAddressInfo) bool { return a.Address == addr.String() })
+		if i < 0 {
+			if kind := info.kindOf(objects, addr.String()); kind != "" {
+				found = append(found, addrService{Service: info.Service, Kind: kind})
+			}
+			continue
+		}
+		a := info.Addresses[i]
+		found = append(found, addrService{info.Service, a.Kind, a.Nodes})
+	}
+	return found
 }
 
 // answerAddr is pure.
@@ -195,8 +229,14 @@ func (s *session) printAddr(w io.Writer, a addrAnswer) {
 		add("Held by", "node "+a.Node+" itself")
 	case len(a.Pods) > 0:
 		add("Held by", a.Pods...)
+	case len(a.Services) > 0:
+	case a.PodsUnknown:
+		add("Held by", "? (pods cannot be read)")
 	case len(a.Anycast) == 0:
 		add("Held by", "no pod now")
+	}
+	for _, svc := range a.Services {
+		add("Held by", "Service "+svc.Service+", as "+or(svc.Kind, "an address that it does not have any more"))
 	}
 	if a.Claim != "" {
 		add("Claimed by", a.Claim)
@@ -211,6 +251,24 @@ func (s *session) printAddr(w io.Writer, a addrAnswer) {
 	}
 	add("Identifier", a.Identifier...)
 	table(w, "", rows)
+	rows = nil
+	for _, svc := range a.Services {
+		for _, n := range svc.Nodes {
+			why := n.Reason
+			if n.Message != "" {
+				why += ": " + n.Message
+			}
+			announced := yesNo(n.Announced)
+			if n.Announced && n.Prefix != "" {
+				announced += ", as " + n.Prefix
+			}
+			rows = append(rows, []string{svc.Service, n.Node, announced, s.age(n.Since), why})
+		}
+	}
+	if len(rows) > 0 {
+		fmt.Fprintln(w, "\nServices")
+		table(w, "  ", slices.Insert(rows, 0, []string{"SERVICE", "NODE", "ANNOUNCED", "SINCE", "WHY"}))
+	}
 	if len(a.Anycast) > 0 {
 		fmt.Fprintln(w, "\nAnycast")
 		table(w, "  ", s.pathRows(a.Anycast, "POD", "NODE"))

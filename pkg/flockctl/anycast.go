@@ -62,6 +62,7 @@ func runAnycast(ctx context.Context, s *session, args []string) error {
 		if s.output != "" {
 			return s.structured(paths)
 		}
+		c.remarkSilent(ctx, s.remarks, all)
 		s.printPaths(s.out, paths, all)
 		return nil
 	}
@@ -77,6 +78,7 @@ func runAnycast(ctx context.Context, s *session, args []string) error {
 	if len(paths) == 0 {
 		return fmt.Errorf("no pod holds anycast address %s. %s. What keeps a pod from having it: flockctl pod NAMESPACE/NAME", addr, strings.Join(granting, "; "))
 	}
+	c.remarkSilent(ctx, s.remarks, all)
 	s.printPaths(s.out, paths, nil)
 	fmt.Fprintln(s.out)
 	for _, line := range granting {

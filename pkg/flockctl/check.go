@@ -103,6 +103,9 @@ func (c *cluster) check(ctx context.Context, remarks io.Writer) (nodes []node, p
 	if pools, err = c.pools(ctx); err != nil {
 		return nil, nil, nil, err
 	}
+	if slices.ContainsFunc(nodes, func(n node) bool { return n.agentsUnknown }) {
+		fmt.Fprintf(remarks, "not checked whether the agents are Ready: the pods of %s cannot be listed\n", flockNamespace)
+	}
 	// Who may not read nodes misses what is known of them alone.
 	objects, err := c.nodeObjects(ctx)
 	if err != nil {

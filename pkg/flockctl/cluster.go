@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -194,6 +195,21 @@ func (c *cluster) agents(ctx context.Context, node string) (map[string]*corev1.P
 		}
 	}
 	return of, nil
+}
+
+// remarkSilent says of which nodes what is shown may be old, because their agents do not work.
+func (c *cluster) remarkSilent(ctx context.Context, remarks io.Writer, configs []v1alpha1.NodeConfig) {
+	agents, err := c.agents(ctx, "")
+	for i := range configs {
+		n := node{name: configs[i].Name, config: &configs[i], agent: agents[configs[i].Name], agentsUnknown: err != nil}
+		switch state := n.agentState(); state {
+		case "Ready", "?":
+		case "none":
+			fmt.Fprintf(remarks, "%s: no agent runs there, so what is said of it may be old\n", n.name)
+		default:
+			fmt.Fprintf(remarks, "%s: its agent is %s, so what is said of it may be old\n", n.name, state)
+		}
+	}
 }
 
 // labelled are the names of the nodes that are to run an agent.

@@ -24,7 +24,7 @@ takes the right to pods/exec in flock's namespace.`,
 	examples: `flockctl policy shop/web-0
 flockctl policy web-0 -n shop --agents
 flockctl policy shop/web-0 -o json | jq '.sides[] | select(.direction == "ingress") | .isolating'`,
-	flags: []string{"output", "agents"}, min: 1, max: 1,
+	flags: []string{"output", "watch", "agents"}, min: 1, max: 1,
 	run: runPolicy,
 }
 

@@ -16,7 +16,8 @@ var poolCommand = command{
 	short: "Show the AddressPools, or one of them: who uses their addresses",
 	long: `Without a name there is a line for each AddressPool, and for each deleted one with
 addresses still in use. With a name it shows the nodes with pods that use the pool, and
-the first 8 pods of each. It shows what the agents of the nodes wrote last.`,
+the first 8 pods of each, and the first 16 addresses that Services have. It shows what
+the agents of the nodes wrote last, and of Services what flock-controller did.`,
 	examples: `flockctl pool
 flockctl pool dns
 flockctl pools -o json | jq -r '.[] | select(.deleted) | .name'`,
@@ -32,6 +33,9 @@ type pool struct {
 	CIDRs   []v1alpha1.CIDR    `json:"cidrs,omitempty"`
 	Uses    []v1alpha1.PoolUse `json:"uses,omitempty"`
 	Nodes   []poolNode         `json:"nodes,omitempty"`
+	// Services counts the addresses that Services have, and ServiceUsers are the first.
+	Services     int32               `json:"services,omitempty"`
+	ServiceUsers []v1alpha1.PoolUser `json:"serviceUsers,omitempty"`
 }
 
 type poolNode struct {
@@ -76,7 +80,13 @@ func runPool(ctx context.Context, s *session, args []string) error {
 func poolsOf(objects []v1alpha1.AddressPool, configs []v1alpha1.NodeConfig) []pool {
 	pools := []pool{}
 	for _, ap := range objects {
-		pools = append(pools, pool{Name: ap.Name, CIDRs: ap.Spec.CIDRs, Uses: ap.Spec.Uses})
+		p := pool{Name: ap.Name, CIDRs: ap.Spec.CIDRs, Uses: ap.Spec.Uses, Services: ap.Status.Service}
+		for _, u := range ap.Status.Users {
+			if u.Use == v1alpha1.UseService {
+				p.ServiceUsers = append(p.ServiceUsers, u)
+			}
+		}
+		pools = append(pools, p)
 	}
 	slices.SortFunc(configs, func(a, b v1alpha1.NodeConfig) int { return strings.Compare(a.Name, b.Name) })
 	for _, nc := range configs {
@@ -112,7 +122,7 @@ func printPools(w io.Writer, pools []pool) {
 		if p.Deleted {
 			cidrs = "(deleted)"
 		}
-		rows = append(rows, []string{p.Name, cidrs, or(join(p.Uses, " "), none), fmt.Sprint(all), fmt.Sprint(len(p.Nodes)), fmt.Sprint(retained)})
+		rows = append(rows, []string{p.Name, cidrs, or(join(p.Uses, " "), none), fmt.Sprint(all + p.Services), fmt.Sprint(len(p.Nodes)), fmt.Sprint(retained)})
 	}
 	table(w, "", rows)
 }
@@ -125,11 +135,26 @@ func printPool(w io.Writer, p pool) {
 	} else {
 		rows = append(rows, []string{"CIDRs", join(p.CIDRs, " ")}, []string{"Uses", join(p.Uses, " ")})
 	}
-	rows = append(rows, []string{"In use", fmt.Sprint(all)})
+	rows = append(rows, []string{"In use", fmt.Sprint(all + p.Services)})
+	if p.Services > 0 {
+		rows = append(rows, []string{"Services", fmt.Sprintf("%d of them", p.Services)})
+	}
 	if retained > 0 {
 		rows = append(rows, []string{"Retained", fmt.Sprintf("%d: no longer covered; their routes keep the pool's attributes until their pods are gone", retained)})
 	}
 	table(w, "", rows)
+	if len(p.ServiceUsers) > 0 {
+		fmt.Fprintln(w)
+		rows = [][]string{{"ADDRESS", "SERVICES"}}
+		for _, u := range p.ServiceUsers {
+			by := strings.Join(u.By, ", ")
+			if u.More > 0 {
+				by += fmt.Sprintf(" and %d more", u.More)
+			}
+			rows = append(rows, []string{u.Address, by})
+		}
+		table(w, "", rows)
+	}
 	if len(p.Nodes) == 0 {
 		return
 	}

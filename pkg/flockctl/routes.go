@@ -15,9 +15,10 @@ import (
 var routesCommand = command{
 	name: "routes", args: "[NODE]",
 	short: "Show the prefixes that each node announces, or one node, and what for",
-	long: `The pod CIDRs of each node, the static addresses that its pods have claimed and the
-anycast addresses that it announces. It is what the NodeConfigs, the claims and the
-agents' last reports give; "birdc show route export" on a node has what a router got.`,
+	long: `The pod CIDRs of each node, the static addresses that its pods have claimed, and the
+anycast addresses and addresses of Services that it announces. It is what the
+NodeConfigs, the claims and the agents' last reports give; "birdc show route export" on
+a node has what a router got.`,
 	examples: `flockctl routes
 flockctl routes node1
 flockctl routes -o json | jq -r '.[].prefix'`,
@@ -29,7 +30,7 @@ flockctl routes -o json | jq -r '.[].prefix'`,
 type announced struct {
 	Prefix string `json:"prefix"`
 	Node   string `json:"node"`
-	Kind   string `json:"kind"` // pod CIDR, retired CIDR, static or anycast
+	Kind   string `json:"kind"` // pod CIDR, retired CIDR, static, anycast or service
 	For    string `json:"for,omitempty"`
 }
 
@@ -56,6 +57,7 @@ func runRoutes(ctx context.Context, s *session, args []string) error {
 	if s.output != "" {
 		return s.structured(routes)
 	}
+	c.remarkSilent(ctx, s.remarks, configs)
 	if len(routes) == 0 {
 		fmt.Fprintln(s.out, "No node announces a prefix.")
 		return nil
@@ -65,11 +67,16 @@ func runRoutes(ctx context.Context, s *session, args []string) error {
 		rows = append(rows, []string{r.Prefix, r.Node, r.Kind, or(r.For, none)})
 	}
 	table(s.out, "", rows)
+	for _, nc := range configs {
+		if len(nc.Status.Services) >= mostServices || len(nc.Status.Anycast) >= mostPaths {
+			fmt.Fprintf(s.out, "\nNode %s may announce more: its status holds %d anycast addresses and %d of Services.\n", nc.Name, mostPaths, mostServices)
+		}
+	}
 	return nil
 }
 
-// routesOf is pure. A node that announces an anycast address for several pods has one
-// route for it.
+// routesOf is pure. A node that announces an anycast address for several pods, or a prefix
+// for several Services, has one route for it.
 func routesOf(configs []v1alpha1.NodeConfig, claims []v1alpha1.AddressClaim) []announced {
 	routes := []announced{}
 	host := func(text string) string {
@@ -94,16 +101,25 @@ func routesOf(configs []v1alpha1.NodeConfig, claims []v1alpha1.AddressClaim) []a
 			}
 		}
 		of := map[string]int{}
+		add := func(prefix, kind, who string) {
+			if j, ok := of[prefix]; ok {
+				if !slices.Contains(strings.Split(routes[j].For, ", "), who) {
+					routes[j].For += ", " + who
+				}
+				return
+			}
+			of[prefix] = len(routes)
+			routes = append(routes, announced{prefix, nc.Name, kind, who})
+		}
 		for _, p := range pathsOf([]v1alpha1.NodeConfig{*nc}) {
-			if !p.Announced {
-				continue
+			if p.Announced {
+				add(host(p.Address), "anycast", p.Pod)
 			}
-			if j, ok := of[p.Address]; ok {
-				routes[j].For += ", " + p.Pod
-				continue
+		}
+		for _, st := range nc.Status.Services {
+			if st.Announced {
+				add(or(st.Prefix, host(st.Address)), "service", st.Service)
 			}
-			of[p.Address] = len(routes)
-			routes = append(routes, announced{host(p.Address), nc.Name, "anycast", p.Pod})
 		}
 	}
 	slices.SortStableFunc(routes, func(a, b announced) int {

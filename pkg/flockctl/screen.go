@@ -3,6 +3,7 @@ package flockctl
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,8 +47,11 @@ func (s *session) repeat(ctx context.Context, run func(*session) error) error {
 		var out bytes.Buffer
 		view := *s
 		view.out, view.remarks, view.now = &out, &out, time.Now()
-		if err := run(&view); err != nil && ctx.Err() == nil {
-			fmt.Fprintln(&out, err) // it may pass
+		if s.output != "" {
+			view.remarks = s.remarks // a program reads the answers
+		}
+		if err := run(&view); err != nil && !errors.Is(err, errDenied) && ctx.Err() == nil {
+			fmt.Fprintln(view.remarks, err) // it may pass
 		}
 		if ctx.Err() != nil {
 			return nil

@@ -34,6 +34,20 @@ func TestWatch(t *testing.T) {
 			t.Errorf("printed %q, want %q", out.String(), want)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var out, remarks bytes.Buffer
+		s := &session{out: &out, remarks: &remarks, output: "json"}
+		_ = s.repeat(ctx, func(s *session) error {
+			fmt.Fprintln(s.out, "{}")
+			fmt.Fprintln(s.remarks, "a remark")
+			return fmt.Errorf("no answer")
+		})
+		if out.String() != "{}\n" || remarks.String() != "a remark\nno answer\n" {
+			t.Errorf("a program that watches reads %q, beside it %q", out.String(), remarks.String())
+		}
+	})
 }
 
 // TestColours: they are for terminals alone.

@@ -130,6 +130,7 @@ func runService(ctx context.Context, s *session, args []string) error {
 		if s.output != "" {
 			return s.structured(infos)
 		}
+		c.remarkSilent(ctx, s.remarks, configs)
 		s.printServices(s.out, infos, configs)
 		return nil
 	}
@@ -141,6 +142,7 @@ func runService(ctx context.Context, s *session, args []string) error {
 	if s.output != "" {
 		return s.structured(infos[0])
 	}
+	c.remarkSilent(ctx, s.remarks, configs)
 	s.printService(s.out, infos[0], pools)
 	return nil
 }

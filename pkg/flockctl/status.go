@@ -25,8 +25,11 @@ flockctl status -o json | jq .sessions`,
 
 // overall is the state of a cluster.
 type overall struct {
-	Nodes    ratio `json:"nodes"` // that serve pods
-	Agents   ratio `json:"agents"`
+	Nodes  ratio `json:"nodes"` // that serve pods
+	Agents ratio `json:"agents"`
+	// AgentsUnknown: whoever asks may not see pods.
+	AgentsUnknown bool `json:"agentsUnknown,omitempty"`
+
 	Sessions ratio `json:"sessions"`
 	// Anycast counts pods at anycast addresses, and those that are announced.
 	Anycast ratio `json:"anycast"`
@@ -52,6 +55,7 @@ type poolUse struct {
 	Name      string `json:"name"`
 	Addresses int32  `json:"addresses"`
 	Nodes     int    `json:"nodes"`
+	Services  int32  `json:"services"` // addresses that Services have
 }
 
 func runStatus(ctx context.Context, s *session, _ []string) error {
@@ -81,6 +85,7 @@ func overallOf(nodes []node, pools []v1alpha1.AddressPool, found []problem) over
 			all.Nodes.Up++
 		}
 		all.Agents.All++
+		all.AgentsUnknown = all.AgentsUnknown || n.agentsUnknown
 		if n.agentState() == "Ready" {
 			all.Agents.Up++
 		}
@@ -121,7 +126,7 @@ func overallOf(nodes []node, pools []v1alpha1.AddressPool, found []problem) over
 	}
 	for _, p := range poolsOf(pools, configs) {
 		addresses, _ := p.addresses()
-		all.Pools = append(all.Pools, poolUse{p.Name, addresses, len(p.Nodes)})
+		all.Pools = append(all.Pools, poolUse{p.Name, addresses, len(p.Nodes), p.Services})
 	}
 	for _, p := range found {
 		if next := nextCommand(p.Object, nodes); !slices.Contains(all.Next, next) {
@@ -160,11 +165,22 @@ func (s *session) printOverall(w io.Writer, all overall) {
 	slices.Sort(images)
 	var pools []string
 	for _, p := range all.Pools {
-		pools = append(pools, fmt.Sprintf("%s: %d addresses on %d node(s)", p.Name, p.Addresses, p.Nodes))
+		var uses []string
+		if p.Services > 0 {
+			uses = append(uses, fmt.Sprintf("%d addresses of Services", p.Services))
+		}
+		if p.Addresses > 0 || len(uses) == 0 {
+			uses = append(uses, fmt.Sprintf("%d addresses on %d node(s)", p.Addresses, p.Nodes))
+		}
+		pools = append(pools, p.Name+": "+strings.Join(uses, ", "))
+	}
+	agents, nothing := all.Agents.String()+" Ready", "Nothing is wrong."
+	if all.AgentsUnknown {
+		agents, nothing = "?", "Nothing is wrong in what could be read."
 	}
 	rows := [][]string{
 		{"Nodes", all.Nodes.String() + " serve pods"},
-		{"Agents", all.Agents.String() + " Ready"},
+		{"Agents", agents},
 		{"Image", or(strings.Join(images, ", "), none)},
 		{"Sessions", all.Sessions.String() + " up"},
 		{"Anycast", all.Anycast.String() + " pods announced"},
@@ -173,7 +189,7 @@ func (s *session) printOverall(w io.Writer, all overall) {
 	}
 	table(w, "", rows)
 	if len(all.Problems) == 0 {
-		fmt.Fprintln(w, "\n"+s.paint(green, "Nothing is wrong."))
+		fmt.Fprintln(w, "\n"+s.paint(green, nothing))
 		return
 	}
 	fmt.Fprintln(w, "\n"+s.paint(red, fmt.Sprintf("Wrong (%d)", len(all.Problems))))

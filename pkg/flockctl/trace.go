@@ -40,7 +40,7 @@ flockctl trace web-0 2001:db8::53 53/UDP -n shop
 flockctl trace 192.0.2.7 shop/web-0 https
 flockctl trace shop/web-0 shop/db-0 5432 --agents
 flockctl trace shop/web-0 shop/db-0 5432 -o json | jq -r '.connections[] | select(.allowed | not)'`,
-	flags: []string{"output", "agents"}, min: 2, max: 3,
+	flags: []string{"output", "watch", "agents"}, min: 2, max: 3,
 	run: runTrace,
 }
 
