@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,7 @@ import (
 type kernel struct {
 	links     string // names
 	neighbors string // names of the links that have permanent ones
-	routes    string // of flock's protocol in the main table
+	routes    string // of flock's protocol in the main table, one a line: "2001:db8::1 dev uplink type 1 metric 1024"
 	nexthops  string // IDs
 	tables    string // what has a link's name in nftables, and host ports as "tcp . 9000 : 10.1.0.2 . 80"
 }
@@ -34,6 +35,13 @@ func (n *node) kernel() (k kernel, err error) {
 		}
 	})
 	return k, err
+}
+
+// routed says whether there is a route to an address with a metric, and which nexthops there are.
+func (n *node) routed(to string, metric int) (there bool, nexthops string, err error) {
+	var k kernel
+	n.host.Run(func() { k, err = readKernel() })
+	return regexp.MustCompile(fmt.Sprintf(`(?m)^%s .*metric %d$`, regexp.QuoteMeta(to), metric)).MatchString(k.routes), k.nexthops, err
 }
 
 func readKernel() (k kernel, err error) {
@@ -76,7 +84,11 @@ func readKernel() (k kernel, err error) {
 			if oif := a[unix.RTA_OIF]; oif != nil {
 				fmt.Fprint(&routes, "dev ", names[binary.NativeEndian.Uint32(oif)], " ")
 			}
-			fmt.Fprintln(&routes, "type", m[7])
+			metric := uint32(0)
+			if m := a[unix.RTA_PRIORITY]; m != nil {
+				metric = binary.NativeEndian.Uint32(m)
+			}
+			fmt.Fprintln(&routes, "type", m[7], "metric", metric)
 		})
 		if err != nil {
 			return k, err
@@ -149,6 +161,8 @@ func attribute(b []byte, typ uint16, value []byte) []byte {
 	return append(b, make([]byte, -len(b)&3)...)
 }
 
+var buffers = sync.Pool{New: func() any { return new(make([]byte, 1<<16)) }}
+
 // dump asks for all of a kind. What changed meanwhile makes it an error.
 func dump(fd int, typ uint16, question []byte, each func(message []byte)) error {
 	b := make([]byte, 16, 16+len(question))
@@ -159,7 +173,9 @@ func dump(fd int, typ uint16, question []byte, each func(message []byte)) error 
 		return err
 	}
 	interrupted := false
-	for in := make([]byte, 1<<16); ; {
+	buffer := buffers.Get().(*[]byte)
+	defer buffers.Put(buffer)
+	for in := *buffer; ; {
 		n, _, err := unix.Recvfrom(fd, in, 0)
 		if err != nil {
 			return err
@@ -217,6 +233,7 @@ func TestKernel(t *testing.T) {
 		{"neighbors", "ip neighbor show nud permanent", `dev (\S+)`, k.neighbors},
 		{"routes", "ip -6 -o route show proto 85; ip -4 -o route show proto 85", `(?m)^(?:unreachable )?([0-9]\S+)`, firstWords(k.routes)},
 		{"links of routes", "ip -6 -o route show proto 85; ip -4 -o route show proto 85", `dev (\S+)`, strings.Join(regexp.MustCompile(`dev \S+`).FindAllString(k.routes, -1), "\n")},
+		{"metrics", "ip -6 -o route show proto 85; ip -4 -o route show proto 85", `metric (\d+)`, strings.ReplaceAll(strings.Join(regexp.MustCompile(`metric [1-9]\d*`).FindAllString(k.routes, -1), "\n"), "metric ", "")},
 		{"nexthops", "ip -o nexthop", `id (\d+)`, k.nexthops},
 		{"names in tables", "nft list ruleset", `(flock[0-9a-f]{8})`, strings.Join(linkName.FindAllString(k.tables, -1), "\n")},
 		{"host ports", "nft list ruleset", `(tcp \. \d+ : \S+ \. 80)`, strings.Join(regexp.MustCompile("tcp.*").FindAllString(k.tables, -1), "\n")},

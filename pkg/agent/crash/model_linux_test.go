@@ -20,6 +20,7 @@ import (
 var (
 	steps    = flag.Int("steps", 30, "of the random scripts of TestRandomScripts, in all")
 	stepsFor = flag.Duration("for", 0, "how long TestRandomScripts goes on, in place of -steps")
+	nodes    = flag.Int("nodes", 6, "on which TestRandomScripts carries out scripts at the same time")
 	script   = flag.String("script", "", "file with the script that TestRandomScripts carries out, in place of random ones")
 )
 
@@ -123,9 +124,9 @@ type life struct {
 }
 
 func newLife(t testing.TB, r *rand.Rand, api bool) *life {
-	l := &life{t: &recorder{TB: t}, sandboxes: map[string]*pod{}}
+	l := &life{node: &node{}, t: &recorder{TB: t}, sandboxes: map[string]*pod{}}
 	l.t.try(func() {
-		env := []string{fmt.Sprint("GOMAXPROCS=", 1+r.IntN(2)), "GOGC=400"}
+		env := []string{fmt.Sprint("GOMAXPROCS=", 1+r.IntN(2)), "GOGC=2000", "FLOCK_FAULTS_TRACE=no"}
 		if !api {
 			l.node = newNode(l.t)
 			l.env = env
@@ -135,7 +136,7 @@ func newLife(t testing.TB, r *rand.Rand, api bool) *life {
 		l.memory = newMemory()
 		l.world = newWorld(l.t, l.memory, env...)
 		l.node = l.world.node
-		bystand(l.node)
+		attachBystanders(l.node)
 		l.eventually("at the start", l.world.all)
 		l.world.probe(bystanders(l.node)[0], 5*time.Millisecond)
 	})
@@ -311,57 +312,100 @@ func fails(t testing.TB, r *rand.Rand, script []step) bool {
 	return !l.carriesOut(script) || !l.ends()
 }
 
-// TestRandomScripts carries out random scripts. The one that fails is printed, shortened to the
-// steps that it needs.
+// TestRandomScripts carries out random scripts, on several nodes at once: a node waits for most of the
+// time. The script that fails is printed, shortened to the steps that it needs.
 func TestRandomScripts(t *testing.T) {
-	began, r := time.Now(), random(t)
+	r := random(t)
 	if *script != "" {
 		if fails(t, r, readScript(t, *script)) {
 			t.Fatal("this script fails")
 		}
 		return
 	}
-	c := count{kinds: map[string]int{}}
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(stop)
-	enough := func() bool {
-		return len(stop) > 0 || c.steps >= *steps && *stepsFor == 0 || *stepsFor > 0 && time.Since(began) > *stepsFor
+	run := &run{t: t, began: time.Now(), stop: make(chan os.Signal, 1), count: count{kinds: map[string]int{}}}
+	signal.Notify(run.stop, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(run.stop)
+	var all sync.WaitGroup
+	for range *nodes {
+		r := rand.New(rand.NewPCG(r.Uint64(), 0))
+		all.Go(func() { run.lives(r) })
 	}
-	for said := began; !enough(); {
-		api := r.IntN(3) == 0
-		l := newLife(t, r, api)
-		for len(l.done) < longest && !l.t.failed && !enough() {
-			n := scriptSize
-			if *stepsFor == 0 {
-				n = min(n, *steps-c.steps)
-			}
-			script := randomScript(r, n, api)
-			if l.carriesOut(script) {
-				c.add(script)
-			}
-			if time.Since(said) > time.Minute {
-				said = time.Now()
-				t.Logf("%v: %v", time.Since(began).Round(time.Second), &c)
+	all.Wait()
+	t.Logf("%v: %v", time.Since(run.began).Round(time.Second), &run.count)
+	*patience = min(*patience, 10*time.Second) // it is there at once, or never
+	for _, done := range run.failed {
+		needed := done
+		if last := done[max(0, len(done)-scriptSize-1):]; fails(t, r, last) {
+			needed = last
+		} else if !fails(t, r, needed) {
+			t.Errorf("these steps failed once, and not again:\n%s", strings.Join(needed, "\n"))
+			continue
+		}
+		t.Errorf("this script fails; carry it out with -args -script FILE:\n%s", strings.Join(shorten(needed, func(s []step) bool { return fails(t, r, s) }), "\n"))
+	}
+}
+
+// run is what the nodes have in common that live at the same time.
+type run struct {
+	t     testing.TB
+	began time.Time
+	stop  chan os.Signal
+
+	mu     sync.Mutex // guards all below
+	given  int        // steps, to scripts
+	said   int        // minutes
+	count  count
+	failed [][]step // of each life that failed, all its steps
+}
+
+// next is of how many steps the next script is; 0: it is enough.
+func (r *run) next() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := min(scriptSize, *steps-r.given)
+	if *stepsFor > 0 {
+		n = scriptSize
+	}
+	if len(r.stop) > 0 || len(r.failed) > 0 || n <= 0 || *stepsFor > 0 && time.Since(r.began) > *stepsFor {
+		return 0
+	}
+	r.given += n
+	return n
+}
+
+// passed counts a script.
+func (r *run) passed(script []step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.count.add(script)
+	if minute := int(time.Since(r.began).Minutes()); minute > r.said {
+		r.said = minute
+		r.t.Logf("%v: %v", time.Since(r.began).Round(time.Second), &r.count)
+	}
+}
+
+// lives has one node follow the other, up to the first that fails.
+func (r *run) lives(random *rand.Rand) {
+	for n := r.next(); n > 0; {
+		api := random.IntN(3) == 0
+		l := newLife(r.t, random, api)
+		for ; n > 0 && len(l.done) < longest && !l.t.failed; n = r.next() {
+			if script := randomScript(random, n, api); l.carriesOut(script) {
+				r.passed(script)
 			}
 		}
 		ok := !l.t.failed && l.ends()
 		l.t.clean()
-		c.starts, c.nodes = c.starts+l.starts, c.nodes+1
-		if ok {
-			continue
+		r.mu.Lock()
+		r.count.starts, r.count.nodes = r.count.starts+l.starts, r.count.nodes+1
+		if !ok {
+			r.failed = append(r.failed, l.done)
 		}
-		t.Logf("after %v: %v", time.Since(began).Round(time.Second), &c)
-		*patience = min(*patience, 10*time.Second) // it is there at once, or never
-		needed := l.done
-		if last := l.done[max(0, len(l.done)-scriptSize-1):]; fails(t, r, last) {
-			needed = last
-		} else if !fails(t, r, needed) {
-			t.Fatalf("these steps failed once, and not again:\n%s", strings.Join(needed, "\n"))
+		r.mu.Unlock()
+		if !ok {
+			return
 		}
-		t.Fatalf("this script fails; carry it out with -args -script FILE:\n%s", strings.Join(shorten(needed, func(s []step) bool { return fails(t, r, s) }), "\n"))
 	}
-	t.Logf("%v: %v", time.Since(began).Round(time.Second), &c)
 }
 
 const (
@@ -431,9 +475,9 @@ func (r *recorder) try(f func()) {
 	}
 }
 
-// TempDir is there until clean.
+// TempDir is there until clean. It is in memory, as /run is.
 func (r *recorder) TempDir() string {
-	dir, err := os.MkdirTemp("", "flock-crash-")
+	dir, err := os.MkdirTemp("/dev/shm", "flock-crash-")
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -168,12 +168,17 @@ func withBystanders(t *testing.T) (*node, *stream) {
 
 // bystand attaches two pods, of which one sends to the other from now on.
 func bystand(n *node) *stream {
-	a, b := n.sandbox(fmt.Sprint("bystander-a", n.boots), 8001), n.sandbox(fmt.Sprint("bystander-b", n.boots), 0)
+	a, b := attachBystanders(n)
+	return n.stream(a, b)
+}
+
+func attachBystanders(n *node) (a, b *pod) {
+	a, b = n.sandbox(fmt.Sprint("bystander-a", n.boots), 8001), n.sandbox(fmt.Sprint("bystander-b", n.boots), 0)
 	for _, p := range []*pod{a, b} {
 		n.must("ADD", func() error { return n.add(p) })
 	}
 	n.eventually("at the start", n.settled)
-	return n.stream(a, b)
+	return a, b
 }
 
 // effects is how many effects an operation has, as its trace says.

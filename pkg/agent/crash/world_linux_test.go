@@ -1,8 +1,11 @@
 package crash
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -25,8 +28,9 @@ type world struct {
 	any, claimed, victim *pod
 	going                []*pod // claimed ones of which DEL was not answered yet
 	made                 int
-	claims               bool         // the claimed pod is there
-	denied, sometimes    atomic.Int64 // datagrams that the victim got at each port
+	claims               bool          // the claimed pod is there
+	denied               atomic.Int64  // datagrams that the victim got at deniedPort
+	came                 chan struct{} // holds one if some have come at sometimesPort
 	wanted               map[string]bool
 }
 
@@ -86,7 +90,7 @@ func (w *world) named(name, annotation, value string) *pod {
 }
 
 func newWorld(t testing.TB, api apiServer, env ...string) *world {
-	w := &world{node: newNode(t), api: api, wanted: map[string]bool{}}
+	w := &world{node: newNode(t), api: api, wanted: map[string]bool{}, came: make(chan struct{}, 1)}
 	w.env = env
 	w.apart = []string{anycastAddr, serviceAddr}
 	w.api.serve(t, w.host)
@@ -156,14 +160,17 @@ var changes = []change{
 		w.put(shopPath+"/pods/any/status", fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"any"},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"%s"}],
 			"containerStatuses":[{"name":"c","image":"none","imageID":"","ready":%t,"restartCount":0,"containerID":"containerd://%064d","state":{"running":{}}}]}}`, map[bool]string{true: "True", false: "False"}[on], on, 7))
 	}, func(w *world, on bool) error {
-		routes := w.host.IP("-6", "route", "show", anycastAddr, "proto", "85", "metric", "512")
-		if err := want(strings.Contains(routes, anycastAddr), on, "anycast route "+routes); err != nil {
+		there, nexthops, err := w.routed(anycastAddr, 512)
+		if err != nil {
+			return err
+		}
+		if err := want(there, on, "anycast route"); err != nil {
 			return err
 		}
 		if !on {
 			return nil // nexthops stay for a while, for the connections that they have
 		}
-		return want(w.host.IP("nexthop") != "", on, "nexthops")
+		return want(nexthops != "", on, "nexthops")
 	}},
 	{"policy", func(w *world, on bool) {
 		ingress := ""
@@ -173,9 +180,17 @@ var changes = []change{
 		w.put(policiesPath, fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"victim"},
 			"spec":{"podSelector":{"matchLabels":{"app":"victim"}},"policyTypes":["Ingress"],"ingress":[%s]}}`, ingress))
 	}, func(w *world, on bool) error {
-		before := w.sometimes.Load()
-		time.Sleep(20 * time.Millisecond) // the prober sends some
-		return want(w.sometimes.Load() > before, on, "the policy lets packets through")
+		select {
+		case <-w.came: // from before
+		default:
+		}
+		came := false
+		select {
+		case <-w.came:
+			came = true
+		case <-time.After(20 * time.Millisecond): // the prober sends some
+		}
+		return want(came, on, "the policy lets packets through")
 	}},
 	{"claim", func(w *world, on bool) {
 		if on { // a claim is released only with its pod
@@ -225,9 +240,9 @@ var changes = []change{
 		w.write(file, proxytest.NFTables(netip.MustParsePrefix("2001:db8:1::/64"), p))
 		w.host.Exec("nft", "-f", file)
 	}, func(w *world, on bool) error {
-		is := w.host.IP("-6", "route", "show", serviceAddr, "proto", "85", "metric", "640") != ""
-		if is == on {
-			return nil
+		is, _, err := w.routed(serviceAddr, 640)
+		if err != nil || is == on {
+			return err
 		}
 		raw, _ := w.api.get(configsPath)
 		_, services, _ := strings.Cut(string(raw), `"services"`)
@@ -242,15 +257,39 @@ var changes = []change{
 			"podCIDRs":{"ipv6":["2001:db8:1::/64"],"ipv4":["10.1.0.0/28"],"quarantineSeconds":0},"defaults":{"ipv4":true},"startup":{"sessions":"none"},
 			"bgp":{"localAS":64601,"routerID":"192.0.2.2","peers":[{"name":"tor","address":"192.0.2.1","remoteAS":64512}`+spare+`]}}}`)
 	}, func(w *world, on bool) error {
-		out, err := w.host.Try("birdc", "-s", filepath.Join(w.state, "bird", "bird.ctl"), "show", "protocols")
+		out, err := w.protocols()
 		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+			return err
 		}
 		if !strings.Contains(out, "peer_tor") {
 			return fmt.Errorf("peer tor is not configured: %s", out)
 		}
 		return want(strings.Contains(out, "peer_spare"), on, "peer spare is configured")
 	}},
+}
+
+// protocols is what BIRD answers to "show protocols".
+func (w *world) protocols() (answer string, err error) {
+	conn, err := net.Dial("unix", filepath.Join(w.state, "bird", "bird.ctl"))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(*patience)); err != nil {
+		return "", err
+	}
+	fmt.Fprintln(conn, "show protocols")
+	for in := bufio.NewScanner(conn); in.Scan(); {
+		switch line := in.Text(); {
+		case strings.HasPrefix(line, "0000"):
+			return answer, nil
+		case line > "8": // an error
+			return "", errors.New(line)
+		default:
+			answer += line + "\n"
+		}
+	}
+	return "", io.ErrUnexpectedEOF
 }
 
 // all is whether the node is what the API server, the runtime and kube-proxy say.
@@ -266,7 +305,12 @@ func (w *world) all() error {
 // probe has a pod send to both ports of the victim.
 func (w *world) probe(from *pod, every time.Duration) {
 	w.t.Helper()
-	for port, got := range map[uint16]*atomic.Int64{deniedPort: &w.denied, sometimesPort: &w.sometimes} {
+	for port, got := range map[uint16]func(){deniedPort: func() { w.denied.Add(1) }, sometimesPort: func() {
+		select {
+		case w.came <- struct{}{}:
+		default:
+		}
+	}} {
 		at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.victim.addrs[0], port))
 		var in *net.UDPConn
 		var out net.Conn
@@ -281,10 +325,11 @@ func (w *world) probe(from *pod, every time.Duration) {
 		}
 		w.t.Cleanup(func() { in.Close(); out.Close() })
 		go func() {
-			for b := make([]byte, 8); ; got.Add(1) {
+			for b := make([]byte, 8); ; {
 				if _, err := in.Read(b); err != nil {
 					return
 				}
+				got()
 			}
 		}()
 		go func() {
