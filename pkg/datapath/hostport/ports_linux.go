@@ -29,7 +29,9 @@ type Ports struct {
 	netns *os.File // the node's network namespace
 	log   *slog.Logger
 
-	mu       sync.Mutex // guards what follows, and is held while the kernel is asked
+	deciding sync.Mutex // held while the kernel's flows are looked through; taken before mu
+
+	mu       sync.Mutex // guards what follows, and is held while the table is written
 	known    bool       // Reset was called
 	stale    []Binding  // those of a change that the kernel refused
 	bindings []Binding  // from the oldest to the newest
@@ -66,32 +68,45 @@ func (p *Ports) Close() {
 
 // Reset makes these, from the oldest to the newest, all the bindings that there are.
 func (p *Ports) Reset(all []Binding) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.known = true
-	p.bindings = slices.DeleteFunc(slices.Clone(all), func(b Binding) bool { return len(b.Ports) == 0 })
-	_, err := p.converge()
-	return err
+	return p.change(func() (bool, error) {
+		p.known = true
+		p.bindings = slices.DeleteFunc(slices.Clone(all), func(b Binding) bool { return len(b.Ports) == 0 })
+		_, flows, err := p.converge()
+		return flows, err
+	})
 }
 
 // Set adds a binding, or replaces the one of the same link. The link has to exist. A
 // binding without ports costs nothing.
 func (p *Ports) Set(b Binding) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	changed := p.remove(b.HostIf)
-	if len(b.Ports) > 0 {
-		p.bindings = append(p.bindings, b)
-		changed = append(changed, b)
-	}
-	return p.apply(changed)
+	return p.change(func() (bool, error) {
+		changed := p.remove(b.HostIf)
+		if len(b.Ports) > 0 {
+			p.bindings = append(p.bindings, b)
+			changed = append(changed, b)
+		}
+		return p.apply(changed)
+	})
 }
 
 // Remove removes the binding of a link. It is no error if there is none.
 func (p *Ports) Remove(hostIf string) error {
+	return p.change(func() (bool, error) { return p.apply(p.remove(hostIf)) })
+}
+
+// change makes a change, which says whether there are flows to decide again. It does not fail
+// because of them.
+func (p *Ports) change(f func() (flows bool, err error)) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.apply(p.remove(hostIf))
+	flows, err := f()
+	p.mu.Unlock()
+	if !flows {
+		return err
+	}
+	if err := p.decideFlows(); err != nil {
+		p.log.Warn("cannot delete conntrack entries of UDP host ports, will retry; until then clients that keep sending are not forwarded", "error", err)
+	}
+	return err
 }
 
 func (p *Ports) remove(hostIf string) (removed []Binding) {
@@ -104,33 +119,30 @@ func (p *Ports) remove(hostIf string) (removed []Binding) {
 	return removed
 }
 
-func (p *Ports) apply(changed []Binding) error {
+func (p *Ports) apply(changed []Binding) (flows bool, err error) {
 	// A change that was refused is still to be made when it is asked for again.
 	changed = append(p.stale, changed...)
 	if len(changed) == 0 {
-		return nil
+		return false, nil
 	}
-	if err := p.replace(desired(p.bindings), changed); err != nil {
+	flows, err = p.replace(desired(p.bindings), changed)
+	if err != nil {
 		p.stale = changed
-		return err
+		return false, err
 	}
 	p.stale = nil
-	_, err := p.setSysctls()
-	return err
+	_, err = p.setSysctls()
+	return flows, err
 }
 
 // replace writes the table. Changed are the bindings with flows to decide again.
-func (p *Ports) replace(want map[string][]nft.Element, changed []Binding) error {
+func (p *Ports) replace(want map[string][]nft.Element, changed []Binding) (flows bool, err error) {
 	var b nft.Batch
 	replace(&b, want)
 	if err := p.conn.Commit(&b); err != nil {
-		return err
+		return false, err
 	}
-	p.noteFlows(changed)
-	if err := p.decideFlows(); err != nil {
-		p.log.Warn("cannot delete conntrack entries of UDP host ports, will retry; until then clients that keep sending are not forwarded", "error", err)
-	}
-	return nil
+	return p.noteFlows(changed), nil
 }
 
 // Name implements [datapath.Feature].
@@ -141,29 +153,32 @@ func (p *Ports) Kinds() []kernel.Kind { return []kernel.Kind{kernel.NFTables, ke
 
 // Sync implements [datapath.Feature].
 func (p *Ports) Sync(context.Context) ([]datapath.Repair, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.known {
-		return nil, nil
-	}
-	repairs, err := p.converge()
+	repairs, err := func() ([]datapath.Repair, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !p.known {
+			return nil, nil
+		}
+		repairs, _, err := p.converge()
+		return repairs, err
+	}()
 	return repairs, errors.Join(err, p.decideFlows())
 }
 
 // converge writes the table again if the kernel has another.
-func (p *Ports) converge() (repairs []datapath.Repair, err error) {
+func (p *Ports) converge() (repairs []datapath.Repair, flows bool, err error) {
 	want := desired(p.bindings)
 	repairs, err = p.differs(want)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if len(repairs) > 0 {
-		if err := p.replace(want, p.bindings); err != nil {
-			return nil, err
+		if flows, err = p.replace(want, p.bindings); err != nil {
+			return nil, false, err
 		}
 	}
 	more, err := p.setSysctls()
-	return append(repairs, more...), err
+	return append(repairs, more...), flows, err
 }
 
 // differs says which objects of the kernel's table differ from the one with these elements. An

@@ -293,6 +293,49 @@ func TestFlowsAreForgottenLater(t *testing.T) {
 	expect("nothing")
 }
 
+// A pod with many UDP ports costs little more than one with one: the kernel's flows are looked
+// through once, however many ports there are. Others' ADDs with host ports do not wait for that.
+func TestManyUDPPorts(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	f.pod("other", port("udp", 9999)) // so that there is connection tracking
+	takes := func(n int) time.Duration {
+		b := Binding{HostIf: "flock00000001", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.9")}}
+		for i := range n {
+			b.Ports = append(b.Ports, port("udp", uint16(20000+i)))
+		}
+		best := time.Hour
+		for range 3 {
+			began := time.Now()
+			if err := f.ports.Set(b); err != nil {
+				t.Fatal(err)
+			}
+			best = min(best, time.Since(began))
+			if err := f.ports.Remove(b.HostIf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return best
+	}
+	if one, many := takes(1), takes(256); many > 32*one {
+		t.Errorf("256 ports take %v, and one %v", many, one)
+	}
+	f.ports.deciding.Lock() // as while another pod's flows are looked for
+	defer f.ports.deciding.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		done <- f.ports.Set(Binding{HostIf: "flock00000002", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.8")}, Ports: []pod.HostPort{port("tcp", 8081)}})
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a pod without a UDP port waits for the flows of another")
+	}
+}
+
 // A node without such pods has no table, and no connection tracking for it.
 func TestNothingToForward(t *testing.T) {
 	t.Parallel()

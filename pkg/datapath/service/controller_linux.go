@@ -262,7 +262,7 @@ func (c *Controller) forgetFlows(ctx context.Context) {
 	forgetFlows(ctx, c.flows, c.cfg.Routes.ForgetFlows, c.cfg.Log)
 }
 
-func forgetFlows(ctx context.Context, flows *cell.Inbox[diversion], forget func(context.Context, []proxy.Target, func(netip.Addr) bool) error, log *slog.Logger) {
+func forgetFlows(ctx context.Context, flows *cell.Inbox[diversion], forget func([]proxy.Target, func(netip.Addr) bool) error, log *slog.Logger) {
 	pause := backoff.Backoff{First: retryMin, Last: retryMax}
 	retry := time.NewTimer(retryMax)
 	defer retry.Stop()
@@ -286,7 +286,7 @@ func forgetFlows(ctx context.Context, flows *cell.Inbox[diversion], forget func(
 		if len(due) == 0 {
 			continue
 		}
-		if err := forget(ctx, slices.Collect(maps.Keys(due)), func(a netip.Addr) bool { return pods[a] }); err != nil {
+		if err := forget(slices.Collect(maps.Keys(due)), func(a netip.Addr) bool { return pods[a] }); err != nil {
 			after := pause.Next()
 			retry.Reset(after)
 			log.Warn("cannot delete the conntrack entries of UDP flows to Services, will retry: until then clients that keep their source port may get no answer", "error", err, "after", after)

@@ -29,7 +29,7 @@ func TestFlowsAreForgottenLater(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			forgetFlows(ctx, flows, func(_ context.Context, targets []proxy.Target, pod func(netip.Addr) bool) error {
+			forgetFlows(ctx, flows, func(targets []proxy.Target, pod func(netip.Addr) bool) error {
 				all := map[proxy.Target]bool{}
 				for _, target := range targets {
 					all[target] = true

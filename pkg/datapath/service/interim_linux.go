@@ -1,7 +1,6 @@
 package service
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -282,13 +281,10 @@ func interimRepairs(want, have Interim) (repairs []datapath.Repair) {
 // forgetFlows makes the kernel decide again for flows of UDP from outside to where these
 // connections go, but for those that lead to a pod. What the node and its pods send may go to
 // pods of other nodes.
-func (f *fib) forgetFlows(ctx context.Context, targets []proxy.Target, isPod func(netip.Addr) bool) error {
-	byPort := map[uint16]map[netip.Addr]bool{}
+func (f *fib) forgetFlows(targets []proxy.Target, isPod func(netip.Addr) bool) error {
+	wanted, ports := map[netip.AddrPort]bool{}, map[uint16]bool{}
 	for _, t := range targets {
-		if byPort[t.Port] == nil {
-			byPort[t.Port] = map[netip.Addr]bool{}
-		}
-		byPort[t.Port][t.Addr] = true
+		wanted[netip.AddrPortFrom(t.Addr, t.Port)], ports[t.Port] = true, true
 	}
 	return netns.Do(f.netns, func() error {
 		addrs, err := sys.InterfaceAddrs()
@@ -296,15 +292,8 @@ func (f *fib) forgetFlows(ctx context.Context, targets []proxy.Target, isPod fun
 			return err
 		}
 		own := netaddr.Held(addrs)
-		var errs []error
-		for port, vips := range byPort {
-			if ctx.Err() != nil {
-				return nil
-			}
-			errs = append(errs, conntrack.ForgetUDP(port, func(flow conntrack.Flow) bool {
-				return vips[flow.To.Addr()] && !isPod(flow.Server.Addr()) && !isPod(flow.From.Addr()) && !slices.Contains(own, flow.From.Addr())
-			}))
-		}
-		return errors.Join(errs...)
+		return conntrack.ForgetUDP(ports, func(flow conntrack.Flow) bool {
+			return wanted[flow.To] && !isPod(flow.Server.Addr()) && !isPod(flow.From.Addr()) && !slices.Contains(own, flow.From.Addr())
+		})
 	})
 }

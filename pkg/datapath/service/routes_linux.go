@@ -325,8 +325,8 @@ func (r *Routes) Translated() Interim {
 
 // ForgetFlows makes the kernel decide again for flows of UDP from outside to where these
 // connections go, but for those that lead to a pod.
-func (r *Routes) ForgetFlows(ctx context.Context, targets []proxy.Target, isPod func(netip.Addr) bool) error {
-	return r.fib.forgetFlows(ctx, targets, isPod)
+func (r *Routes) ForgetFlows(targets []proxy.Target, isPod func(netip.Addr) bool) error {
+	return r.fib.forgetFlows(targets, isPod)
 }
 
 // Translates says whether the kernel can translate, as far as it was tried.

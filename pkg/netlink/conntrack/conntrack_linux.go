@@ -38,9 +38,13 @@ type Flow struct {
 	Server netip.AddrPort
 }
 
-// ForgetUDP deletes the flows of UDP to a port, of any address in the calling thread's network
-// namespace, that forget chooses. CAP_NET_ADMIN is needed.
-func ForgetUDP(port uint16, forget func(Flow) bool) error {
+// ForgetUDP deletes the flows of UDP to some ports, of any address in the calling thread's network
+// namespace, that forget chooses. CAP_NET_ADMIN is needed. For each dump the kernel walks through
+// its whole table, which takes milliseconds even if it is empty: ask for many ports at once.
+func ForgetUDP(ports map[uint16]bool, forget func(Flow) bool) error {
+	if len(ports) == 0 {
+		return nil
+	}
 	fd, err := netlink.Open(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return fmt.Errorf("conntrack: %w", err)
@@ -49,32 +53,39 @@ func ForgetUDP(port uint16, forget func(Flow) bool) error {
 	defer conn.Close()
 	var errs []error
 	for _, family := range []byte{unix.AF_INET6, unix.AF_INET} {
-		if err := forgetUDP(conn, family, port, forget); err != nil {
-			errs = append(errs, fmt.Errorf("conntrack: forget flows of UDP to port %d: %w", port, err))
+		if err := forgetUDP(conn, family, ports, forget); err != nil {
+			errs = append(errs, fmt.Errorf("conntrack: forget flows of UDP to %d ports: %w", len(ports), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func forgetUDP(conn *netlink.Conn, family byte, port uint16, forget func(Flow) bool) error {
+func forgetUDP(conn *netlink.Conn, family byte, ports map[uint16]bool, forget func(Flow) bool) error {
 	begin := func(typ, flags uint16) (r netlink.Request) {
 		r.Begin(unix.NFNL_SUBSYS_CTNETLINK<<8|typ, flags, family, unix.NFNETLINK_V0, 0, 0)
 		return r
 	}
 	r := begin(ctGet, unix.NLM_F_DUMP)
+	filter := filterProtoNum
 	r.Nest(ctaTupleOrig, func() {
 		r.Nest(ctaTupleProto, func() {
 			r.U8(ctaProtoNum, unix.IPPROTO_UDP)
-			r.Bytes(ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, port))
+			if len(ports) > 1 {
+				return // the kernel filters by one
+			}
+			for port := range ports {
+				filter |= filterDstPort
+				r.Bytes(ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, port))
+			}
 		})
 	})
-	r.Nest(ctaFilter, func() { r.U32(ctaFilterOrigFlags, filterProtoNum|filterDstPort) })
+	r.Nest(ctaFilter, func() { r.U32(ctaFilterOrigFlags, filter) })
 	r.End(0)
 	var chosen [][]byte
 	_, err := conn.Ask(r, func(m netlink.Message) error {
 		tuple, flow, udp, err := parse(m.Body)
 		// A kernel before 5.8 passes over the filter.
-		if err == nil && udp && flow.To.Port() == port && forget(flow) {
+		if err == nil && udp && ports[flow.To.Port()] && forget(flow) {
 			chosen = append(chosen, tuple)
 		}
 		return err

@@ -11,7 +11,7 @@ import (
 	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
-// Only the flows of UDP to the port that are chosen are forgotten, of both families.
+// Only the flows of UDP to the ports that are chosen are forgotten, of both families.
 func TestForgetUDP(t *testing.T) {
 	t.Parallel()
 	client, server := nettest.New(t), nettest.New(t)
@@ -49,11 +49,11 @@ func TestForgetUDP(t *testing.T) {
 	for _, to := range []string{"192.0.2.2:53", "192.0.2.3:53", "192.0.2.3:54", "[2001:db8::2]:53", "[2001:db8::3]:53"} {
 		send(to)
 	}
-	flows := func(port uint16, forget bool) map[Flow]bool {
+	flows := func(ports map[uint16]bool, forget bool) map[Flow]bool {
 		seen := map[Flow]bool{}
 		var err error
 		server.Run(func() {
-			err = ForgetUDP(port, func(f Flow) bool {
+			err = ForgetUDP(ports, func(f Flow) bool {
 				if from := f.From.Addr(); from != netip.MustParseAddr("192.0.2.1") && from != netip.MustParseAddr("2001:db8::1") {
 					t.Errorf("flow %v", f)
 				}
@@ -69,15 +69,18 @@ func TestForgetUDP(t *testing.T) {
 	}
 	translated4 := Flow{To: netip.MustParseAddrPort("192.0.2.2:53"), Server: netip.MustParseAddrPort("192.0.2.3:54")}
 	translated6 := Flow{To: netip.MustParseAddrPort("[2001:db8::2]:53"), Server: netip.MustParseAddrPort("[2001:db8::3]:54")}
-	nettest.Await(t, "four flows", func() bool { return len(flows(53, false)) == 4 })
-	if all := flows(53, true); !all[translated4] || !all[translated6] {
+	nettest.Await(t, "four flows", func() bool { return len(flows(map[uint16]bool{53: true}, false)) == 4 })
+	if all := flows(map[uint16]bool{53: true}, true); !all[translated4] || !all[translated6] {
 		t.Errorf("flows %v", all)
 	}
-	if left := flows(53, false); len(left) != 2 || left[translated4] || left[translated6] {
+	if left := flows(map[uint16]bool{53: true}, false); len(left) != 2 || left[translated4] || left[translated6] {
 		t.Errorf("left are %v", left)
 	}
-	if other := flows(54, false); len(other) != 1 {
+	if other := flows(map[uint16]bool{54: true}, false); len(other) != 1 {
 		t.Errorf("flows to the other port: %v", other)
+	}
+	if both := flows(map[uint16]bool{53: true, 54: true}, false); len(both) != 3 {
+		t.Errorf("flows to both ports: %v", both)
 	}
 }
 
