@@ -73,7 +73,7 @@ func main() {
 		c.RuntimeSockets = strings.Split(s, ",")
 		return nil
 	})
-	flag.StringVar(&c.ProxyHealthz, "kube-proxy-healthz", "http://localhost:10256/healthz", "URL of kube-proxy's health check; while it answers 503 the node does not announce Services with externalTrafficPolicy Cluster; if empty, the agent does not check")
+	flag.StringVar(&c.ProxyHealthz, "kube-proxy-healthz", "http://localhost:10256/healthz", "URL of kube-proxy's health check; while it answers 503, or when it has answered and does not for a minute, the node does not announce Services with externalTrafficPolicy Cluster; if empty, the agent does not check")
 	flag.StringVar(&c.HealthAddress, "health-address", "127.0.0.1:9479", "address and port of /healthz, /readyz and /metrics (Prometheus); if empty, there are none")
 	flag.Func("policy-mark", "bits of the ct mark in which network policies record that they have judged a connection: a mask of 8 or more bits side by side that no other program uses (default 0xffffff00)", func(s string) (err error) {
 		c.PolicyMark, err = policy.ParseMark(s)

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -313,13 +312,19 @@ func (s *services) followHeld(ctx context.Context) error {
 	}
 }
 
-// followHealth asks kube-proxy for its health. Only the answer that it is unhealthy counts: if
-// it does not answer, its rules stay in force, and so do the node's routes.
+// followHealth asks kube-proxy for its health.
 func (s *services) followHealth(ctx context.Context) error {
+	if s.healthz == "" {
+		return nil
+	}
 	const every, patience = 5 * time.Second, 2 * time.Second
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	health := proxyHealth{url: s.healthz}
 	for tick := time.NewTicker(every); ; {
-		s.health.Set(proxyHealth(ctx, client, s.healthz))
+		fault, err := askProxy(ctx, client, s.healthz)
+		if ctx.Err() == nil {
+			s.health.Set(health.take(time.Now(), fault, err, s.reader.Written()))
+		}
 		select {
 		case <-ctx.Done():
 			tick.Stop()
@@ -327,27 +332,6 @@ func (s *services) followHealth(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// proxyHealth is what is wrong with kube-proxy by its own word; empty if nothing is.
-func proxyHealth(ctx context.Context, client *http.Client, url string) string {
-	if url == "" {
-		return ""
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return ""
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return ""
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusServiceUnavailable {
-		return ""
-	}
-	body, _ := io.ReadAll(io.LimitReader(response.Body, 256))
-	return fmt.Sprintf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(body)))
 }
 
 // followAPIServer finds out whether the API server answers. The watch of Services notices at

@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +26,7 @@ type Reader struct {
 	netns  *os.File
 	tables *nft.Conn
 	watch  *netlink.Watch
+	wrote  atomic.Int64 // Unix nanoseconds
 }
 
 // Open takes the calling thread's network namespace for the node's.
@@ -58,10 +61,24 @@ func (r *Reader) Close() {
 // ctx ends. What happened since Open is reported too.
 func (r *Reader) Watch(ctx context.Context, changed func()) error {
 	return r.watch.Run(ctx, func(m netlink.Message) {
-		if !netlink.IsOwn(m.Port) || m.Type == 0 {
-			changed()
+		if netlink.IsOwn(m.Port) && m.Type != 0 {
+			return
 		}
+		if name, _ := nft.Writer(m); writes(name) {
+			r.wrote.Store(time.Now().UnixNano())
+		}
+		changed()
 	})
+}
+
+// Written is when one of the programs last changed nftables with which kube-proxy writes its rules;
+// 1970 if none has since Open. Somebody else may have run it. Of iptables-legacy nothing is seen.
+func (r *Reader) Written() time.Time { return time.Unix(0, r.wrote.Load()) }
+
+// writes says whether a process is kube-proxy, or a program that it runs: nft, iptables-restore,
+// ip6tables-restore, or what these are links to. The kernel gives 15 characters of the name.
+func writes(process string) bool {
+	return process == "kube-proxy" || process == "nft" || strings.Contains(process, "tables-")
 }
 
 // families are those of kube-proxy's tables.

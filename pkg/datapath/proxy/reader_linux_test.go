@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/nettest"
@@ -186,9 +187,13 @@ func TestWatch(t *testing.T) {
 				if i%2 == 0 {
 					p.Here = []netip.AddrPort{addrPort(true, 1, 1+i)}
 				}
+				before := time.Now()
 				program(t, ns, m, true, p)
 				nettest.Eventually(t, func() error {
 					<-changed
+					if at := r.Written(); !at.After(before) {
+						return fmt.Errorf("written at %s, want after %s", at, before)
+					}
 					look, err := r.Read([]Question{{keyOf(p), true}})
 					if err != nil {
 						return err

@@ -2,7 +2,6 @@ package watch
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -150,25 +149,14 @@ func (w *Watcher) report() {
 
 // tableEvent takes a notification of nftables: the end of a transaction.
 func (w *Watcher) tableEvent(m netlink.Message) {
-	const sizeofNfgenmsg = 4
 	if m.Type == 0 {
 		w.changed(kernel.NFTables, "")
 		return
 	}
-	if netlink.IsOwn(m.Port) || len(m.Body) < sizeofNfgenmsg {
+	if netlink.IsOwn(m.Port) {
 		return
 	}
-	var name string
-	var pid uint32
-	netlink.Attributes(m.Body[sizeofNfgenmsg:], func(typ uint16, v []byte) error {
-		switch {
-		case typ == unix.NFTA_GEN_PROC_NAME:
-			name = unix.ByteSliceToString(v)
-		case typ == unix.NFTA_GEN_PROC_PID && len(v) == 4:
-			pid = binary.BigEndian.Uint32(v)
-		}
-		return nil
-	})
+	name, pid := nft.Writer(m)
 	by := ""
 	if name != "" {
 		by = fmt.Sprintf("%s (pid %d)", name, pid)

@@ -147,6 +147,24 @@ func SubscribeGenerations() (*netlink.Watch, error) {
 	return w, nil
 }
 
+// Writer is the process that made the transaction whose end a notification reports: its name, of
+// 15 characters at most, and ID. The name is empty if the kernel does not say.
+func Writer(generation netlink.Message) (name string, pid uint32) {
+	if len(generation.Body) < sizeofNfgenmsg {
+		return "", 0
+	}
+	netlink.Attributes(generation.Body[sizeofNfgenmsg:], func(typ uint16, v []byte) error {
+		switch {
+		case typ == unix.NFTA_GEN_PROC_NAME:
+			name = unix.ByteSliceToString(v)
+		case typ == unix.NFTA_GEN_PROC_PID && len(v) == 4:
+			pid = binary.BigEndian.Uint32(v)
+		}
+		return nil
+	})
+	return name, pid
+}
+
 // onlyGenerations is a classic BPF program over a message. BPF loads in network byte order
 // what netlink writes in the machine's.
 func onlyGenerations() []unix.SockFilter {
