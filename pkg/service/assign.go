@@ -537,7 +537,7 @@ func (a *assigner) share(s *Service, other *sharer, addr netip.Addr, pool *confi
 	here, there := slices.Contains(s.SharedWith, other.Key), slices.Contains(other.service.SharedWith, s.Key)
 	const key = v1alpha1.ServiceSharedWithAnnotation
 	if s.Namespace == other.Namespace {
-		if !here && !there && !a.sharesWithAny(s, addr) {
+		if !a.agreed(s, other, addr) {
 			return refuse(AddressInUse, "%s: choose another address, or share it by annotation %s: %s", held, key, other.Name)
 		}
 	} else {
@@ -566,6 +566,15 @@ func (a *assigner) share(s *Service, other *sharer, addr netip.Addr, pool *confi
 		return refuse(NotShared, "%s, and the same nodes must serve both: to share, both need externalTrafficPolicy Cluster, or both need Local and the same selector", held)
 	}
 	return nil
+}
+
+// agreed says whether s and another Service at addr share it by what their annotations say now.
+func (a *assigner) agreed(s *Service, other *sharer, addr netip.Addr) bool {
+	here, there := slices.Contains(s.SharedWith, other.Key), slices.Contains(other.service.SharedWith, s.Key)
+	if s.Namespace != other.Namespace {
+		return here && there
+	}
+	return here || there || a.sharesWithAny(s, addr)
 }
 
 // sharesWithAny says whether a Service of the same namespace at addr and s name each other,
@@ -776,7 +785,11 @@ func (a *assigner) describe(p *plan, h Holding) string {
 	var with []string
 	for _, other := range a.sharers[h.Addr] {
 		if other.uid != p.UID && other.service != nil {
-			with = append(with, other.Key.String())
+			text := other.Key.String()
+			if !a.agreed(p.Service, other, h.Addr) {
+				text += fmt.Sprintf(" (to which annotation %s does not agree: it stays until one of them gets another address, by annotation %s)", v1alpha1.ServiceSharedWithAnnotation, v1alpha1.ServiceAddressesAnnotation)
+			}
+			with = append(with, text)
 		}
 	}
 	if len(with) > 0 {
