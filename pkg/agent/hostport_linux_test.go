@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -39,4 +40,36 @@ func TestHostPorts(t *testing.T) {
 	forwards(addrs[1].String() + " . 80")
 	a.mustDel()
 	forwards("")
+}
+
+// Of two pods with the same port the newest has it, also after a restart of the agent, whatever
+// order their containers' IDs are in.
+func TestNewestPodHasTheHostPort(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, nodeConfig)
+	n.start()
+	want := map[string]bool{}
+	for i, names := range [][]string{{"a", "b"}, {"d", "c"}} {
+		for j, name := range names {
+			s := n.sandbox(name)
+			s.portMappings = []map[string]any{{"hostPort": 8080 + i, "containerPort": 80 + i, "protocol": "TCP"}}
+			for _, a := range s.mustAdd() {
+				want[fmt.Sprintf("%v . %d", a, 80+i)] = j == len(names)-1
+			}
+		}
+	}
+	check := func(when string) {
+		t.Helper()
+		ruleset := n.host.Exec("nft", "list", "ruleset")
+		for to, has := range want {
+			if strings.Contains(ruleset, ": "+to) != has {
+				t.Errorf("%s: a port leads to %s: %t, want %t", when, to, !has, has)
+			}
+		}
+	}
+	check("before")
+	n.kill()
+	n.host.Exec("nft", "delete table inet flock-hostport")
+	n.start()
+	check("after a restart")
 }

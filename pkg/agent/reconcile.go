@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,8 @@ func (a *attacher) reconcile(ctx context.Context) error {
 			a.ledger.Release(r.ID)
 		}
 	}
+	// Records are in no order of time; the kernel numbers links as they come.
+	slices.SortStableFunc(ports, func(a, b hostport.Binding) int { return cmp.Compare(there[a.HostIf].IfIndex, there[b.HostIf].IfIndex) })
 	if err := errors.Join(a.guard.Resync(bindings), a.ports.Reset(ports)); err != nil {
 		return err
 	}

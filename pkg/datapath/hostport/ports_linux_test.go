@@ -372,6 +372,23 @@ func TestLoopbackOfTheNodeIsClosed(t *testing.T) {
 	}
 }
 
+// Of two pods with the same port the newest has it, also after a restart of the agent.
+func TestNewestPodHasThePortAfterReset(t *testing.T) {
+	t.Parallel()
+	f := newFabric(t)
+	a, b := f.pod("a", port("tcp", 8080)), f.pod("b", port("tcp", 8080))
+	for _, all := range [][]Binding{{a.Binding, b.Binding}, {b.Binding, a.Binding}} {
+		if err := f.ports.Reset(all); err != nil {
+			t.Fatal(err)
+		}
+		want := "a "
+		if all[1].HostIf == b.HostIf {
+			want = "b "
+		}
+		f.expect(f.client, "tcp", at(node4, 8080), want+client4)
+	}
+}
+
 func TestSync(t *testing.T) {
 	t.Parallel()
 	f := newFabric(t)
