@@ -252,8 +252,9 @@ func TestChartValues(t *testing.T) {
 		}
 	})
 	t.Run("digest", func(t *testing.T) {
-		got := ds("--set=image.repository=registry.example/flock,image.tag=v1,image.digest=sha256:0123")
-		if image := containers(got)[0].Image; image != "registry.example/flock@sha256:0123" {
+		digest := strings.Repeat("0123456789abcdef", 4)
+		got := ds("--set=image.repository=registry.example/flock,image.tag=v1,image.digest=sha256:" + digest)
+		if image := containers(got)[0].Image; image != "registry.example/flock@sha256:"+digest {
 			t.Errorf("image %s", image)
 		}
 	})
@@ -349,6 +350,13 @@ func TestChartValues(t *testing.T) {
 			}
 		}
 	})
+	t.Run("nothing", func(t *testing.T) { // null takes the default away
+		d := ds("--set-json=tolerations=null,nodeSelector=null,podLabels=null,podAnnotations=null,affinity=null,imagePullSecrets=null,seLinuxOptions=null",
+			"--set-json=agent.extraArgs=null,controller.extraArgs=null,agent.resources=null,bird.resources=null")
+		if pod := d.Spec.Template; len(pod.Spec.Tolerations) > 0 || len(pod.Spec.NodeSelector) > 0 || pod.Labels["app.kubernetes.io/name"] != "flock" {
+			t.Errorf("%+v", pod)
+		}
+	})
 	t.Run("refused", func(t *testing.T) {
 		for _, tc := range []struct{ arg, want string }{
 			{"--namespace=elsewhere", "flock must be in flock-system"},
@@ -362,6 +370,26 @@ func TestChartValues(t *testing.T) {
 			{"--set=agent.healthAdress=x", "healthAdress"},
 			{"--set=metrics.address=nowhere", "address"},
 			{"--set=metrics.reader.name=prometheus", "metrics.reader.namespace"},
+			{"--set=metrics.reader.namespace=monitoring", "metrics.reader.name"},
+			{"--set=metrics.address=:9482", "which the agent has on the same node"},
+			{"--set=metrics.address=:99999", "metrics/address"},
+			{"--set=metrics.address=:0", "metrics/address"},
+			{"--set=agent.healthAddress=nowhere", "healthAddress"},
+			{"--set=apiServer.port=https", "apiServer/port"},
+			{"--set=apiServer.port=70000", "apiServer/port"},
+			// The API server refuses these, with other words and when half is installed.
+			{"--set=nodeSelector.worker=true", "nodeSelector/worker"},
+			{"--set=podLabels.team=1", "podLabels/team"},
+			{"--set=podAnnotations.a=true", "podAnnotations/a"},
+			{"--set=metrics.dashboard.labels.grafana_dashboard=1", "grafana_dashboard"},
+			{"--set=maxUnavailable=0%", "maxUnavailable"},
+			{"--set=maxUnavailable=150%", "maxUnavailable"},
+			{"--set=tolerations[0].operater=Exists", "operater"},
+			{"--set=affinity.nodeAfinity.a=b", "nodeAfinity"},
+			{"--set=imagePullSecrets[0].nam=registry", "imagePullSecrets"},
+			{"--set=image.digest=sha256:0123", "digest"},
+			{"--set-json=agent=null", "agent"},
+			{"--set=paths.runtime=null", "runtime"},
 		} {
 			if out, err := helm(t, "template", "flock", chart, "--namespace=flock-system", tc.arg); err == nil || !strings.Contains(out, tc.want) {
 				t.Errorf("%s: %v, want a refusal that has %q: %.300s", tc.arg, err, tc.want, out)

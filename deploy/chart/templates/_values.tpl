@@ -18,8 +18,8 @@ nothing.
 {{- $root := index . 0 }}{{ $ds := index . 1 }}{{ $values := $root.Values }}
 {{- $_ := set $ds.spec.updateStrategy.rollingUpdate "maxUnavailable" $values.maxUnavailable }}
 {{- $meta := $ds.spec.template.metadata }}{{ $pod := $ds.spec.template.spec }}
-{{- $_ := set $meta "labels" (merge $meta.labels $values.podLabels) }}
-{{- $_ := set $meta "annotations" (merge $meta.annotations $values.podAnnotations) }}
+{{- $_ := set $meta "labels" (merge $meta.labels ($values.podLabels | default dict)) }}
+{{- $_ := set $meta "annotations" (merge $meta.annotations ($values.podAnnotations | default dict)) }}
 {{- range $field := list "nodeSelector" "tolerations" "priorityClassName" }}
 {{- $_ := set $pod $field (index $values $field) }}
 {{- end }}
@@ -64,7 +64,7 @@ nothing.
 {{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
 {{- with $values.agent.otlpEndpoint }}{{ $args = append $args (printf "--otlp-endpoint=%s" .) }}{{ end }}
 {{- $_ := unset $agent "args" }}
-{{- with concat $args $values.agent.extraArgs }}{{ $_ := set $agent "args" . }}{{ end }}
+{{- with concat $args ($values.agent.extraArgs | default list) }}{{ $_ := set $agent "args" . }}{{ end }}
 {{- $env := $agent.env }}
 {{- with $values.apiServer.host }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_HOST" "value" .) }}{{ end }}
 {{- with $values.apiServer.port }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_PORT" "value" (toString .)) }}{{ end }}
@@ -100,7 +100,7 @@ nothing.
 {{- if $values.controller.withoutClass }}{{ $args = append $args "--without-class" }}{{ end }}
 {{- if ne $values.agent.logLevel "info" }}{{ $args = append $args (printf "--log-level=%s" $values.agent.logLevel) }}{{ end }}
 {{- if ne $values.agent.logFormat "text" }}{{ $args = append $args (printf "--log-format=%s" $values.agent.logFormat) }}{{ end }}
-{{- with concat $args $values.controller.extraArgs }}{{ $_ := set $c "args" . }}{{ end }}
+{{- with concat $args ($values.controller.extraArgs | default list) }}{{ $_ := set $c "args" . }}{{ end }}
 {{- $env := $c.env }}
 {{- with $values.apiServer.host }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_HOST" "value" .) }}{{ end }}
 {{- with $values.apiServer.port }}{{ $env = append $env (dict "name" "KUBERNETES_SERVICE_PORT" "value" (toString .)) }}{{ end }}
