@@ -35,11 +35,20 @@ flockctl completion fish > ~/.config/fish/completions/flockctl.fish`,
 }
 
 var completionScripts = map[string]string{
+	// bash breaks words at colons, which addresses have: the line is read anew, and what is
+	// before the last colon is left out of the answer. Files are for what has no other.
 	"bash": `_flockctl() {
+  local -a words
+  local line=${COMP_LINE:0:COMP_POINT} last before
+  read -ra words <<<"$line"
+  [[ $line == *' ' ]] && words+=("")
+  last=${words[${#words[@]}-1]}
+  before=${last%"${last##*:}"}
   local IFS=$'\n'
-  COMPREPLY=($(flockctl complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+  COMPREPLY=($(flockctl complete -- "${words[@]:1}" 2>/dev/null))
+  [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"$before"}")
 }
-complete -F _flockctl flockctl
+complete -o default -F _flockctl flockctl
 `,
 	"zsh": `#compdef flockctl
 _flockctl() {
@@ -65,6 +74,12 @@ var completeCommand = command{
 	},
 }
 
+// takesValue are the flags with a value that nothing is proposed for.
+var takesValue = map[string]bool{
+	"-n": true, "--namespace": true, "--context": true, "--kubeconfig": true, "-f": true, "--filename": true, "--server": true, "-s": true,
+	"--token": true, "--as": true, "--request-timeout": true, "--on-link": true, "--address": true, "--cluster": true, "--user": true,
+}
+
 // candidates are the words that the last one may become. What cannot be asked has none.
 func (s *session) candidates(ctx context.Context, words []string) (all []string) {
 	if len(words) == 0 {
@@ -75,8 +90,16 @@ func (s *session) candidates(ctx context.Context, words []string) (all []string)
 		all = slices.DeleteFunc(all, func(w string) bool { return !strings.HasPrefix(w, last) })
 		slices.Sort(all)
 	}()
-	i := slices.IndexFunc(words[:len(words)-1], func(w string) bool { return !strings.HasPrefix(w, "-") })
-	if i < 0 {
+	if len(words) > 1 && takesValue[words[len(words)-2]] {
+		return nil
+	}
+	i := 0
+	for ; i < len(words)-1 && strings.HasPrefix(words[i], "-"); i++ {
+		if takesValue[words[i]] || words[i] == "-o" || words[i] == "--output" {
+			i++ // its value
+		}
+	}
+	if i >= len(words)-1 {
 		for _, c := range commands {
 			if !c.hidden {
 				all = append(all, c.name)
@@ -92,6 +115,15 @@ func (s *session) candidates(ctx context.Context, words []string) (all []string)
 		return nil
 	}
 	c := commands[j]
+	arguments := 0 // before the last word
+	for k := i + 1; k < len(words)-1; k++ {
+		switch w := words[k]; {
+		case takesValue[w], w == "-o", w == "--output":
+			k++
+		case !strings.HasPrefix(w, "-"):
+			arguments++
+		}
+	}
 	switch before := words[len(words)-2]; {
 	case before == "-o" || before == "--output":
 		return c.formats()
@@ -100,6 +132,8 @@ func (s *session) candidates(ctx context.Context, words []string) (all []string)
 			all = append(all, "--"+name)
 		}
 		return all
+	case arguments >= min(c.max, 2):
+		return nil // trace's third is a port
 	case c.name == "completion":
 		return []string{"bash", "fish", "zsh"}
 	}

@@ -87,6 +87,7 @@ func TestGolden(t *testing.T) {
 		"complete-pod":     "complete -- pod dns/",
 		"complete-flag":    "complete -- node --",
 		"complete-format":  "complete -- node -o ",
+		"complete-after":   "complete -- -n dns --context x pod dns/",
 		"help-status":      "help status",
 		"help-addr":        "help addr",
 		"help-routes":      "help routes",

@@ -68,17 +68,25 @@ func TestColours(t *testing.T) {
 	}
 }
 
-// TestShellsTakeTheScripts: bash loads the script and completes with it.
+// TestShellsTakeTheScripts: bash loads the script and completes with it, also an address, whose
+// colons break words for bash.
 func TestShellsTakeTheScripts(t *testing.T) {
 	script := completionScripts["bash"] + `
-flockctl() { printf 'node1\nnode2\n'; }
-COMP_WORDS=(flockctl node n); COMP_CWORD=2
-_flockctl
-printf '%s,' "${COMPREPLY[@]}"
+flockctl() { case "$1 $2 $3 $4" in
+  "complete -- node n") printf 'node1\nnode2\n';;
+  "complete -- anycast 2001:db8:5") printf '2001:db8:53::53\n';;
+  "complete -- pool ") printf 'dns\n';;
+esac }
+for COMP_LINE in 'flockctl node n' 'flockctl anycast 2001:db8:5' 'flockctl pool ' 'flockctl render -f '; do
+  COMP_POINT=${#COMP_LINE} COMPREPLY=()
+  _flockctl
+  printf '%s:%s\n' "${#COMPREPLY[@]}" "${COMPREPLY[*]}"
+done
 complete -p flockctl
 `
 	out, err := exec.Command("bash", "-c", script).CombinedOutput()
-	if err != nil || string(out) != "node1,node2,complete -F _flockctl flockctl\n" {
-		t.Errorf("%v: %s", err, out)
+	want := "2:node1 node2\n1:53::53\n1:dns\n0:\ncomplete -o default -F _flockctl flockctl\n"
+	if err != nil || string(out) != want {
+		t.Errorf("%v: %s, want %s", err, out, want)
 	}
 }
