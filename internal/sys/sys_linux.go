@@ -49,6 +49,17 @@ func Getsockopt(fd, level, option int, value unsafe.Pointer, size *uint32) error
 	return nil
 }
 
+// BPF is bpf(2).
+func BPF(command int, attributes unsafe.Pointer, size uintptr) error {
+	if err := call("bpf"); err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attributes), size); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // Write is [unix.Write], for requests to the kernel over netlink.
 func Write(fd int, b []byte) (n int, err error) {
 	if err := request(b); err != nil {

@@ -16,6 +16,7 @@ import (
 	"flock.fritzlab.net/flock/internal/netns"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/datapath"
+	"flock.fritzlab.net/flock/pkg/datapath/bpf"
 	"flock.fritzlab.net/flock/pkg/datapath/kernel"
 	"flock.fritzlab.net/flock/pkg/datapath/sysctl"
 	"flock.fritzlab.net/flock/pkg/datapath/xtables"
@@ -104,7 +105,7 @@ func (s *Surveyor) Notes() []string {
 // Read reads what matters of the kernel.
 func (s *Surveyor) Read() (Snapshot, error) {
 	var snapshot Snapshot
-	for _, read := range []func(*Snapshot) error{s.readLinks, s.readRoutes, s.readPolicy, s.readUplinks, s.readForward, s.readNamespace, s.readQdiscs} {
+	for _, read := range []func(*Snapshot) error{s.readLinks, s.readRoutes, s.readPolicy, s.readUplinks, s.readForward, s.readNamespace, s.readQdiscs, s.readPrograms} {
 		if err := read(&snapshot); err != nil {
 			return snapshot, err
 		}
@@ -179,7 +180,7 @@ func (s *Surveyor) readPolicy(to *Snapshot) (err error) {
 // plain are the queueing disciplines that the kernel itself puts on a link.
 var plain = []string{"noqueue", "noop", "mq", "pfifo_fast", "fq_codel", "fq"}
 
-// readQdiscs reads those of flock's links.
+// readQdiscs reads those of flock's links, and the hooks for programs on uplinks.
 func (s *Surveyor) readQdiscs(to *Snapshot) error {
 	ours := map[int]bool{}
 	for _, l := range to.Links {
@@ -187,8 +188,35 @@ func (s *Surveyor) readQdiscs(to *Snapshot) error {
 	}
 	all, err := s.routes.Qdiscs()
 	for _, q := range all {
-		if ours[q.Link] && !slices.Contains(plain, q.Kind) {
+		if ours[q.Link] && !slices.Contains(plain, q.Kind) || to.Uplinks[q.Link] && q.Kind == "clsact" {
 			to.Qdiscs = append(to.Qdiscs, q)
+		}
+	}
+	return err
+}
+
+// cgroups are where the hierarchy of version 2 is, alone or beside that of version 1. A container
+// sees its own group there, for which those above count too.
+var cgroups = []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}
+
+// readPrograms asks for programs of BPF that are on no queueing discipline.
+func (s *Surveyor) readPrograms(to *Snapshot) error {
+	err := netns.Do(s.netns, func() error {
+		for _, l := range to.Links {
+			if !kernel.IsLink(l.Name) && !to.Uplinks[l.Index] {
+				continue
+			}
+			if n, err := bpf.TCX(l.Index); err != nil {
+				return fmt.Errorf("programs on %s: %w", l.Name, err)
+			} else if n > 0 {
+				to.Programs = append(to.Programs, l.Name)
+			}
+		}
+		return nil
+	})
+	for _, dir := range cgroups {
+		if n, err := bpf.Connect(dir); err == nil && n > 0 { // else it is not of version 2
+			to.Connect = true
 		}
 	}
 	return err

@@ -27,8 +27,13 @@ type Snapshot struct {
 	// finds the way to pods' addresses that it does not find in main.
 	Rules  []rtnl.Rule
 	Tables map[netip.Prefix]uint32
-	// Qdiscs are those of flock's links that are not the kernel's own.
+	// Qdiscs are those of flock's links that are not the kernel's own, and those of uplinks that
+	// are there for programs.
 	Qdiscs []rtnl.Qdisc
+	// Programs are the links of flock's and the uplinks with programs of BPF (tcx).
+	Programs []string
+	// Connect says that programs of BPF may change where pods' connections lead.
+	Connect bool
 	// Uplinks are the links that default routes lead to, by index.
 	Uplinks map[int]bool
 	// Forward are the chains that see forwarded packets, before, in or after routing, but
@@ -236,16 +241,17 @@ func (s Snapshot) takenAddrs() (all []rtnl.Addr) {
 	return all
 }
 
-// attached are what other programs attached to pods' links: XDP programs and queueing
-// disciplines, which see packets outside of nftables.
+// attached are what other programs attached to pods' links and uplinks: XDP programs, queueing
+// disciplines and programs of BPF, which see packets outside of nftables; and programs that
+// see connections before there is a packet.
 func (s Snapshot) attached() (all []Finding) {
 	links := map[int]rtnl.Link{}
 	for _, l := range s.Links {
 		links[l.Index] = l
-		if l.XDP && kernel.IsLink(l.Name) {
+		if l.XDP && (kernel.IsLink(l.Name) || s.Uplinks[l.Index]) {
 			all = append(all, Finding{
 				Object: "XDP program on " + l.Name,
-				Text:   "it sees the packets of the pod before flock's source guard and network policies, and may drop or redirect them",
+				Text:   programSees(l.Name),
 				Remedy: fmt.Sprintf("ip link set %s xdp off", l.Name),
 			})
 		}
@@ -255,13 +261,45 @@ func (s Snapshot) attached() (all []Finding) {
 		if q.Kind == "clsact" || q.Kind == "ingress" {
 			where = q.Kind
 		}
+		if !kernel.IsLink(name) {
+			all = append(all, Finding{
+				Object: fmt.Sprintf("queueing discipline %s on %s", q.Kind, name),
+				Text:   "it is a hook for programs, which " + seePackets,
+				Remedy: fmt.Sprintf("if they are not meant to be there (tc filter show dev %[1]s ingress, and egress): tc qdisc del dev %[1]s clsact", name),
+			})
+			continue
+		}
 		all = append(all, Finding{
 			Object: fmt.Sprintf("queueing discipline %s on %s", q.Kind, name),
 			Text:   "another program delays, drops or redirects packets of the pod",
 			Remedy: fmt.Sprintf("if it is not meant to be there: tc qdisc del dev %s %s", name, where),
 		})
 	}
+	for _, name := range s.Programs {
+		all = append(all, Finding{
+			Object: "BPF program on " + name, Text: programSees(name),
+			Remedy: fmt.Sprintf("bpftool net show dev %s names it; it goes when its owner's pins in /sys/fs/bpf are removed, and at a reboot", name),
+		})
+	}
+	if s.Connect {
+		all = append(all, Finding{
+			Object: "BPF program at connect(2)",
+			Text:   "it may lead connections of pods to Services past kube-proxy: where the network plugin that it is of has ended, to pods that are no more",
+			Remedy: "bpftool cgroup tree names it; it goes when its owner's pins in /sys/fs/bpf are removed, and at a reboot",
+		})
+	}
 	return all
+}
+
+// seePackets is what programs on an uplink may do.
+const seePackets = "see all packets of the uplink before flock's tables and the routes, and may drop or redirect them: of a firewall, or left by another network plugin"
+
+// programSees says what a program on a link may do.
+func programSees(link string) string {
+	if kernel.IsLink(link) {
+		return "it sees the packets of the pod before flock's source guard and network policies, and may drop or redirect them"
+	}
+	return "it may " + seePackets
 }
 
 func route(r rtnl.Route) string {

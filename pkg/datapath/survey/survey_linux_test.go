@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"flock.fritzlab.net/flock/internal/nettest"
+	"flock.fritzlab.net/flock/pkg/netlink/rtnl"
 )
 
 // newNode is a node with an uplink, summaries, a pod with a static and an anycast address, and
@@ -124,6 +125,9 @@ func TestFindings(t *testing.T) {
 			"queueing discipline tbf on flock0badcafe", "tc qdisc del dev flock0badcafe root"},
 		{"a hook for programs on a pod's link", "tc qdisc add dev flock0badcafe clsact", false,
 			"queueing discipline clsact on flock0badcafe", "another program"},
+		{"a hook for programs on an uplink", "tc qdisc add dev uplink clsact", false,
+			"queueing discipline clsact on uplink", "tc qdisc del dev uplink clsact"},
+		{name: "a hook for programs on another link", do: "ip link add br0 type bridge; ip link set br0 up; tc qdisc add dev br0 clsact"},
 		{name: "a shaper on another link", do: "tc qdisc add dev uplink root tbf rate 1mbit burst 2000 latency 10ms; tc qdisc replace dev flock0badcafe root pfifo_fast"},
 		{"rp_filter", "sysctl -q -w net.ipv4.conf.all.rp_filter=2", false, "net.ipv4.conf.all.rp_filter=2", "anycast"},
 		{"an uplink that does not forward", "sysctl -q -w net.ipv4.conf.uplink.forwarding=0", true,
@@ -187,6 +191,25 @@ func TestRPFilterOfTwoUplinks(t *testing.T) {
 	all := snapshot.Findings()
 	if len(all) != 1 || all[0].Breaks || all[0].Object != "net.ipv4.conf.uplink2.rp_filter=1" {
 		t.Errorf("findings %v, uplinks %v", all, snapshot.Uplinks)
+	}
+}
+
+// TestPrograms: programs on flock's links, on uplinks and at connect(2) are a risk.
+func TestPrograms(t *testing.T) {
+	t.Parallel()
+	s := Snapshot{
+		Links:   []rtnl.Link{{Index: 1, Name: "uplink", XDP: true}, {Index: 2, Name: "other", XDP: true}, {Index: 3, Name: "flock0badcafe"}},
+		Uplinks: map[int]bool{1: true}, Programs: []string{"uplink", "flock0badcafe"}, Connect: true,
+	}
+	var objects []string
+	for _, f := range s.attached() {
+		if objects = append(objects, f.Object); f.Breaks || f.Text == "" || f.Remedy == "" {
+			t.Errorf("finding %+v", f)
+		}
+	}
+	want := []string{"XDP program on uplink", "BPF program on uplink", "BPF program on flock0badcafe", "BPF program at connect(2)"}
+	if !slices.Equal(objects, want) {
+		t.Errorf("findings %q, want %q", objects, want)
 	}
 }
 
