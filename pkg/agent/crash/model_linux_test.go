@@ -267,9 +267,9 @@ func (l *life) together(steps []step) {
 // settle waits until the node is what it was told.
 func (l *life) settle(what string) {
 	l.command("reset")
-	// What an ADD without an answer left is the runtime's to delete.
+	// What an ADD without an answer left is the runtime's to delete. One that failed has left nothing.
 	for _, p := range l.sandboxes {
-		if l.pods[p.id] == nil {
+		if l.pods[p.id] == nil && p.owed {
 			l.mustDel(p)
 		}
 	}

@@ -91,6 +91,7 @@ type pod struct {
 	args  string // CNI_ARGS
 	port  int    // of the node, forwarded to the pod; 0: none
 	addrs []netip.Addr
+	owed  bool // a DEL: an ADD was answered with success, or a call was not answered, or DEL failed
 }
 
 func newNode(t testing.TB) *node {
@@ -268,8 +269,19 @@ func (n *node) call(command string, p *pod, more map[string]any) ([]byte, error)
 	cmd := n.plugin(command, p, more)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %w: %s%s", command, err, out.Bytes(), errOut.Bytes())
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s%s", command, err, out.Bytes(), errOut.Bytes())
+	}
+	switch {
+	case command == "ADD":
+		// One that is answered with an error has left nothing.
+		p.owed = p.owed || err == nil || strings.Contains(err.Error(), "stopped during the call")
+	case command == "DEL":
+		p.owed = err != nil
+	}
+	if err != nil {
+		return nil, err
 	}
 	return out.Bytes(), nil
 }
