@@ -120,6 +120,7 @@ type life struct {
 	sandboxes map[string]*pod // those that the runtime has not deleted, by name
 	done      []step          // all of its scripts
 	flushed   bool            // policies too, since the node was settled last
+	failing   bool            // a call was to fail, since then
 	denied    int64           // packets that came then
 }
 
@@ -208,6 +209,7 @@ func (l *life) carryOut(s step, what string) {
 		l.running()
 		l.gc(slices.Collect(maps.Values(l.pods))...)
 	case words[0] == "kill", words[0] == "fail":
+		l.failing = l.failing || words[0] == "fail"
 		l.command(s)
 	case words[0] == "restart":
 		l.kill()
@@ -273,8 +275,20 @@ func (l *life) settle(what string) {
 			l.mustDel(p)
 		}
 	}
+	// The first read of a part of the agent ends it if it fails, and is late on a busy machine. Then
+	// the kubelet starts it again.
+	supervised := func(f func() error) func() error {
+		return func() error {
+			if l.failing && !l.alive() {
+				l.failing = false
+				l.start()
+			}
+			return f()
+		}
+	}
+	defer func() { l.failing = false }()
 	if l.world == nil {
-		l.eventually(what, l.settled)
+		l.eventually(what, supervised(l.settled))
 		return
 	}
 	l.memory.setAway(false)
@@ -283,7 +297,7 @@ func (l *life) settle(what string) {
 			c.to(l.world, l.world.wanted[c.name])
 		}
 	}
-	l.eventually(what, l.world.all)
+	l.eventually(what, supervised(l.world.all))
 	denied := l.world.denied.Load()
 	if denied > l.denied && !l.flushed {
 		l.t.Errorf("%s: %d packets came that no policy allows\n%s", what, denied-l.denied, l.log())
