@@ -138,6 +138,13 @@ func (s *Surveyor) readRoutes(to *Snapshot) (err error) {
 			}
 		}
 	}
+	for _, o := range routers {
+		routes, err := s.routes.Routes(rtnl.RouteFilter{Proto: o.protocol})
+		if err != nil {
+			return err
+		}
+		to.Left = append(to.Left, routes...)
+	}
 	service := to.service()
 	for _, own := range to.Own {
 		if service != 0 && own.Link == service && own.Metric == kernel.MetricLocal {
@@ -243,11 +250,15 @@ func (s *Surveyor) readUplinks(to *Snapshot) error {
 var forwardHooks = []uint32{unix.NF_INET_PRE_ROUTING, unix.NF_INET_FORWARD, unix.NF_INET_POST_ROUTING}
 
 func (s *Surveyor) readForward(to *Snapshot) error {
-	chains, err := s.tables.BaseChains()
+	chains, err := s.tables.Chains()
 	if err != nil {
 		return err
 	}
 	for _, c := range chains {
+		if !c.Hooked {
+			to.Chains = append(to.Chains, c.Chain)
+			continue
+		}
 		onPods := c.Table.Family == nft.NetDev && slices.ContainsFunc(c.Devices, kernel.IsLink)
 		sees := c.Table.Family != nft.NetDev && slices.Contains(forwardHooks, c.Hook) && !c.NAT && !slices.Contains(kernel.Tables, c.Table.Name)
 		if !sees && !onPods {
@@ -282,6 +293,16 @@ func (s *Surveyor) readNamespace(to *Snapshot) error {
 		if to.Legacy, err = xtables.Forward(); err != nil {
 			return err
 		}
+		for _, c := range to.Legacy {
+			chains, err := xtables.Chains(c.IPv6, c.Table)
+			if err != nil {
+				return err
+			}
+			for name := range chains {
+				to.LegacyChains = append(to.LegacyChains, LegacyChain{c.Tool(), c.Table, name})
+			}
+		}
+		slices.SortFunc(to.LegacyChains, func(a, b LegacyChain) int { return strings.Compare(a.String(), b.String()) })
 		value, err := sysctl.Read("ipv4/conf/all/rp_filter")
 		if err != nil {
 			return err

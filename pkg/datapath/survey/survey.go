@@ -40,9 +40,19 @@ type Snapshot struct {
 	// for flock's.
 	Forward []Chain
 	// Legacy are those of iptables-legacy.
-	Legacy      []xtables.Chain
+	Legacy []xtables.Chain
+	// Chains are those without a hook, which others jump to. LegacyChains are iptables-legacy's.
+	Chains       []nft.Chain
+	LegacyChains []LegacyChain
+	// Left are routes that only another network plugin makes.
+	Left        []rtnl.Route
 	RPFilterAll int // net.ipv4.conf.all.rp_filter
 }
+
+// LegacyChain is one of iptables-legacy's that users have made.
+type LegacyChain struct{ Tool, Table, Name string }
+
+func (c LegacyChain) String() string { return fmt.Sprintf("%s -t %s %s", c.Tool, c.Table, c.Name) }
 
 // Chain is a base chain at the hook forward with its rules, and those of all chains of its
 // table, to which they may jump; all as [nft.Rule.Definition] has them.
@@ -80,7 +90,8 @@ func (s Snapshot) Findings() (all []Finding) {
 	all = append(all, s.attached()...)
 	all = append(all, s.settings()...)
 	all = append(all, s.proxy()...)
-	return append(all, s.leftovers()...)
+	all = append(all, s.leftovers()...)
+	return append(all, s.leftRules()...)
 }
 
 // shadows are routes to the same prefix as one of flock's that the kernel prefers: packets take
@@ -504,6 +515,66 @@ func (s Snapshot) proxy() []Finding {
 		Text:   "kube-proxy is in mode IPVS: packets to Services pass no network policy on this node, and it announces no Service",
 		Remedy: "set mode nftables in the configuration of kube-proxy, and then: kube-proxy --cleanup",
 	}}
+}
+
+// chainsOf are network plugins, by how the names of their chains begin.
+var chainsOf = []struct {
+	plugin   string
+	prefixes []string
+}{
+	{"Calico", []string{"cali-"}}, {"Cilium", []string{"CILIUM_", "OLD_CILIUM_"}}, {"Flannel", []string{"FLANNEL-"}},
+	{"kube-router", []string{"KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"}}, {"Weave Net", []string{"WEAVE-"}}, {"Antrea", []string{"ANTREA-"}},
+}
+
+// routers are network plugins, by the protocol number of the routes that they make.
+var routers = []struct {
+	protocol uint8
+	plugin   string
+}{{17, "kube-router"}, {80, "Calico"}}
+
+// leftRules are chains of other network plugins, one of each plugin and program that shows it.
+func (s Snapshot) leftRules() (all []Finding) {
+	seen := map[string]bool{}
+	look := func(object, tool, name string) {
+		for _, o := range chainsOf {
+			if !slices.ContainsFunc(o.prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) || seen[o.plugin+tool] {
+				continue
+			}
+			seen[o.plugin+tool] = true
+			all = append(all, Finding{
+				Object: "chain " + object,
+				Text:   fmt.Sprintf("it is %s's, which nobody changes any more: where a pod gets an address that one of %[1]s's had, its rules may drop or masquerade the packets", o.plugin),
+				Remedy: fmt.Sprintf(`where no pod of %s's runs here any more: %s-save | grep -v -e %s | %[2]s-restore`, o.plugin, tool, strings.Join(o.prefixes, " -e ")),
+			})
+		}
+	}
+	for _, c := range s.Chains {
+		switch c.Table.Family {
+		case nft.IPv4:
+			look(c.String(), "iptables", c.Name)
+		case nft.IPv6:
+			look(c.String(), "ip6tables", c.Name)
+		}
+	}
+	for _, c := range s.LegacyChains {
+		look(c.String(), c.Tool, c.Name)
+	}
+	for _, o := range routers {
+		var routes []rtnl.Route
+		for _, r := range s.Left {
+			if r.Proto == o.protocol {
+				routes = append(routes, r)
+			}
+		}
+		if len(routes) > 0 {
+			all = append(all, Finding{
+				Object: fmt.Sprintf("%d route(s) of protocol %d, such as %v", len(routes), o.protocol, routes[0]),
+				Text:   fmt.Sprintf("they are %s's, which withdraws none any more: they win over what the router knows, also where an address or a prefix has moved", o.plugin),
+				Remedy: fmt.Sprintf("ip -4 route flush proto %d; ip -6 route flush proto %[1]d", o.protocol),
+			})
+		}
+	}
+	return all
 }
 
 // leftovers are links of other network plugins that are up.

@@ -136,6 +136,13 @@ func TestFindings(t *testing.T) {
 		{"another plugin's link", "ip link add cali0123456789a type bridge; ip link set cali0123456789a up", false,
 			"link cali0123456789a", "Calico"},
 		{"kube-proxy in mode IPVS", "ip link add kube-ipvs0 type bridge", false, "link kube-ipvs0", "mode IPVS"},
+		{"another plugin's chains", "iptables-nft -N KUBE-ROUTER-FORWARD; iptables-nft -A FORWARD -j KUBE-ROUTER-FORWARD; iptables-nft -N KUBE-POD-FW-ABC; iptables-nft -A KUBE-POD-FW-ABC -d 10.244.1.9 -j REJECT", false,
+			"chain ip filter KUBE-ROUTER-FORWARD", "kube-router"},
+		{"another plugin's chains in iptables-legacy", "ip6tables-legacy -t mangle -N cali-FORWARD", false,
+			"chain ip6tables-legacy -t mangle cali-FORWARD", "ip6tables-legacy-save | grep -v -e cali- | ip6tables-legacy-restore"},
+		{"another plugin's routes", "ip route add 10.245.2.0/24 via 192.0.2.1 proto 17; ip -6 route add 2001:db8:101::/64 via 2001:db8:0:1::1 proto 17", false,
+			"2 route(s) of protocol 17, such as 2001:db8:101::/64 via 2001:db8:0:1::1", "kube-router"},
+		{name: "kube-proxy's chains", do: "iptables-nft -N KUBE-SERVICES; iptables-nft -t nat -N KUBE-POSTROUTING"},
 		{name: "one that is down", do: "ip link add cni0 type bridge"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

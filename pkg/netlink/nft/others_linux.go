@@ -10,10 +10,10 @@ import (
 	"flock.fritzlab.net/flock/pkg/netlink"
 )
 
-// BaseChains are the chains with a hook in all tables that see IP packets, those on links too.
-func (c *Conn) BaseChains() (all []BaseChain, err error) {
+// Chains are those of all tables that see IP packets, those on links too.
+func (c *Conn) Chains() (all []BaseChain, err error) {
 	for _, family := range []Family{Inet, IPv4, IPv6, NetDev} {
-		chains, err := c.baseChains(family)
+		chains, err := c.chainsOf(family)
 		if family == NetDev && errors.Is(err, unix.EOPNOTSUPP) { // the kernel has no such tables
 			continue
 		}
@@ -27,7 +27,7 @@ func (c *Conn) BaseChains() (all []BaseChain, err error) {
 
 const nftaHookDevs = 4 // NFTA_HOOK_DEVS of linux/netfilter/nf_tables.h
 
-func (c *Conn) baseChains(family Family) (chains []BaseChain, err error) {
+func (c *Conn) chainsOf(family Family) (chains []BaseChain, err error) {
 	what := fmt.Sprintf("list chains of family %v", family)
 	var r netlink.Request
 	begin(&r, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, family)
@@ -36,7 +36,6 @@ func (c *Conn) baseChains(family Family) (chains []BaseChain, err error) {
 		chains = chains[:0]
 		interrupted, err := c.ask(what, r, func(body []byte) error {
 			chain := BaseChain{Chain: Chain{Table: Table{Family: family}}}
-			hooked := false
 			err := netlink.Attributes(body, func(typ uint16, v []byte) error {
 				switch typ {
 				case unix.NFTA_CHAIN_TABLE:
@@ -48,7 +47,7 @@ func (c *Conn) baseChains(family Family) (chains []BaseChain, err error) {
 				case unix.NFTA_CHAIN_POLICY:
 					chain.Drops = be32(v) != policyAccept
 				case unix.NFTA_CHAIN_HOOK:
-					hooked = true
+					chain.Hooked = true
 					return netlink.Attributes(v, func(typ uint16, v []byte) error {
 						switch typ {
 						case unix.NFTA_HOOK_HOOKNUM:
@@ -68,10 +67,9 @@ func (c *Conn) baseChains(family Family) (chains []BaseChain, err error) {
 				}
 				return nil
 			})
-			if slices.Sort(chain.Devices); hooked {
-				chain.Devices = slices.Compact(chain.Devices) // the kernel may say one twice
-				chains = append(chains, chain)
-			}
+			slices.Sort(chain.Devices)
+			chain.Devices = slices.Compact(chain.Devices) // the kernel may say one twice
+			chains = append(chains, chain)
 			return err
 		})
 		if err != nil || !interrupted {

@@ -157,6 +157,8 @@ func (c Chain) String() string { return c.Table.String() + " " + c.Name }
 // BaseChain is a chain with a hook, of any program's.
 type BaseChain struct {
 	Chain
+	// Hooked: it is a base chain indeed. Others have rules only that one of these jumps to.
+	Hooked bool
 	// Drops: what no rule decides on is dropped.
 	Drops bool
 	// Devices are the links that a chain of family NetDev is on.
