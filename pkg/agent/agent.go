@@ -284,7 +284,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 		configs, pools, poolUse{promises, &granted, pools}, templates, &overlaps{configs},
 		node, passwords, router, gate, nodeCondition,
 		stopwatch, attacher, announcer, podEvents{announcer.pods, []func(source.Event){announcer.podChanged, policies.podChanged, services.podChanged}}, services, departing,
-		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, c.Log}, surveyor,
+		host, guard, policies, peers, ports, announcer.controller, services.routes, nodeGuard{nodeguard, node, host.OnLink, c.Log}, surveyor,
 		&policyLog{namespaces: namespaces, changed: &grantsChanged, policies: policies, log: c.Log},
 		threads, events{recorder}, buildInfo{}, supported,
 		report, viewer, health,

@@ -4,7 +4,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -19,8 +21,9 @@ import (
 // nodeGuard keeps the node guard at the configuration in force.
 type nodeGuard struct {
 	*nodeguard.Guard
-	state cell.Reader[nodeState]
-	log   *slog.Logger
+	state  cell.Reader[nodeState]
+	onLink func() ([]netip.Prefix, error) // by the kernel's routes
+	log    *slog.Logger
 }
 
 // guardOf is what the node guard keeps with a configuration.
@@ -32,14 +35,26 @@ func guardOf(in *inForce) nodeguard.Desired {
 	return d
 }
 
-// Run follows the configuration in force.
+// onLinkEvery is how often the node's routes are read: the guard needs them no sooner, and of
+// those that others change nothing is reported.
+const onLinkEvery = 30 * time.Second
+
+// with adds the destinations of routes.
+func with(d nodeguard.Desired, routed []netip.Prefix) nodeguard.Desired {
+	d.OnLink = append(d.OnLink, routed...)
+	slices.SortFunc(d.OnLink, netip.Prefix.Compare)
+	d.OnLink = slices.Compact(d.OnLink)
+	return d
+}
+
+// Run follows the configuration in force and the node's routes.
 func (g nodeGuard) Run(ctx context.Context) error {
 	changed := cell.Signal()
 	g.state.Notify(changed)
 	delay := backoff.Backoff{First: 200 * time.Millisecond, Last: 10 * time.Second}
-	again := time.NewTimer(0)
-	again.Stop()
+	again := time.NewTimer(onLinkEvery)
 	defer again.Stop()
+	var routed []netip.Prefix // as read last
 	for {
 		select {
 		case <-ctx.Done():
@@ -49,15 +64,20 @@ func (g nodeGuard) Run(ctx context.Context) error {
 		}
 		in := g.state.Get().inForce
 		if in == nil {
+			again.Reset(onLinkEvery)
 			continue // what is in the kernel goes on
 		}
-		if err := g.Set(guardOf(in)); err != nil {
+		now, err := g.onLink()
+		if err == nil {
+			routed = now
+		}
+		if err := errors.Join(err, g.Set(with(guardOf(in), routed))); err != nil {
 			after := delay.Next()
 			g.log.Warn("cannot keep pods from services of the node, will retry", "error", err, "after", after)
 			again.Reset(after)
 			continue
 		}
-		again.Stop()
+		again.Reset(onLinkEvery)
 		delay.Reset()
 	}
 }

@@ -1,6 +1,7 @@
 package nodeguard
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -154,7 +155,7 @@ func (d Desired) services() []nft.Rule {
 		rules = append(rules, proto(pod.Protocols[p.Protocol]).On(
 			nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.Reg1), nft.Equal(byte(p.Number>>8), byte(p.Number))).On(refuse...))
 	}
-	return append(rules,
+	rules = append(rules,
 		// meta l4proto ospf counter name "…" drop
 		proto(ospf).On(drop...),
 		// meta l4proto ipv6-icmp accept: neighbor discovery, multicast listener reports, pings.
@@ -169,4 +170,20 @@ func (d Desired) services() []nft.Rule {
 		// ip daddr 224.0.0.0/3 counter name "…" drop: multicast, broadcast, and what is reserved
 		v4.within(v4.destination, netip.MustParsePrefix("224.0.0.0/3")).On(drop...),
 	)
+	for _, p := range d.OnLink {
+		if broadcast := lastOf(p); broadcast.IsValid() {
+			// ip daddr 192.0.2.255 counter name "…" drop
+			rules = append(rules, v4.within(v4.destination, netip.PrefixFrom(broadcast, 32)).On(drop...))
+		}
+	}
+	return rules
+}
+
+// lastOf is the broadcast address of an IPv4 subnet (RFC 922); invalid if it has none (RFC 3021).
+func lastOf(p netip.Prefix) netip.Addr {
+	if !p.Addr().Is4() || p.Bits() > 30 {
+		return netip.Addr{}
+	}
+	a := binary.BigEndian.Uint32(p.Masked().Addr().AsSlice()) | 1<<(32-p.Bits()) - 1
+	return netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)})
 }

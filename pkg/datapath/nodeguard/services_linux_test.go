@@ -133,7 +133,7 @@ func TestDatagrams(t *testing.T) {
 			c.Write([]byte(text)) // an error is that of the packet before
 		}
 		for _, port := range []string{"53", "3784", "3785", "4784"} {
-			for _, host := range []string{"fe80::1%" + eth0, "ff02::1%" + eth0, "ff02::5%" + eth0, node6.String(), node4.String(), "224.0.0.1", "224.0.0.5"} {
+			for _, host := range []string{"fe80::1%" + eth0, "ff02::1%" + eth0, "ff02::5%" + eth0, node6.String(), node4.String(), "224.0.0.1", "224.0.0.5", "172.21.255.255"} {
 				send("udp", net.JoinHostPort(host, port), host)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -130,6 +131,34 @@ func (h *Host) Addrs() ([]netip.Addr, error) {
 		}
 	}
 	return addrs, nil
+}
+
+// OnLink are the destinations of the routes to links on which neighbors are resolved: a packet to
+// any address there makes an entry in the neighbor table. Also a router's advertisement makes such
+// routes (RFC 4861 section 6.3.4), and whoever sets "ip route add 169.254.0.0/16 dev eth0". Flock's
+// links, host routes and default routes are left out, and so are multipath routes.
+func (h *Host) OnLink() ([]netip.Prefix, error) {
+	links, err := h.looks.Links("")
+	if err != nil {
+		return nil, err
+	}
+	resolves := map[int]bool{}
+	for _, l := range links {
+		resolves[l.Index] = !l.Loopback && !l.NoARP && !kernel.IsLink(l.Name) && l.Name != kernel.ServiceLink
+	}
+	routes, err := h.looks.Routes(rtnl.RouteFilter{})
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Prefix
+	for _, r := range routes {
+		if r.Type == rtnl.Unicast && !r.Gateway.IsValid() && resolves[r.Link] &&
+			r.Dst.Bits() > 0 && !r.Dst.IsSingleIP() && !r.Dst.Addr().IsMulticast() && !(r.Dst.Addr().Is6() && r.Dst.Addr().IsLinkLocalUnicast()) {
+			all = append(all, r.Dst)
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all), nil
 }
 
 // UplinkMTU is the MTU, in bytes, that a pod's packet fits through whatever way

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -186,6 +187,44 @@ func advertise(t *testing.T, router *nettest.NS, dev string) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A route to a link makes its destination a subnet of the node, whoever set it; a gateway, of
+// whichever family, does not.
+func TestOnLink(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.attach(t, n.pod(t))
+	n.ns.IP("link", "add", "name", "eth0", "type", "bridge")
+	n.ns.IP("link", "add", "name", "tunnel", "type", "bridge")
+	n.ns.IP("link", "set", "dev", "tunnel", "arp", "off")
+	for _, l := range []string{"eth0", "tunnel"} {
+		n.ns.IP("link", "set", "dev", l, "up")
+	}
+	n.ns.IP("address", "add", "192.0.2.11/24", "dev", "eth0")
+	n.ns.IP("address", "add", "2001:db8:0:1::11/128", "dev", "eth0", "nodad")
+	for _, r := range []string{
+		"2001:db8:0:1::/64 dev eth0 proto ra", "169.254.0.0/16 dev eth0 scope link", "198.51.100.0/25 dev eth0 mtu 1400",
+		"203.0.113.0/24 nhid 1", "2001:db8:5::/64 via 2001:db8:0:1::1 dev eth0", "10.1.0.0/16 via 192.0.2.1", "10.2.0.0/16 via inet6 2001:db8:0:1::1 dev eth0",
+		"default dev eth0", "2001:db8:7::7/128 dev eth0", "10.3.0.0/16 dev tunnel", "unreachable 10.4.0.0/16",
+		"10.5.0.0/16 nexthop via 192.0.2.1 nexthop via 192.0.2.2", "10.6.0.0/16 dev eth0 table 77",
+	} {
+		if strings.Contains(r, "nhid") {
+			n.ns.IP("nexthop", "add", "id", "1", "dev", "eth0")
+		}
+		family := "-4"
+		if strings.HasPrefix(r, "2001:") {
+			family = "-6"
+		}
+		n.ns.IP(append([]string{family, "route", "add"}, strings.Fields(r)...)...)
+	}
+	var want []netip.Prefix
+	for _, p := range []string{"169.254.0.0/16", "192.0.2.0/24", "198.51.100.0/25", "203.0.113.0/24", "2001:db8:0:1::/64"} {
+		want = append(want, netip.MustParsePrefix(p))
+	}
+	if got, err := n.OnLink(); err != nil || !slices.Equal(got, want) {
+		t.Errorf("on link are %v, %v; want %v", got, err, want)
+	}
 }
 
 func TestUplinkMTU(t *testing.T) {

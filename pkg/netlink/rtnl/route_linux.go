@@ -217,6 +217,10 @@ func parseRoute(b []byte) (r Route, ok bool, err error) {
 			r.Link = int(getU32(v))
 		case unix.RTA_GATEWAY:
 			r.Gateway = getAddr(v)
+		case unix.RTA_VIA: // struct rtvia, of the other family
+			if len(v) > 2 {
+				r.Gateway = getAddr(v[2:])
+			}
 		case unix.RTA_PREFSRC:
 			r.Src = getAddr(v)
 		case unix.RTA_PRIORITY:
