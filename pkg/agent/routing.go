@@ -191,12 +191,13 @@ func (r *router) Conditions() []metav1.Condition {
 	if !daemon.Loaded {
 		loaded.Status, loaded.Reason = metav1.ConditionFalse, "NotLoaded"
 	}
-	return []metav1.Condition{r.sessionsUp(daemon.Sessions), loaded}
+	return []metav1.Condition{r.sessionsUp(daemon.State), loaded}
 }
 
 // sessionsUp judges what BIRD said last of its sessions. One that is disabled in the
 // spec is not missed.
-func (r *router) sessionsUp(all []routing.Session) metav1.Condition {
+func (r *router) sessionsUp(s bird.State) metav1.Condition {
+	all := s.Sessions
 	c := metav1.Condition{Type: conditionSessions, Status: metav1.ConditionTrue, Reason: "AllUp"}
 	asked := false
 	disabled := map[string]bool{}
@@ -206,6 +207,10 @@ func (r *router) sessionsUp(all []routing.Session) metav1.Condition {
 			disabled[p.Name] = p.Disabled
 			asked = asked || !p.Disabled
 		}
+	}
+	if asked && s.Silent {
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "NotKnown", "BIRD runs and does not answer: what is shown of its sessions is from before, and routers end them. Its container is restarted after two minutes of that; its log may say why"
+		return c
 	}
 	if asked && len(all) == 0 {
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "NotKnown", "BIRD does not report its sessions: see RoutingConfigured"

@@ -64,6 +64,8 @@ type State struct {
 	BIRD birdc.Status
 	// Sessions with the routers, as BIRD said last; none while BIRD is away.
 	Sessions []routing.Session
+	// Silent: BIRD runs and has not answered for some time, so that Sessions may be over.
+	Silent bool
 	// Recovering says for what BIRD holds back announcements and withdrawals after
 	// its start as a restart; "" once it does not.
 	Recovering string
@@ -216,8 +218,10 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 		a.unanswered = time.Now()
 		return askWhileDown
 	case time.Since(a.unanswered) < believe:
+		a.setSilent(time.Since(a.unanswered) >= doubt)
 		return askWhileDown
 	}
+	a.setSilent(!a.unanswered.IsZero())
 	a.mu.Lock()
 	keepSince(sessions, a.state.Sessions)
 	same := reflect.DeepEqual(sessions, a.state.Sessions) && recovering == a.state.Recovering
@@ -236,9 +240,24 @@ func (a *Applier) ask(ctx context.Context) time.Duration {
 	return askWhileUp
 }
 
+func (a *Applier) setSilent(silent bool) {
+	a.mu.Lock()
+	same := a.state.Silent == silent
+	a.state.Silent = silent
+	s := a.state
+	a.mu.Unlock()
+	if !same && a.OnChange != nil {
+		a.OnChange(s)
+	}
+}
+
 // believe is for how long the sessions seen last stand where BIRD runs and could not be asked
-// (EMFILE, or it was busy). A BIRD that answers nobody for longer has lost them.
-const believe = 30 * time.Second
+// (EMFILE, or it was busy). A BIRD that answers nobody for longer has lost them; after doubt it
+// is said that it does not answer.
+const (
+	doubt   = 10 * time.Second
+	believe = 30 * time.Second
+)
 
 // readSessions asks BIRD for the sessions with the peers of in and what it recovers
 // from. It starts sessions that could not listen before.

@@ -35,6 +35,15 @@ func TestSessionsStandWhileBIRDCannotBeAsked(t *testing.T) {
 			t.Errorf("the next question is in %v, want %v", next, askWhileDown)
 		}
 		expect("BIRD could not be asked", 1)
+		if a.State().Silent {
+			t.Error("one moment is silence")
+		}
+	}
+	a.unanswered = time.Now().Add(-doubt)
+	a.ask(t.Context())
+	expect("BIRD could not be asked for some time", 1)
+	if !a.State().Silent {
+		t.Error("nobody says that BIRD does not answer")
 	}
 	a.unanswered = time.Now().Add(-believe)
 	a.ask(t.Context())
@@ -44,4 +53,7 @@ func TestSessionsStandWhileBIRDCannotBeAsked(t *testing.T) {
 	listener.Close()
 	a.ask(t.Context())
 	expect("there is no BIRD", 0)
+	if a.State().Silent {
+		t.Error("a BIRD that is not there is silent")
+	}
 }
