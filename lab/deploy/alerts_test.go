@@ -130,6 +130,12 @@ var healthy = map[string]string{
 	`flock_controller_leading{instance="d",node="node2"}`:                                                                "0x120",
 	`flock_controller_write_failures_total{instance="c",node="node1"}`:                                                   "5x120",
 	`flock_controller_rollouts_stopped{instance="c",node="node1"}`:                                                       "0x120",
+	`flock_controller_overlapping_nodes{instance="c",node="node1"}`:                                                      "0x120",
+	`flock_controller_pool_used_addresses{instance="c",pool="web",family="IPv4",use="service"}`:                          "100x120",
+	`flock_controller_pool_used_addresses{instance="c",pool="web",family="IPv4",use="anycast"}`:                          "20x120",
+	`flock_controller_pool_used_addresses{instance="d",pool="web",family="IPv4",use="service"}`:                          "100x120",
+	`flock_controller_pool_capacity_addresses{instance="c",pool="web",family="IPv4"}`:                                    "256x120",
+	`flock_controller_pool_capacity_addresses{instance="d",pool="web",family="IPv4"}`:                                    "256x120",
 	`flock_events_dropped_total{instance="a",node="node1"}`:                                                              "4x120",
 }
 
@@ -140,6 +146,9 @@ var faults = map[string]struct {
 	also []string          // other alerts that fire then
 }{
 	"FlockAgentDown":                 {with: map[string]string{`up{`: "1x9 0x70 1x40"}},
+	"FlockNotScraped":                {with: map[string]string{`up{`: "1x9 _x70 1x40"}},
+	"FlockPoolNearlyUsedUp":          {with: map[string]string{`flock_controller_pool_used_addresses{instance="c",pool="web",family="IPv4",use="service"`: "100x9 220x70 100x40"}},
+	"FlockPodCIDRsOverlap":           {with: map[string]string{`flock_controller_overlapping_nodes{`: "0x9 2x70 0x40"}},
 	"FlockNotServing":                {with: map[string]string{`flock_serving{`: "1x9 0x70 1x40"}},
 	"FlockTakesNoPods":               {with: map[string]string{`flock_taking_pods{`: "1x9 0x70 1x40"}},
 	"FlockNoSession":                 {with: map[string]string{`flock_session_up{`: "1x9 0x70 1x40"}, also: []string{"FlockSessionDown"}},

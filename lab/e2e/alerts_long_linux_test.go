@@ -16,7 +16,7 @@ import (
 // (lab/deploy/alerts_test.go).
 func init() {
 	faster, everything = 10, true
-	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, controllersAway)
+	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, controllersAway, poolUsedUp, podCIDRsOverlap)
 }
 
 // TestAlerts is the part of alerts alone, with more of them.
@@ -37,6 +37,61 @@ func controllersAway(*testing.T) cause {
 		alerts: []string{"FlockNoController"},
 		begin:  func(t *testing.T) { scale(t, 0) },
 		end:    func(t *testing.T) { scale(t, 2) },
+	}
+}
+
+// poolUsedUp is a pool of two addresses, and two Services that have them.
+func poolUsedUp(*testing.T) cause {
+	services := ""
+	for _, name := range []string{"first", "second"} {
+		services += fmt.Sprintf(`
+---
+apiVersion: v1
+kind: Service
+metadata: {name: alerts-%s, namespace: default}
+spec:
+  type: LoadBalancer
+  loadBalancerClass: flock.fritzlab.net/bgp
+  ipFamilies: [IPv6]
+  ipFamilyPolicy: SingleStack
+  ports: [{port: 80}]
+`, name)
+	}
+	return cause{
+		alerts: []string{"FlockPoolNearlyUsedUp"},
+		begin: func(t *testing.T) {
+			apply(t, `
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: AddressPool
+metadata: {name: alerts-small}
+spec:
+  cidrs: ["2001:db8:a1e7::/127"]
+  uses: [service]
+  namespaceSelector: {}
+`+services)
+		},
+		end: func(t *testing.T) {
+			mustKubectl(t, "delete", "--namespace=default", "service", "alerts-first", "alerts-second")
+			mustKubectl(t, "delete", "addresspool", "alerts-small")
+		},
+	}
+}
+
+// podCIDRsOverlap are the NodeConfigs of two nodes that are not there.
+func podCIDRsOverlap(*testing.T) cause {
+	return cause{
+		alerts: []string{"FlockPodCIDRsOverlap"},
+		begin: func(t *testing.T) {
+			for _, name := range []string{"alerts-first", "alerts-second"} {
+				apply(t, fmt.Sprintf(`
+apiVersion: flock.fritzlab.net/v1alpha1
+kind: NodeConfig
+metadata: {name: %s}
+spec: {podCIDRs: {ipv6: ["2001:db8:a1e8::/64"]}}
+`, name))
+			}
+		},
+		end: func(t *testing.T) { mustKubectl(t, "delete", "nodeconfig", "alerts-first", "alerts-second") },
 	}
 }
 
