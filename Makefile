@@ -114,6 +114,10 @@ test-alerts: bin/lab ## Cause more alerts in a cluster, and see them fire and en
 test-services: bin/lab ## Run the cluster test of Services' addresses with the outages that take minutes: FLOCK_SERVICES=1000 FLOCK_SEED=N (root)
 	cd lab && $(LAB_TURN) go test -tags cluster,services -count=1 -timeout 90m -v -run TestServices ./e2e
 
+.PHONY: test-migration
+test-migration: bin/lab ## Move nodes from a real kube-router to flock and back, in a lab without another plugin (root)
+	cd lab && $(LAB_TURN) env FLOCK_TEST_LAB=migration go test -tags cluster,migration -count=1 -timeout 30m -v -run TestMigration ./e2e
+
 .PHONY: test-oldest
 test-oldest: bin/lab ## Run a part of the cluster tests with the oldest Kubernetes that flock supports (root)
 	bin/lab build --kubernetes oldest # takes minutes the first time, which are not the test's

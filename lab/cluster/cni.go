@@ -16,15 +16,18 @@ const (
 	// PTP is the reference plugin: it shows that the lab itself works, and is
 	// what flock is measured against.
 	PTP CNI = "ptp"
+	// None leaves the nodes without a plugin, for whoever deploys one: they are not Ready
+	// until then. Flock's image is there, and the router speaks with it or with another.
+	None CNI = "none"
 )
 
 // ParseCNI reads the value of --cni.
 func ParseCNI(s string) (CNI, error) {
 	switch c := CNI(s); c {
-	case Flock, PTP:
+	case Flock, PTP, None:
 		return c, nil
 	}
-	return "", fmt.Errorf("--cni %q: want %q or %q", s, Flock, PTP)
+	return "", fmt.Errorf("--cni %q: want %q, %q or %q", s, Flock, PTP, None)
 }
 
 // routing is how the router learns of the pods.
@@ -39,18 +42,21 @@ func (l *Lab) routing() fabric.Routing {
 }
 
 // podInterfacePrefix begins the names of the host's ends of the pods' links; by it
-// kube-proxy knows traffic of local pods.
+// kube-proxy knows traffic of local pods. Empty: it knows it by the pods' prefixes.
 func (c CNI) podInterfacePrefix() string {
-	if c == PTP {
+	switch c {
+	case PTP:
 		return "veth"
+	case None:
+		return ""
 	}
 	return "flock"
 }
 
 // startupTaint is what nodes register with, for flock to take away.
 func (c CNI) startupTaint() string {
-	if c == PTP {
-		return ""
+	if c == Flock {
+		return startupTaint
 	}
-	return startupTaint
+	return ""
 }

@@ -34,7 +34,7 @@ func (l *Lab) buildImages(ctx context.Context) ([]imageFile, error) {
 		return nil, err
 	}
 	specs := []image.Spec{image.Pause(bin), image.Echo(bin), image.CoreDNS(l.Programs)}
-	if l.CNI == Flock {
+	if l.CNI != PTP {
 		var programs []string
 		for _, p := range image.Programs {
 			programs = append(programs, "./cmd/"+p)

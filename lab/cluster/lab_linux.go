@@ -208,7 +208,21 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := l.deployDNS(ctx); err != nil {
 		return err
 	}
-	if l.CNI == Flock {
+	switch l.CNI {
+	case None:
+		err := process.Await(ctx, "the nodes to register", kubelets, func(ctx context.Context) error {
+			for _, n := range nodes {
+				if _, err := client.CoreV1().Nodes().Get(ctx, n.Name(), metav1.GetOptions{}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			l.say("lab %s is up: %d nodes without a network plugin", l.Dir.Lab(), l.Nodes)
+		}
+		return err
+	case Flock:
 		l.say("flock: deploy")
 		if err := l.deployFlock(ctx, client, nodes, images); err != nil {
 			return err

@@ -74,7 +74,7 @@ func (l *Lab) runtime(ctx context.Context, node plan.Node, images []imageFile) e
 func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, error) {
 	m := member.Of(l.Dir, node.Name())
 	var addrs []netip.Addr
-	var own, dns, nodePorts []string
+	var own, dns, nodePorts, clusterCIDRs []string
 	for _, p := range l.Families.Of(node.LAN()) {
 		addrs = append(addrs, p.Addr())
 		own = append(own, p.Addr().String())
@@ -85,6 +85,9 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	}
 	for _, p := range l.Families.Of(plan.Services) {
 		dns = append(dns, fmt.Sprintf("%q", plan.DNS(p)))
+	}
+	for _, p := range l.Families.Of(plan.AllPods) {
+		clusterCIDRs = append(clusterCIDRs, p.String())
 	}
 	if err := ca.Client(node.Name(), "system:node:"+node.Name(), "system:nodes"); err != nil {
 		return nil, err
@@ -119,6 +122,7 @@ func (l *Lab) kubelet(ca *pki.Authority, node plan.Node) (*process.Process, erro
 	}
 	config, err = l.nodeConfig(node, "kube-proxy.yaml", map[string]any{
 		"Node": node.Name(), "Kubeconfig": l.kubeconfig("kube-proxy"), "PodInterfacePrefix": l.CNI.podInterfacePrefix(),
+		"ClusterCIDR":       strings.Join(clusterCIDRs, ","),
 		"NodePortAddresses": strings.Join(nodePorts, ", "), "Oldest": l.Kubernetes == components.Oldest,
 	})
 	if err != nil {

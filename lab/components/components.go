@@ -35,6 +35,14 @@ const (
 	PolicyAPI = "v0.3.0"
 	// MetalLB is what flock's Services are held against.
 	MetalLB = "v0.15.2"
+	// KubeRouter is another network plugin, from which nodes are moved to flock.
+	KubeRouter = "v2.1.0"
+)
+
+// kube-router's program, and the reference plugin that wires its pods, as the cache has them.
+const (
+	KubeRouterProgram = "kube-router-" + KubeRouter
+	BridgePlugin      = "bridge"
 )
 
 // MetalLB's programs as the cache has them.
@@ -105,6 +113,8 @@ func kubernetesFlags(release string) string {
 		version, release, version, minor[0], version, minor[1], version)
 }
 
+const plugins = "github.com/containernetworking/plugins/plugins"
+
 // forLab are the programs that every lab runs.
 func forLab(r Release) []build {
 	var all []build
@@ -113,7 +123,7 @@ func forLab(r Release) []build {
 	} {
 		all = append(all, build{programs: []string{p.program}, packages: []string{"k8s.io/kubernetes/cmd/" + p.program}, module: r.module(), ldflags: kubernetesFlags(r.Version()), minutes: p.minutes})
 	}
-	const containerd, plugins = "github.com/containerd/containerd/v2", "github.com/containernetworking/plugins/plugins"
+	const containerd = "github.com/containerd/containerd/v2"
 	return append(all,
 		build{
 			programs: []string{"containerd", "containerd-shim-runc-v2", "ctr"},
@@ -170,6 +180,18 @@ func forMetalLB() []build {
 	}}
 }
 
+// forKubeRouter are kube-router's own, and the plugin that it has the runtime call.
+func forKubeRouter() []build {
+	return []build{
+		{
+			programs: []string{"kube-router"}, as: []string{KubeRouterProgram},
+			packages: []string{"github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@" + KubeRouter},
+			ldflags:  "-s -w", minutes: "3",
+		},
+		{programs: []string{BridgePlugin}, packages: []string{plugins + "/main/bridge@" + Plugins}, ldflags: "-s -w", minutes: "1"},
+	}
+}
+
 // Cache is where the programs are for a lab with that Kubernetes.
 func Cache(r Release) (string, error) {
 	base, err := os.UserCacheDir()
@@ -199,6 +221,11 @@ func BuildPolicyAPI(ctx context.Context, checkout string, progress io.Writer) (s
 // BuildMetalLB does the same for MetalLB's controller and speaker.
 func BuildMetalLB(ctx context.Context, checkout string, progress io.Writer) (string, error) {
 	return buildAll(ctx, Newest, forMetalLB(), checkout, progress)
+}
+
+// BuildKubeRouter does the same for kube-router and its plugin.
+func BuildKubeRouter(ctx context.Context, checkout string, progress io.Writer) (string, error) {
+	return buildAll(ctx, Newest, forKubeRouter(), checkout, progress)
 }
 
 func buildAll(ctx context.Context, r Release, builds []build, checkout string, progress io.Writer) (string, error) {

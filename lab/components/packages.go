@@ -42,6 +42,9 @@ var ForTests = []Package{
 	{"chromium-headless-shell", "chromium-headless-shell"},
 }
 
+// ForKubeRouter is what kube-router runs.
+var ForKubeRouter = []Package{{"iptables", "iptables"}, {"ipset", "ipset"}}
+
 // Install installs those of packages that are missing. Their services are not
 // started: the lab runs the programs itself, in its own namespaces.
 func Install(ctx context.Context, packages []Package, progress io.Writer) error {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,8 @@ import (
 	"flock.fritzlab.net/flock/lab/plan"
 )
 
-// labName is the lab of these tests.
-const labName = "test"
+// labName is the lab of these tests: another than usual if the machine has a test at work in that.
+var labName = cmp.Or(os.Getenv("FLOCK_TEST_LAB"), "test")
 
 // program is the lab, as make builds it.
 const program = "../../bin/lab"

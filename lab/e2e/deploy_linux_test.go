@@ -213,7 +213,7 @@ func demoURLs(t *testing.T, node string) (urls []string) {
 }
 
 // echoProgram asks and answers, by its path on the machine.
-const echoProgram = "/var/lib/flock-lab/" + labName + "/images/bin/echo"
+var echoProgram = "/var/lib/flock-lab/" + labName + "/images/bin/echo"
 
 // asking is a member, as a rule the outside host, asking a pod, over a new connection
 // each time.

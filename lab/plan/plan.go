@@ -7,6 +7,7 @@
 //	  nodeN                         ::(10+N)            .(10+N)
 //	link to the outside host        2001:db8:0:2::/64   198.51.100.0/24
 //	pods of nodeN                   2001:db8:100:N::/64 10.244.N.0/24
+//	  of another plugin             2001:db8:101:N::/64 10.245.N.0/24
 //	Services, IPv6 first            2001:db8:0:5::/112  10.96.0.0/16
 //	load balancers of the proof     2001:db8:0:6::/64   10.97.0.0/24
 //	AS: tor 64512, nodeN 64600+N
@@ -44,7 +45,13 @@ var (
 	// All nodes' pods.
 	PodBlock4 = netip.MustParsePrefix("10.244.0.0/16")
 	PodBlock6 = netip.MustParsePrefix("2001:db8:100::/48")
+	// Those of another plugin's, from which nodes move to flock.
+	OtherBlock4 = netip.MustParsePrefix("10.245.0.0/16")
+	OtherBlock6 = netip.MustParsePrefix("2001:db8:101::/48")
 )
+
+// AllPods contain all pods', those of another plugin's included.
+var AllPods = Addresses{netip.MustParsePrefix("2001:db8:100::/47"), netip.MustParsePrefix("10.244.0.0/15")}
 
 // Services are the prefixes of Services' addresses, and LoadBalancers those of the AddressPool
 // of the proof.
@@ -143,11 +150,16 @@ func (n Node) LAN() Addresses {
 }
 
 // Pods are the prefixes of the node's pods.
-func (n Node) Pods() Addresses {
-	six := PodBlock6.Addr().As16()
+func (n Node) Pods() Addresses { return n.pods(PodBlock6, PodBlock4) }
+
+// OtherPods are the prefixes of its pods of another plugin's.
+func (n Node) OtherPods() Addresses { return n.pods(OtherBlock6, OtherBlock4) }
+
+func (n Node) pods(block6, block4 netip.Prefix) Addresses {
+	six := block6.Addr().As16()
 	hextet, _ := strconv.ParseUint(strconv.Itoa(n.Number), 16, 16)
 	six[6], six[7] = byte(hextet>>8), byte(hextet)
-	four := PodBlock4.Addr().As4()
+	four := block4.Addr().As4()
 	four[2] = byte(n.Number)
 	return Addresses{
 		netip.PrefixFrom(netip.AddrFrom16(six), 64),

@@ -9,6 +9,8 @@ func TestAddressPlan(t *testing.T) {
 		{"node1 IPv4", n1.LAN().IPv4.String(), "192.0.2.11/24"},
 		{"node1 pods IPv6", n1.Pods().IPv6.String(), "2001:db8:100:1::/64"},
 		{"node1 pods IPv4", n1.Pods().IPv4.String(), "10.244.1.0/24"},
+		{"node12 pods of another plugin, IPv6", n12.OtherPods().IPv6.String(), "2001:db8:101:12::/64"},
+		{"node12 pods of another plugin, IPv4", n12.OtherPods().IPv4.String(), "10.245.12.0/24"},
 		{"node12 IPv6", n12.LAN().IPv6.String(), "2001:db8:0:1::22/64"},
 		{"node12 IPv4", n12.LAN().IPv4.String(), "192.0.2.22/24"},
 		{"node12 pods IPv6", n12.Pods().IPv6.String(), "2001:db8:100:12::/64"},

@@ -160,7 +160,7 @@ what is right is left alone.`,
 	}
 	cmd.Flags().IntVar(&want.Nodes, "nodes", 3, "number of nodes")
 	cmd.Flags().IntVar(&want.MTU, "mtu", 1500, "MTU of all links between the lab's members")
-	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, or ptp, the reference plugin with static routes")
+	cmd.Flags().StringVar(&cni, "cni", string(cluster.Flock), "network plugin: flock, ptp, the reference plugin with static routes, or none, for one that you deploy")
 	cmd.Flags().StringVar(&families, "families", string(plan.Dual), "address families of the cluster: dual (IPv6 first), ipv6, or ipv4")
 	cmd.Flags().StringVar(&routing, "routing", string(fabric.BGP), "what flock and the router speak: bgp, or ospf")
 	cmd.Flags().StringVar(&kubernetes, "kubernetes", string(components.Newest), "which Kubernetes: "+string(components.Newest)+" ("+components.Kubernetes+"), or "+string(components.Oldest)+" ("+components.OldestKubernetes+", the oldest that flock supports)")

@@ -559,12 +559,27 @@ func (s Snapshot) leftRules() (all []Finding) {
 	for _, c := range s.LegacyChains {
 		look(c.String(), c.Tool, c.Name)
 	}
+	names := map[int]string{}
+	for _, l := range s.Links {
+		names[l.Index] = l.Name
+	}
 	for _, o := range routers {
 		var routes []rtnl.Route
 		for _, r := range s.Left {
-			if r.Proto == o.protocol {
-				routes = append(routes, r)
+			if r.Proto != o.protocol {
+				continue
 			}
+			// Of IPv4 there is one route for a prefix and metric: it took the kernel's place.
+			i := slices.IndexFunc(s.Addrs, func(a rtnl.Addr) bool { return a.Prefix.Addr().Is4() && a.Prefix.Masked() == r.Dst })
+			if i < 0 || r.Metric != 0 {
+				routes = append(routes, r)
+				continue
+			}
+			all = append(all, Finding{
+				Object: route(r),
+				Text:   fmt.Sprintf("%s put it in the place of the kernel's route to the subnet of %s: packets to its neighbors take a way round, and there is none without this route", o.plugin, names[s.Addrs[i].Link]),
+				Remedy: fmt.Sprintf("ip route replace %v dev %s proto kernel scope link src %v", r.Dst, names[s.Addrs[i].Link], s.Addrs[i].Prefix.Addr()),
+			})
 		}
 		if len(routes) > 0 {
 			all = append(all, Finding{

@@ -142,6 +142,8 @@ func TestFindings(t *testing.T) {
 			"chain ip6tables-legacy -t mangle cali-FORWARD", "ip6tables-legacy-save | grep -v -e cali- | ip6tables-legacy-restore"},
 		{"another plugin's routes", "ip route add 10.245.2.0/24 via 192.0.2.1 proto 17; ip -6 route add 2001:db8:101::/64 via 2001:db8:0:1::1 proto 17", false,
 			"2 route(s) of protocol 17, such as 2001:db8:101::/64 via 2001:db8:0:1::1", "kube-router"},
+		{"another plugin's route in the place of the kernel's", "ip route replace 192.0.2.0/24 via 192.0.2.1 dev uplink proto 17", false,
+			"192.0.2.0/24 via 192.0.2.1 proto 17 metric 0", "the subnet of uplink"},
 		{name: "kube-proxy's chains", do: "iptables-nft -N KUBE-SERVICES; iptables-nft -t nat -N KUBE-POSTROUTING"},
 		{name: "one that is down", do: "ip link add cni0 type bridge"},
 	} {

@@ -1,0 +1,322 @@
+//go:build cluster && migration
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"flock.fritzlab.net/flock/lab/cluster"
+	"flock.fritzlab.net/flock/lab/kuberouter"
+	"flock.fritzlab.net/flock/lab/plan"
+)
+
+const movingNamespace = "moving"
+
+// movingDeployments have a pod on each node.
+var movingDeployments = []string{"web", "guarded"}
+
+// TestMigration moves nodes from a real kube-router to flock and back, as docs/migration.md says,
+// while pods of both and the host outside ask pods and Services, and policies hold at both ends.
+// No node is rebooted: flock works beside what kube-router leaves in the kernel, and says what
+// that is.
+func TestMigration(t *testing.T) {
+	upFlags = []string{"--cni", string(cluster.None)}
+	mustLab(t, "down") // what an earlier run may have left
+	t.Cleanup(func() {
+		if t.Failed() && os.Getenv("KEEP_LAB") != "" {
+			t.Logf("the lab is kept: bin/lab --name %s status", labName)
+			return
+		}
+		mustLab(t, "down")
+	})
+	part(t, "up, with kube-router", func(t *testing.T) {
+		mustLab(t, "up")
+		l, err := cluster.Load(labDir(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Progress = t.Output()
+		if err := kuberouter.Install(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		mustKubectl(t, "wait", "nodes", "--all", "--for=condition=Ready", "--timeout=120s")
+		mustKubectl(t, "--namespace=kube-system", "rollout", "status", "deployment/coredns", servicePatience)
+	})
+	part(t, "flock without a node changes nothing", func(t *testing.T) {
+		mustKubectl(t, "apply", "--kustomize=../deploy")
+		mustKubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd/nodeconfigs.flock.fritzlab.net")
+		if pods := agentPods(t, "--output=name"); strings.Contains(pods, "/flock-") && !strings.Contains(pods, "controller") {
+			t.Errorf("pods of flock: %s", pods)
+		}
+	})
+	part(t, "two nodes, one after the other, and one back", moveNodes)
+}
+
+// moveNodes moves node1 and node2 to flock, and node1 back.
+func moveNodes(t *testing.T) {
+	c := newPodClient(t)
+	apply(t, movingManifest)
+	for _, name := range movingDeployments {
+		apply(t, fmt.Sprintf(movingDeployment, name))
+	}
+	for _, name := range movingDeployments {
+		mustKubectl(t, "--namespace="+movingNamespace, "rollout", "status", "deployment/"+name, servicePatience)
+	}
+	client := c.ready(t, movingNamespace, "client", 1)[0]
+	stranger := c.ready(t, movingNamespace, "stranger", 1)[0]
+	flocks := map[string]bool{} // the nodes that are flock's
+	judge := func(when string) {
+		t.Helper()
+		friendly, strange := c.netns(t, client), c.netns(t, stranger)
+		for _, guarded := range c.ready(t, movingNamespace, "guarded", 3) {
+			for _, a := range podIPs(t, guarded) {
+				eventually(t, 30*time.Second, func() error {
+					if !answers(friendly, a) {
+						return fmt.Errorf("%s: %s (%s) on %s does not answer the pod that may ask", when, guarded.Name, a, guarded.Spec.NodeName)
+					}
+					// kube-router 2.1.0 has no rules for IPv6 here.
+					if (a.Is4() || flocks[guarded.Spec.NodeName]) && answers(strange, a) {
+						return fmt.Errorf("%s: %s (%s) on %s answers the pod that may not ask", when, guarded.Name, a, guarded.Spec.NodeName)
+					}
+					return nil
+				})
+				// And back: the pods on other nodes reach the client.
+				for _, to := range podIPs(t, client) {
+					eventually(t, 30*time.Second, func() error {
+						if !answers(c.netns(t, guarded), to) {
+							return fmt.Errorf("%s: %s on %s does not reach %s on %s", when, guarded.Name, guarded.Spec.NodeName, to, client.Spec.NodeName)
+						}
+						return nil
+					})
+				}
+			}
+		}
+	}
+	judge("kube-router alone")
+
+	port := mustKubectl(t, "--namespace="+movingNamespace, "get", "service", "web", "--output=jsonpath={.spec.ports[0].nodePort}")
+	var loads []*load
+	for _, addr := range strings.Fields(mustKubectl(t, "--namespace="+movingNamespace, "get", "service", "web", "--output=jsonpath={.spec.clusterIPs[0]} {.spec.clusterIPs[1]}")) {
+		loads = append(loads, askIn(t, c, client, fmt.Sprintf("http://%s/", netip.AddrPortFrom(netip.MustParseAddr(addr), cluster.EchoPort))))
+	}
+	last := plan.Nodes(3)[2]
+	for _, host := range []string{fmt.Sprintf("[%s]", last.LAN().IPv6.Addr()), last.LAN().IPv4.Addr().String()} {
+		loads = append(loads, askAtRate(t, nil, fmt.Sprintf("http://%s:%s/", host, port), movingRate, 5*time.Second))
+	}
+	for _, a := range podIPs(t, client) {
+		loads = append(loads, askAtRate(t, nil, fmt.Sprintf("http://%s/", netip.AddrPortFrom(a, cluster.EchoPort)), movingRate, 5*time.Second))
+	}
+	began := time.Now()
+	step := func(what string) {
+		t.Helper()
+		for _, l := range loads {
+			for _, f := range l.failures(t, what, began) {
+				t.Errorf("during %s, a request to %s failed %v", what, l.url, f)
+			}
+		}
+		began = time.Now()
+	}
+	time.Sleep(5 * time.Second) // some requests that kube-router alone serves
+	step("kube-router alone")
+
+	for _, n := range plan.Nodes(2) {
+		moveToFlock(t, n)
+		flocks[n.Name()] = true
+		step("the move of " + n.Name())
+		judge("after the move of " + n.Name())
+		left := leftOn(t, n.Name())
+		t.Logf("%s:\n%s", n.Name(), left)
+		for _, want := range []string{"link kube-bridge ", "chain ip filter KUBE-", "chain ip6 filter KUBE-", " of protocol 17, "} {
+			if !strings.Contains(left, want) {
+				t.Errorf("flockctl check --local on %s does not name %q", n.Name(), want)
+			}
+		}
+	}
+	// What is left on node2 goes by the commands that flockctl names, and nothing of flock's with it.
+	mustLab(t, "exec", "node2", "--", "sh", "-ec", strings.Join([]string{
+		// kube-router took what the router announces of the LAN in the place of the kernel's route.
+		"ip route replace 192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.12",
+		"ip link del kube-bridge", "ip -4 route flush proto 17", "ip -6 route flush proto 17",
+		"iptables-save | grep -v -e KUBE-ROUTER- -e KUBE-POD-FW- -e KUBE-NWPLCY- | iptables-restore",
+		"ip6tables-save | grep -v -e KUBE-ROUTER- -e KUBE-POD-FW- -e KUBE-NWPLCY- | ip6tables-restore",
+	}, "; "))
+	if left := leftOn(t, "node2"); !strings.Contains(left, "nothing is wrong") {
+		t.Errorf("after that, node2 has\n%s", left)
+	}
+	step("the removal of what kube-router left on node2")
+	judge("after the removal of what kube-router left on node2")
+	moveBack(t, plan.Nodes(1)[0])
+	delete(flocks, "node1")
+	step("the move back of node1")
+	judge("after the move back of node1")
+	for _, l := range loads {
+		l.stop(t)
+	}
+}
+
+// moveToFlock is the steps of docs/migration.md for a node.
+func moveToFlock(t *testing.T, n plan.Node) {
+	t.Helper()
+	began := time.Now()
+	drain(t, n.Name())
+	drained := time.Since(began)
+	config, err := cluster.NodeConfig(n, plan.Dual, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	apply(t, config)
+	startAgentOn(t, n.Name())()
+	eventually(t, 2*time.Minute, func() error {
+		out, err := lab("flockctl", "check", n.Name())
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+	mustKubectl(t, "uncordon", n.Name())
+	spread(t)
+	t.Logf("%s is flock's after %s, of which the drain took %s", n.Name(), time.Since(began).Round(time.Second), drained.Round(time.Second))
+}
+
+// moveBack is its section Back.
+func moveBack(t *testing.T, n plan.Node) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/deploy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uninstall := regexp.MustCompile("(?s)# uninstall.yaml\n(.*?)```").FindSubmatch(page)
+	drain(t, n.Name())
+	mustKubectl(t, "label", "node", n.Name(), "flock.fritzlab.net/agent-")
+	agentGone(t, n.Name())
+	if out, err := kubectl(strings.ReplaceAll(string(uninstall[1]), "node1", n.Name()), "create", "--filename=-"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	mustKubectl(t, "--namespace=flock-system", "wait", "pod/flock-uninstall", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+	mustKubectl(t, "--namespace=kube-system", "rollout", "status", "daemonset/kube-router", servicePatience)
+	// kube-router's pod is Ready, and wires pods, before it has sessions.
+	eventually(t, time.Minute, func() error {
+		for _, p := range n.OtherPods().All() {
+			if route := mustLab(t, "exec", plan.Tor, "--", "ip", "route", "show", p.String()); route == "" {
+				return fmt.Errorf("the router has no route to %v", p)
+			}
+		}
+		return nil
+	})
+	mustKubectl(t, "uncordon", n.Name())
+	spread(t)
+}
+
+func drain(t *testing.T, node string) {
+	t.Helper()
+	mustKubectl(t, "cordon", node)
+	mustKubectl(t, "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", servicePatience)
+}
+
+// spread brings a pod of each Deployment back to each node.
+func spread(t *testing.T) {
+	t.Helper()
+	for _, name := range movingDeployments {
+		mustKubectl(t, "--namespace="+movingNamespace, "rollout", "restart", "deployment/"+name)
+	}
+	for _, name := range movingDeployments {
+		mustKubectl(t, "--namespace="+movingNamespace, "rollout", "status", "deployment/"+name, servicePatience)
+		eventually(t, time.Minute, func() error {
+			on := strings.Fields(mustKubectl(t, "--namespace="+movingNamespace, "get", "pods", "--selector=app="+name, "--output=jsonpath={.items[*].spec.nodeName}"))
+			if slices.Sort(on); strings.Join(on, " ") != "node1 node2 node3" {
+				return fmt.Errorf("the pods of %s are on %q, want one on each node", name, on)
+			}
+			return nil
+		})
+	}
+}
+
+// leftOn is what flock finds on a node that is in its way or may be.
+func leftOn(t *testing.T, node string) string {
+	t.Helper()
+	// It fails when it finds something; the program is there since the last lab flockctl.
+	out, _ := lab("exec", node, "--", labDir(t).Path("flockctl"), "check", "--local")
+	return out
+}
+
+const movingRate = 15.0
+
+// askIn is askAtRate in a pod's network.
+func askIn(t *testing.T, c *podClient, pod corev1.Pod, url string) *load {
+	t.Helper()
+	l := &load{}
+	l.url = url
+	l.start(t, pod.Spec.NodeName, "nsenter", "--net="+c.netns(t, pod), echoProgram, "get", "-n", "10000000", "-rate", fmt.Sprint(movingRate), "-timeout", "5s", url)
+	return l
+}
+
+// movingManifest is a Service of the pods web, which all may ask, and a policy for the pods
+// guarded, which one pod may ask and another may not; these two are on the node that does not
+// move. There is no ipBlock in it: with one, kube-router 2.1.0 stops in the middle of its rules.
+const movingManifest = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: moving}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: moving}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 8080}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: guarded, namespace: moving}
+spec:
+  podSelector: {matchLabels: {app: guarded}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: moving, labels: {app: client}}
+spec:
+  nodeName: node3
+  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger, namespace: moving, labels: {app: stranger}}
+spec:
+  nodeName: node3
+  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
+`
+
+// movingDeployment is a pod on each node.
+const movingDeployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %[1]s, namespace: moving}
+spec:
+  replicas: 3
+  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 3}}
+  selector: {matchLabels: {app: %[1]s}}
+  template:
+    metadata: {labels: {app: %[1]s}}
+    spec:
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: %[1]s}}, matchLabelKeys: [pod-template-hash]}
+      terminationGracePeriodSeconds: 30
+      containers:
+      - name: echo
+        image: echo:dev
+        imagePullPolicy: Never
+        lifecycle: {preStop: {sleep: {seconds: 8}}}
+        readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}
+`
