@@ -239,6 +239,31 @@ func ownClaimsOnly(t *testing.T, s *server) {
 	if want := `the agent on node "node1" may claim and release addresses for its own node only, not for "node2"`; err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, claim.ErrUnavailable) {
 		t.Errorf("%v, want %s", err, want)
 	}
+
+	// A claim that nobody can delete would hold an address for ever.
+	api, addr := s.claims(t, "node1"), address(0x7f0)
+	c := &v1alpha1.AddressClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.AddressClaimName(addr), Finalizers: []string{"example.com/held"}},
+		Spec:       v1alpha1.AddressClaimSpec{Address: addr.String(), PodNamespace: "default", PodName: "thief", PodUID: "u", NodeName: "node1"},
+	}
+	if err := api.CreateClaim(t.Context(), c.DeepCopy()); err == nil || !strings.Contains(err.Error(), "finalizers") {
+		t.Errorf("a claim with a finalizer: %v", err)
+	}
+	c.Finalizers = nil
+	if err := api.CreateClaim(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = api.GetClaim(t.Context(), c.Name); err != nil {
+		t.Fatal(err)
+	}
+	c.Finalizers = []string{"example.com/held"}
+	if _, err := api.UpdateClaim(t.Context(), c); err == nil || !strings.Contains(err.Error(), "finalizers") {
+		t.Errorf("a claim gets a finalizer: %v", err)
+	}
+	c.Finalizers = nil
+	if err := api.DropClaim(t.Context(), c); err != nil {
+		t.Error(err)
+	}
 }
 
 // contend has each agent ask for addr for its pod, all at the same time; one gets it,
