@@ -208,7 +208,11 @@ func moveBack(t *testing.T, n plan.Node) {
 	// kube-router's pod is Ready, and wires pods, before it has sessions.
 	eventually(t, time.Minute, func() error {
 		for _, p := range n.OtherPods().All() {
-			if route := mustLab(t, "exec", plan.Tor, "--", "ip", "route", "show", p.String()); route == "" {
+			family := "-6"
+			if p.Addr().Is4() {
+				family = "-4"
+			}
+			if route := mustLab(t, "exec", plan.Tor, "--", "ip", family, "route", "show", p.String()); route == "" {
 				return fmt.Errorf("the router has no route to %v", p)
 			}
 		}
