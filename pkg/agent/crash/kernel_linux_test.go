@@ -23,7 +23,7 @@ type kernel struct {
 	neighbors string // names of the links that have permanent ones
 	routes    string // of flock's protocol in the main table, one a line: "2001:db8::1 dev uplink type 1 metric 1024"
 	nexthops  string // IDs
-	tables    string // what has a link's name in nftables, and host ports as "tcp . 9000 : 10.1.0.2 . 80"
+	tables    string // what has a link's name in nftables, in sets as "flock-policy to-pod flock12345678", and host ports as "tcp . 9000 : 10.1.0.2 . 80"
 }
 
 const protocol = 85
@@ -112,12 +112,12 @@ func readTables() (string, error) {
 	const nftables = unix.NFNL_SUBSYS_NFTABLES << 8
 	header := func(family byte) []byte { return []byte{family, 0, 0, 0} } // struct nfgenmsg
 	var out strings.Builder
-	names := func(b []byte) {
+	names := func(of string, b []byte) {
 		for _, name := range linkName.FindAll(b, -1) {
-			fmt.Fprintf(&out, "%s\n", name)
+			fmt.Fprintf(&out, "%s%s\n", of, name)
 		}
 	}
-	if err := dump(fd, nftables|unix.NFT_MSG_GETRULE, header(unix.AF_UNSPEC), names); err != nil {
+	if err := dump(fd, nftables|unix.NFT_MSG_GETRULE, header(unix.AF_UNSPEC), func(m []byte) { names("", m) }); err != nil {
 		return "", err
 	}
 	type set struct {
@@ -134,8 +134,9 @@ func readTables() (string, error) {
 	}
 	for _, s := range sets {
 		question := attribute(attribute(header(s.family), unix.NFTA_SET_ELEM_LIST_TABLE, s.table), unix.NFTA_SET_ELEM_LIST_SET, s.name)
+		of := fmt.Sprintf("%s %s ", unix.ByteSliceToString(s.table), unix.ByteSliceToString(s.name))
 		err := dump(fd, nftables|unix.NFT_MSG_GETSETELEM, question, func(m []byte) {
-			names(m)
+			names(of, m)
 			for list := attributes(m[4:])[unix.NFTA_SET_ELEM_LIST_ELEMENTS]; len(list) >= 4; {
 				size := int(binary.NativeEndian.Uint16(list))
 				element := attributes(list[4:size])

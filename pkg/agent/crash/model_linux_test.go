@@ -119,9 +119,8 @@ type life struct {
 	t         *recorder
 	sandboxes map[string]*pod // those that the runtime has not deleted, by name
 	done      []step          // all of its scripts
-	flushed   bool            // policies too, since the node was settled last
+	flushed   bool            // kube-proxy's rules too, since the node was settled last
 	failing   bool            // a call was to fail, since then
-	denied    int64           // packets that came then
 }
 
 func newLife(t testing.TB, r *rand.Rand, api bool) *life {
@@ -193,6 +192,9 @@ func (l *life) pod(name string) *pod {
 // carryOut does a step, and fails the test where the node is not what it must be.
 func (l *life) carryOut(s step, what string) {
 	words := append(strings.Fields(s), "", "")
+	if l.world != nil {
+		l.world.prober.at(what)
+	}
 	switch {
 	case strings.Contains(s, " & "):
 		l.together(strings.Split(s, " & "))
@@ -222,7 +224,10 @@ func (l *life) carryOut(s step, what string) {
 		}
 		clear(l.sandboxes)
 	case words[0] == "meddle":
-		l.flushed = l.flushed || words[1] == "tables"
+		if words[1] == "tables" && l.world != nil {
+			l.flushed = true
+			l.world.prober.lapse()
+		}
 		l.host.Exec("sh", "-c", meddling[words[1]]+" || true")
 	case words[0] == "turn":
 		i := slices.IndexFunc(changes, func(c change) bool { return c.name == words[1] })
@@ -298,11 +303,9 @@ func (l *life) settle(what string) {
 		}
 	}
 	l.eventually(what, supervised(l.world.all))
-	denied := l.world.denied.Load()
-	if denied > l.denied && !l.flushed {
-		l.t.Errorf("%s: %d packets came that no policy allows\n%s", what, denied-l.denied, l.log())
-	}
-	l.denied, l.flushed = denied, false
+	l.flushed = false
+	l.world.prober.restored()
+	l.world.prober.holds(l.t, what)
 }
 
 // ends deletes all pods, and says whether nothing is held then.

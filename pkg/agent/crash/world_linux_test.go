@@ -12,12 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"flock.fritzlab.net/flock/internal/nettest"
 	"flock.fritzlab.net/flock/pkg/datapath/proxy/proxytest"
+	"flock.fritzlab.net/flock/pkg/datapath/wiring"
 )
 
 // world is a node with an API server, BIRD, and pods of Kubernetes'.
@@ -28,9 +28,8 @@ type world struct {
 	any, claimed, victim *pod
 	going                []*pod // claimed ones of which DEL was not answered yet
 	made                 int
-	claims               bool          // the claimed pod is there
-	denied               atomic.Int64  // datagrams that the victim got at deniedPort
-	came                 chan struct{} // holds one if some have come at sometimesPort
+	claims               bool //  the claimed pod is there
+	prober               *prober
 	wanted               map[string]bool
 }
 
@@ -90,7 +89,8 @@ func (w *world) named(name, annotation, value string) *pod {
 }
 
 func newWorld(t testing.TB, api apiServer, env ...string) *world {
-	w := &world{node: newNode(t), api: api, wanted: map[string]bool{}, came: make(chan struct{}, 1)}
+	w := &world{node: newNode(t), api: api, wanted: map[string]bool{}}
+	w.prober = &prober{node: w.node, came: make(chan struct{}, 1)}
 	w.env = env
 	w.apart = []string{anycastAddr, serviceAddr}
 	w.api.serve(t, w.host)
@@ -180,17 +180,15 @@ var changes = []change{
 		w.put(policiesPath, fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"victim"},
 			"spec":{"podSelector":{"matchLabels":{"app":"victim"}},"policyTypes":["Ingress"],"ingress":[%s]}}`, ingress))
 	}, func(w *world, on bool) error {
-		select {
-		case <-w.came: // from before
-		default:
+		// Without its table the node lets everything through, as if the policy were on.
+		has, err := w.kernel()
+		if err != nil {
+			return err
 		}
-		came := false
-		select {
-		case <-w.came:
-			came = true
-		case <-time.After(20 * time.Millisecond): // the prober sends some
+		if w.victim != nil && !strings.Contains(has.tables, "flock-policy to-pod "+wiring.HostIfName(w.victim.id)+"\n") {
+			return fmt.Errorf("no policy is enforced for the victim: %s", has.tables)
 		}
-		return want(came, on, "the policy lets packets through")
+		return want(w.prober.passes(), on, "the policy lets packets through")
 	}},
 	{"claim", func(w *world, on bool) {
 		if on { // a claim is released only with its pod
@@ -302,46 +300,6 @@ func (w *world) all() error {
 	return w.settled()
 }
 
-// probe has a pod send to both ports of the victim.
-func (w *world) probe(from *pod, every time.Duration) {
-	w.t.Helper()
-	for port, got := range map[uint16]func(){deniedPort: func() { w.denied.Add(1) }, sometimesPort: func() {
-		select {
-		case w.came <- struct{}{}:
-		default:
-		}
-	}} {
-		at := net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.victim.addrs[0], port))
-		var in *net.UDPConn
-		var out net.Conn
-		var err error
-		w.victim.ns.Run(func() { in, err = net.ListenUDP("udp", at) })
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		from.ns.Run(func() { out, err = net.Dial("udp", at.String()) })
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		w.t.Cleanup(func() { in.Close(); out.Close() })
-		go func() {
-			for b := make([]byte, 8); ; {
-				if _, err := in.Read(b); err != nil {
-					return
-				}
-				got()
-			}
-		}()
-		go func() {
-			for tick := time.NewTicker(every); ; <-tick.C {
-				if _, err := out.Write([]byte("x")); err != nil && strings.Contains(err.Error(), "closed") {
-					return
-				}
-			}
-		}()
-	}
-}
-
 // TestChanges makes each change, with an API server in memory.
 func TestChanges(t *testing.T) {
 	t.Parallel()
@@ -360,7 +318,5 @@ func TestChanges(t *testing.T) {
 			}
 		}
 	}
-	if n := w.denied.Load(); n > 0 {
-		t.Errorf("%d packets came that no policy allows", n)
-	}
+	w.prober.holds(t, "all changes")
 }
