@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	cnitypes "github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -167,7 +169,16 @@ func TestNoPacketBeforePolicies(t *testing.T) {
 		count := arrivals(t, p.ns)
 		stop := flood(t, p.ns, []netip.Addr{router, netip.MustParseAddr("192.0.2.1")})
 		defer stop()
-		if _, err := p.addPod(name); err != nil {
+		var err error
+		eventually(t, n.agentLog, func() error {
+			// The pod before has the addresses until its link is deleted: the runtime tries again.
+			_, err = p.addPod(name)
+			if refused := (*cnitypes.Error)(nil); errors.As(err, &refused) && refused.Code == cnitypes.ErrTryAgainLater {
+				return err
+			}
+			return nil
+		})
+		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			return 0, 0
 		}
