@@ -28,6 +28,7 @@ type cause struct {
 	node   string   // empty: the alert is about no single node
 	begin  func(t *testing.T)
 	again  func(t *testing.T) // repeated until the alert fires; may be nil
+	last   bool               // it begins when the alerts of the others have fired, which it would keep from that
 	end    func(t *testing.T)
 }
 
@@ -50,19 +51,14 @@ func alertsFire(t *testing.T) {
 	prometheus.fires(t)
 
 	var all []cause
-	want := map[alert]bool{}
 	for _, make := range causes {
-		c := make(t)
-		all = append(all, c)
-		for _, name := range c.alerts {
-			want[alert{name, c.node}] = true
-		}
+		all = append(all, make(t))
 	}
 	ended := false
 	end := func() {
 		if !ended {
 			ended = true
-			for _, c := range all {
+			for _, c := range slices.Backward(all) {
 				c.end(t)
 			}
 		}
@@ -70,9 +66,11 @@ func alertsFire(t *testing.T) {
 	t.Cleanup(end)
 	began := time.Now()
 	for _, c := range all {
-		c.begin(t)
+		if !c.last {
+			c.begin(t)
+		}
 	}
-	seen := map[alert]bool{}
+	seen, begun := map[alert]bool{}, map[int]bool{}
 	eventually(t, 5*time.Minute, func() error {
 		for _, c := range all {
 			if c.again != nil {
@@ -85,9 +83,26 @@ func alertsFire(t *testing.T) {
 			}
 			seen[a] = true
 		}
-		for a := range want {
-			if !seen[a] {
-				return fmt.Errorf("%v does not fire; those that did: %v", a, slices.Collect(maps.Keys(seen)))
+		fires := func(c cause) error {
+			for _, name := range c.alerts {
+				if a := (alert{name, c.node}); !seen[a] {
+					return fmt.Errorf("%v does not fire; those that did: %v", a, slices.Collect(maps.Keys(seen)))
+				}
+			}
+			return nil
+		}
+		for _, c := range all {
+			if err := fires(c); err != nil && !c.last {
+				return err
+			}
+		}
+		for i, c := range all {
+			if c.last && !begun[i] {
+				begun[i] = true
+				c.begin(t)
+			}
+			if err := fires(c); err != nil {
+				return err
 			}
 		}
 		return nil

@@ -16,7 +16,7 @@ import (
 // (lab/deploy/alerts_test.go).
 func init() {
 	faster, everything = 10, true
-	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, controllersAway, poolUsedUp, podCIDRsOverlap)
+	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, poolUsedUp, podCIDRsOverlap, controllersAway)
 }
 
 // TestAlerts is the part of alerts alone, with more of them.
@@ -34,9 +34,9 @@ func controllersAway(*testing.T) cause {
 		mustKubectl(t, "--namespace=flock-system", "scale", "deployment", "flock-controller", fmt.Sprintf("--replicas=%d", n))
 	}
 	return cause{
-		alerts: []string{"FlockNoController"},
-		begin:  func(t *testing.T) { scale(t, 0) },
-		end:    func(t *testing.T) { scale(t, 2) },
+		alerts: []string{"FlockNoController"}, last: true,
+		begin: func(t *testing.T) { scale(t, 0) },
+		end:   func(t *testing.T) { scale(t, 2) },
 	}
 }
 
