@@ -184,7 +184,7 @@ func moveToFlock(t *testing.T, n plan.Node) {
 		}
 		return err
 	})
-	mustKubectl(t, "uncordon", n.Name())
+	uncordon(t, n.Name())
 	spread(t)
 	t.Logf("%s is flock's after %s, of which the drain took %s", n.Name(), time.Since(began).Round(time.Second), drained.Round(time.Second))
 }
@@ -218,7 +218,7 @@ func moveBack(t *testing.T, n plan.Node) {
 		}
 		return nil
 	})
-	mustKubectl(t, "uncordon", n.Name())
+	uncordon(t, n.Name())
 	spread(t)
 }
 
@@ -226,6 +226,19 @@ func drain(t *testing.T, node string) {
 	t.Helper()
 	mustKubectl(t, "cordon", node)
 	mustKubectl(t, "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", servicePatience)
+}
+
+// uncordon returns when the node takes pods again.
+func uncordon(t *testing.T, node string) {
+	t.Helper()
+	mustKubectl(t, "uncordon", node)
+	eventually(t, time.Minute, func() error {
+		if taints := mustKubectl(t, "get", "node", node, "--output=jsonpath={.spec.taints}"); taints != "" {
+			return fmt.Errorf("%s has taints: %s", node, taints)
+		}
+		return nil
+	})
+	mustKubectl(t, "wait", "node", node, "--for=condition=Ready", "--timeout=60s")
 }
 
 // spread brings a pod of each Deployment back to each node.
