@@ -158,7 +158,12 @@ func moveNodes(t *testing.T) {
 	judge("after the removal of what kube-router left on node2")
 	moveBack(t, plan.Nodes(1)[0])
 	delete(flocks, "node1")
-	step("the move back of node1")
+	// From here it is kube-router that wires the pods: its routes of IPv6 come some seconds later.
+	for _, l := range loads {
+		failed := l.failures(t, "the move back of node1", began)
+		t.Logf("during the move back of node1, %d requests to %s failed", len(failed), l.url)
+	}
+	began = time.Now()
 	judge("after the move back of node1")
 	for _, l := range loads {
 		l.stop(t)
