@@ -65,6 +65,9 @@ func TestMigration(t *testing.T) {
 func moveNodes(t *testing.T) {
 	c := newPodClient(t)
 	apply(t, movingManifest)
+	for _, name := range []string{"client", "stranger"} {
+		apply(t, fmt.Sprintf(movingPod, name))
+	}
 	for _, name := range movingDeployments {
 		apply(t, fmt.Sprintf(movingDeployment, name))
 	}
@@ -284,8 +287,8 @@ func askIn(t *testing.T, c *podClient, pod corev1.Pod, url string) *load {
 }
 
 // movingManifest is a Service of the pods web, which all may ask, and a policy for the pods
-// guarded, which one pod may ask and another may not; these two are on the node that does not
-// move. There is no ipBlock in it: with one, kube-router 2.1.0 stops in the middle of its rules.
+// guarded, which one pod of movingPod may ask and another may not. There is no ipBlock in it:
+// with one, kube-router 2.1.0 stops in the middle of its rules.
 const movingManifest = `
 apiVersion: v1
 kind: Namespace
@@ -306,17 +309,13 @@ metadata: {name: guarded, namespace: moving}
 spec:
   podSelector: {matchLabels: {app: guarded}}
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
----
+`
+
+// movingPod is one on the node that does not move.
+const movingPod = `
 apiVersion: v1
 kind: Pod
-metadata: {name: client, namespace: moving, labels: {app: client}}
-spec:
-  nodeName: node3
-  containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: stranger, namespace: moving, labels: {app: stranger}}
+metadata: {name: %[1]s, namespace: moving, labels: {app: %[1]s}}
 spec:
   nodeName: node3
   containers: [{name: echo, image: "echo:dev", imagePullPolicy: Never, readinessProbe: {httpGet: {path: /readyz, port: 8080}, periodSeconds: 1}}]
