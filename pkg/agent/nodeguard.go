@@ -35,8 +35,8 @@ func guardOf(in *inForce) nodeguard.Desired {
 	return d
 }
 
-// onLinkEvery is how often the node's routes are read: the guard needs them no sooner, and of
-// those that others change nothing is reported.
+// onLinkEvery is how often the node's routes are read. Nothing here follows the kernel's
+// notifications of routes that other programs change, and a late limit does no lasting harm.
 const onLinkEvery = 30 * time.Second
 
 // with adds the destinations of routes.
