@@ -124,9 +124,14 @@ func Up(ctx context.Context, dir state.Dir, want Settings, patience time.Duratio
 	if _, err := dir.Write(settingsFile(dir), settings, 0o644); err != nil {
 		return nil, err
 	}
+	l.say("images: build from %s", l.Checkout)
+	images, err := l.buildImages(ctx)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("gave up after %s", patience))
 	defer cancel()
-	return l, l.up(ctx)
+	return l, l.up(ctx, images)
 }
 
 // dropOtherBoot removes what a lab left on disk before the machine's restart.
@@ -158,14 +163,8 @@ func (l *Lab) sameCluster() error {
 	return nil
 }
 
-func (l *Lab) up(ctx context.Context) error {
+func (l *Lab) up(ctx context.Context, images []imageFile) error {
 	nodes := plan.Nodes(l.Nodes)
-	l.say("images: build from %s", l.Checkout)
-	images, err := l.buildImages(ctx)
-	if err != nil {
-		return err
-	}
-
 	l.say("namespaces, links and router")
 	if err := l.members(ctx, nodes); err != nil {
 		return err
