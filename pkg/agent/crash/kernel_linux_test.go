@@ -162,15 +162,15 @@ func attribute(b []byte, typ uint16, value []byte) []byte {
 	return append(b, make([]byte, -len(b)&3)...)
 }
 
+var errChanged = errors.New("the kernel changed amid a dump")
+
 var buffers = sync.Pool{New: func() any { return new(make([]byte, 1<<16)) }}
 
 // dump asks for all of a kind. What changed meanwhile makes it an error.
 func dump(fd int, typ uint16, question []byte, each func(message []byte)) error {
-	b := make([]byte, 16, 16+len(question))
-	binary.NativeEndian.PutUint32(b, uint32(16+len(question)))
-	binary.NativeEndian.PutUint16(b[4:], typ)
+	b := message(typ, question)
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	if err := unix.Sendto(fd, append(b, question...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
 	interrupted := false
@@ -190,7 +190,7 @@ func dump(fd int, typ uint16, question []byte, each func(message []byte)) error 
 					return fmt.Errorf("dump %d: %w", typ, unix.Errno(-errno))
 				}
 				if interrupted {
-					return errors.New("the kernel changed amid a dump")
+					return errChanged
 				}
 				return nil
 			}
@@ -198,6 +198,116 @@ func dump(fd int, typ uint16, question []byte, each func(message []byte)) error 
 			left = left[min(int(size+3)&^3, len(left)):]
 		}
 	}
+}
+
+// meddle changes what is flock's in the kernel. A process would not do it in another way, and it
+// takes longer than what the agent does about it.
+func (n *node) meddle(what string) (err error) {
+	if what == "sysctls" {
+		n.host.Sysctl("ipv4/ip_forward", "0")
+		n.host.Sysctl("ipv6/conf/all/forwarding", "0")
+		return nil
+	}
+	n.host.Run(func() {
+		if what == "tables" {
+			err = flushTables()
+		} else {
+			err = meddleWith(what)
+		}
+	})
+	return err
+}
+
+// meddleWith does to "routes", "neighbor" or "links" what iproute2 does when it flushes or sets them.
+// What is gone already is none of its business.
+func meddleWith(what string) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return err
+	}
+	var requests [][]byte
+	collect := func(get uint16, question []byte, request func(m []byte) []byte) {
+		// A dump amid which something changed has enough.
+		if e := dump(fd, get, question, func(m []byte) {
+			if r := request(m); r != nil {
+				requests = append(requests, r)
+			}
+		}); e != nil && !errors.Is(e, errChanged) {
+			err = errors.Join(err, e)
+		}
+	}
+	switch what {
+	case "routes":
+		for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+			collect(unix.RTM_GETROUTE, []byte{family, 0, 0, 0, unix.RT_TABLE_MAIN, protocol, 0, 0, 0, 0, 0, 0},
+				func(m []byte) []byte { return message(unix.RTM_DELROUTE, m) })
+		}
+	case "neighbor":
+		collect(unix.RTM_GETNEIGH, make([]byte, unix.SizeofNdMsg), func(m []byte) []byte {
+			if binary.NativeEndian.Uint16(m[8:])&unix.NUD_PERMANENT == 0 {
+				return nil
+			}
+			return message(unix.RTM_DELNEIGH, m)
+		})
+	case "links":
+		collect(unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg), func(m []byte) []byte {
+			if !linkName.Match(attributes(m[unix.SizeofIfInfomsg:])[unix.IFLA_IFNAME]) {
+				return nil
+			}
+			set := make([]byte, unix.SizeofIfInfomsg)
+			copy(set[4:8], m[4:8]) // its index
+			set = attribute(set, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, 1400))
+			return message(unix.RTM_SETLINK, attribute(set, unix.IFLA_IFALIAS, []byte("taken")))
+		})
+	default:
+		return fmt.Errorf("nobody meddles with %q", what)
+	}
+	for _, r := range requests {
+		err = errors.Join(err, unix.Sendto(fd, r, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	}
+	return err
+}
+
+// flushTables is "nft flush ruleset".
+func flushTables() error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	const beginBatch, endBatch = unix.NLMSG_MIN_TYPE, unix.NLMSG_MIN_TYPE + 1
+	of := []byte{unix.AF_UNSPEC, 0, 0, unix.NFNL_SUBSYS_NFTABLES} // struct nfgenmsg
+	deletion := message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, []byte{unix.AF_UNSPEC, 0, 0, 0})
+	binary.NativeEndian.PutUint16(deletion[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	batch := slices.Concat(message(beginBatch, of), deletion, message(endBatch, of))
+	if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 1<<12)
+	n, _, err := unix.Recvfrom(fd, answer, 0)
+	if err != nil {
+		return err
+	}
+	if n < 20 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
+		return fmt.Errorf("flush of the tables: %x", answer[:n])
+	}
+	if errno := int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 {
+		return fmt.Errorf("flush of the tables: %w", unix.Errno(-errno))
+	}
+	return nil
+}
+
+// message is one over netlink, to which there is an answer only if it fails.
+func message(typ uint16, body []byte) []byte {
+	b := make([]byte, 16, 16+len(body))
+	binary.NativeEndian.PutUint32(b, uint32(16+len(body)))
+	binary.NativeEndian.PutUint16(b[4:], typ)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	return append(b, body...)
 }
 
 // attributes are those of a message, by type.
@@ -248,6 +358,33 @@ func TestKernel(t *testing.T) {
 		slices.Sort(want)
 		if len(want) == 0 || !slices.Equal(got, want) {
 			t.Errorf("%s:\n%q, want\n%q", c.what, got, want)
+		}
+	}
+}
+
+// TestMeddling holds what another program does to what iproute2 and nft say then.
+func TestMeddling(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	n.start()
+	bystand(n)
+	n.kill() // it would repair it
+	n.host.IP("-6", "route", "add", "2001:db8:8::/64", "dev", "uplink", "proto", "86")
+	n.host.IP("neighbor", "add", "192.0.2.7", "lladdr", "02:00:00:00:00:07", "dev", "uplink")
+	for _, c := range []struct{ what, command, gone, left string }{
+		{"links", "ip -d -o link", `flock[0-9a-f]{8}.* mtu 1500`, `flock[0-9a-f]{8}@.* mtu 1400 .*alias taken`},
+		{"routes", "ip -6 route; ip route", `proto 85`, `2001:db8:8::/64 .*proto 86`},
+		{"neighbor", "ip neighbor show nud permanent; ip link show uplink", `PERMANENT`, `uplink`},
+		{"tables", "nft list tables; echo none", `table`, `none`},
+		{"sysctls", "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding", `= 1`, `forwarding = 0`},
+	} {
+		is := func() string { return n.host.Exec("sh", "-c", c.command) }
+		if gone := regexp.MustCompile(c.gone); !gone.MatchString(is()) {
+			t.Fatalf("%s: there is nothing to meddle with: %s", c.what, is())
+		} else if err := n.meddle(c.what); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		} else if got := is(); gone.MatchString(got) || !regexp.MustCompile(c.left).MatchString(got) {
+			t.Errorf("%s: %s", c.what, got)
 		}
 	}
 }

@@ -44,14 +44,6 @@ var (
 //	settle            the agent and the API server are there, and the node is what it was told
 type step = string
 
-var meddling = map[string]string{
-	"routes":   "ip route flush proto 85; ip -6 route flush proto 85",
-	"tables":   "nft flush ruleset",
-	"links":    "for l in $(ip -o link | grep -o 'flock[0-9a-f]*'); do ip link set $l mtu 1400 alias taken; done",
-	"neighbor": "ip neighbor flush nud permanent; ip -6 neighbor flush nud permanent",
-	"sysctls":  "sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0",
-}
-
 // randomScript makes a script that ends settled, with changes at the API server if there is one. In
 // one of four the agent is killed all the time; in the others it lives for longer, and comes to do
 // more.
@@ -228,7 +220,9 @@ func (l *life) carryOut(s step, what string) {
 			l.flushed = true
 			l.world.prober.lapse()
 		}
-		l.host.Exec("sh", "-c", meddling[words[1]]+" || true")
+		if err := l.meddle(words[1]); err != nil {
+			l.t.Fatal(err)
+		}
 	case words[0] == "turn":
 		i := slices.IndexFunc(changes, func(c change) bool { return c.name == words[1] })
 		l.world.wanted[words[1]] = words[2] == "on"
