@@ -243,7 +243,6 @@ func (g *guard) changeAtOnce(c interimChange) error {
 	var b nft.Batch
 	c.appendTo(&b)
 	if err := g.commit(&b); err != nil {
-		g.seen.complete = 0 // what the kernel has is to be read again
 		return err
 	}
 	for from := range c.del {

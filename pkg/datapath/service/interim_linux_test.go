@@ -481,6 +481,96 @@ func TestInterimRefusedForSome(t *testing.T) {
 	}
 }
 
+// A transaction that the kernel refuses leaves no belief in what the kernel does not have, though
+// its tables were looked at often enough: what is wanted next is there after one Complete, and
+// what has ended meanwhile counts as nobody's change.
+func TestInterimAfterARefusal(t *testing.T) {
+	t.Parallel()
+	const bad, ends, moves, stays = 1, 2, 4, 8
+	for _, c := range []struct {
+		what  string
+		kinds int
+		many  int // connections of each kind
+	}{
+		{"one is refused", bad | stays, 1},
+		{"one has ended, and moves", ends | stays, 1},
+		{"one has ended, one is refused", bad | ends | stays, 1},
+		{"one moves, one has ended, one is refused", bad | ends | moves | stays, 1},
+		{"more are refused than are tried", bad | ends | moves | stays, 2 * mostRefusals},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Parallel()
+			ns := nettest.New(t)
+			r := openRoutes(t, ns, true)
+			later := time.Now().Add(time.Minute)
+			had, refused, right := Interim{}, Interim{}, Interim{}
+			addr := netip.MustParseAddr("198.51.100.0")
+			next := func(kind int, f func(from proxy.Target)) {
+				for range c.many {
+					if addr = addr.Next(); c.kinds&kind != 0 {
+						f(proxy.Target{Addr: addr, Protocol: 6, Port: 80})
+					}
+				}
+			}
+			at := func(a netip.Addr, until time.Time) Translation {
+				return Translation{netip.AddrPortFrom(a, podPort), until}
+			}
+			next(ends, func(from proxy.Target) {
+				had[from] = at(here[1], time.Now().Add(time.Second-interimMargin)) // in the kernel: in a second
+				refused[from], right[from] = at(there[1], later), at(there[1], later)
+			})
+			next(bad, func(from proxy.Target) {
+				had[from], refused[from], right[from] = at(here[1], later), at(here[0], later), at(there[1], later)
+			})
+			next(moves, func(from proxy.Target) {
+				had[from], refused[from], right[from] = at(here[1], later), at(there[1], later), at(there[1], later)
+			})
+			next(stays, func(from proxy.Target) {
+				had[from], refused[from], right[from] = at(here[1], later), at(here[1], later), at(here[1], later)
+			})
+			kept := func() Interim {
+				_, got, err := r.Kept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			if err := reset(r, announcedAt(vip[0]), had); err != nil {
+				t.Fatal(err)
+			}
+			for range enoughLooks {
+				if _, err := r.Sync(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if r.guard.seen.complete < enoughLooks {
+				t.Fatalf("seen complete %d times", r.guard.seen.complete)
+			}
+			staying := maps.Clone(had)
+			maps.DeleteFunc(staying, func(_ proxy.Target, t Translation) bool { return t.Until.Before(time.Now()) })
+			nettest.Await(t, "the end in the kernel", func() bool { return maps.EqualFunc(kept(), staying, Translation.same) })
+
+			if err := set(r, nil, refused); (err != nil) != (c.kinds&bad != 0) {
+				t.Errorf("what the kernel refuses: %v", err)
+			}
+			for from, is := range kept() {
+				if !is.same(refused[from]) {
+					t.Errorf("%v leads to %v, want %v or nothing", from, is, refused[from])
+				}
+			}
+			if err := set(r, nil, right); err != nil {
+				t.Errorf("what it does not refuse: %v", err)
+			}
+			if got := kept(); !maps.EqualFunc(got, right, Translation.same) {
+				t.Errorf("the kernel translates %v, want %v", got, right)
+			}
+			if repairs, err := r.Sync(t.Context()); err != nil || len(repairs) > 0 {
+				t.Errorf("repairs %v, %v", repairs, err)
+			}
+		})
+	}
+}
+
 // An element of another program's in the place of one of flock's gives way, as what it has put
 // there later does.
 func TestInterimInTheWay(t *testing.T) {
