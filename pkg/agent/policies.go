@@ -44,7 +44,6 @@ type policies struct {
 	seen     map[pod.UID]*source.Pod // those of the source, and gone ones that are attached
 	gone     map[pod.UID]bool        // of seen: those that the source does not have any more
 	unseen   map[pod.Ref]bool        // pods of the start that no source has reported yet
-	opened   bool                    // the enforcer knows all pods of the start
 }
 
 func newPolicies(c policy.Config, table *policy.Table, pods source.Source, events *kube.Recorder) *policies {
@@ -65,8 +64,8 @@ func newPolicies(c policy.Config, table *policy.Table, pods source.Source, event
 	}
 }
 
-// open takes in the node's attachments as the agent starts. The enforcer gets the pods
-// when their labels are known: a pod without labels would be one that no policy selects.
+// open takes in the node's attachments as the agent starts. Their labels are not known yet: a pod
+// without labels would be one that no policy selects.
 func (p *policies) open(records []ledger.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,15 +75,10 @@ func (p *policies) open(records []ledger.Record) {
 			p.unseen[r.Pod] = true
 		}
 	}
-	p.settle()
-}
-
-// settle tells the enforcer when no pod of the start is missing any more.
-func (p *policies) settle() {
-	if !p.opened && len(p.unseen) == 0 {
-		p.opened = true
-		p.Enforcer.SetComplete()
+	for ref := range p.unseen {
+		p.set(ref)
 	}
+	p.Enforcer.SetComplete()
 }
 
 func (p *policies) attach(r ledger.Record) {
@@ -120,7 +114,6 @@ func (p *policies) prepare(ctx context.Context, r ledger.Record, s *source.Pod) 
 		p.see(r.Pod.UID, s)
 		delete(p.unseen, r.Pod)
 		p.set(r.Pod)
-		p.settle()
 	}
 	p.mu.Unlock()
 	err := p.Enforcer.InForce(ctx)
@@ -169,10 +162,6 @@ func (p *policies) set(ref pod.Ref) {
 			delete(p.gone, ref.UID)
 		}
 		p.Enforcer.Delete(ref.Namespace, ref.Name, string(ref.UID))
-		p.settle()
-		return
-	}
-	if p.unseen[ref] {
 		return
 	}
 	out := policy.Pod{Namespace: ref.Namespace, Name: ref.Name, UID: string(ref.UID)}
@@ -183,6 +172,10 @@ func (p *policies) set(ref pod.Ref) {
 	slices.Sort(out.Links)
 	slices.SortFunc(out.Addrs, compareAddrs)
 	out.Addrs = slices.Compact(out.Addrs)
+	if p.unseen[ref] {
+		p.Enforcer.SetUnlabeled(out)
+		return
+	}
 	if s := p.seen[ref.UID]; s != nil {
 		out.Labels, out.Version = s.Labels, s.Version
 		out.Finished = s.Status.Phase == source.Succeeded || s.Status.Phase == source.Failed
@@ -205,7 +198,6 @@ func (p *policies) podChanged(e source.Event) {
 			delete(p.unseen, ref)
 			p.set(ref)
 		}
-		p.settle()
 	case source.Deleted:
 		if len(p.attached[e.Pod.Ref]) == 0 {
 			delete(p.seen, e.Pod.UID)
@@ -223,7 +215,6 @@ func (p *policies) podChanged(e source.Event) {
 		if len(p.attached[e.Pod.Ref]) > 0 {
 			p.set(e.Pod.Ref)
 		}
-		p.settle()
 	}
 }
 
@@ -240,11 +231,8 @@ func (p *policies) identify(ref pod.Ref) {
 		r.Pod = ref
 		p.attach(r)
 	}
-	if p.unseen[nameless] {
-		delete(p.unseen, nameless)
-		return
-	}
-	p.Enforcer.Delete(nameless.Namespace, nameless.Name, "")
+	delete(p.unseen, nameless)
+	p.Enforcer.Identify(ref.Namespace, ref.Name, string(ref.UID))
 }
 
 // Run enforces the policies.

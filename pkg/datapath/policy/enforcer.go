@@ -74,9 +74,11 @@ type Enforcer struct {
 	inbox *cell.Inbox[func()] // what Run does next, one after the other
 
 	// Run's own:
-	undone    []func()               // taken from the inbox and still to do
-	local     bool                   // all pods of this node are known
-	localPods map[podKey]Pod         // those of Set and Prepare, as they said
+	undone    []func()       // taken from the inbox and still to do
+	complete  bool           // SetComplete was called
+	localPods map[podKey]Pod // those of Set and Prepare, as they said
+	unlabeled map[podKey]Pod // those of SetUnlabeled of which the file has nothing
+	kept      kept
 	labels    map[podKey]versioned   // of pods of this node, as the API server says
 	asking    map[podKey]*corev1.Pod // those of other nodes with one of Config.Annotations
 	journal   *journal.Journal       // of Config.File; nil: it is not open
@@ -112,7 +114,7 @@ const (
 func New(c Config) *Enforcer {
 	e := &Enforcer{
 		c: c, index: NewIndex(), changes: changeMetric.NewHistogram(prometheus.ExponentialBuckets(0.0001, 2, 16)), inbox: cell.NewInbox[func()](), backoff: firstRetry,
-		localPods: map[podKey]Pod{}, labels: map[podKey]versioned{}, asking: map[podKey]*corev1.Pod{},
+		localPods: map[podKey]Pod{}, unlabeled: map[podKey]Pod{}, kept: kept{map[podKey]keptPod{}, map[podKey]uint64{}}, labels: map[podKey]versioned{}, asking: map[podKey]*corev1.Pod{},
 	}
 	e.index.SetBudget(cmp.Or(c.Budget, DefaultBudget))
 	e.watches = e.newWatches()
@@ -206,7 +208,7 @@ func (e *Enforcer) Prepare(ctx context.Context, p Pod) error {
 func (e *Enforcer) InForce(ctx context.Context) error {
 	done := make(chan error, 1)
 	e.post(func() {
-		if e.dirty || !e.local || !e.policiesKnown() {
+		if e.dirty || !e.localKnown() || !e.policiesKnown() {
 			e.waiting = append(e.waiting, done)
 		} else {
 			done <- nil
@@ -219,7 +221,7 @@ func (e *Enforcer) InForce(ctx context.Context) error {
 		case err := <-done:
 			return err
 		case <-patience.C:
-			e.post(func() { e.pressed = e.local && e.policiesKnown() })
+			e.post(func() { e.pressed = e.localKnown() && e.policiesKnown() })
 		case <-ctx.Done():
 			if why := e.status.Get().Missing; why != "" {
 				return fmt.Errorf("%w: %s", ErrUnknown, why)
@@ -233,23 +235,51 @@ func (e *Enforcer) InForce(ctx context.Context) error {
 func (e *Enforcer) Set(p Pod) { e.change(func() { e.setLocal(p) }) }
 
 func (e *Enforcer) setLocal(p Pod) {
-	e.localPods[podKey{p.Namespace, p.Name, p.UID}] = p
+	key := podKey{p.Namespace, p.Name, p.UID}
+	delete(e.unlabeled, key)
+	e.localPods[key] = p
 	e.index.SetPod(e.relabeled(p))
+	e.recordLocal(key)
+}
+
+// SetUnlabeled takes in the links and addresses of a pod that this node had when the agent started,
+// and that no source has reported yet. What an earlier agent knew of the same attachments is in force
+// until Set; without that, nothing is changed in the kernel before Set. It does not wait.
+func (e *Enforcer) SetUnlabeled(p Pod) { e.change(func() { e.setUnlabeled(p) }) }
+
+// Identify gives what is known of a pod without UID, whose record was rebuilt, to the pod with that
+// UID. It does not wait.
+func (e *Enforcer) Identify(namespace, name, uid string) {
+	e.change(func() {
+		nameless := podKey{namespace, name, ""}
+		p, local := e.localPods[nameless]
+		u, unlabeled := e.unlabeled[nameless]
+		e.deleteLocal(nameless)
+		if u.UID = uid; unlabeled {
+			e.setUnlabeled(u)
+		}
+		if p.UID = uid; local {
+			e.setLocal(p)
+		}
+	})
 }
 
 // Delete takes in that a pod of this node is gone, with its links. It does not wait.
 func (e *Enforcer) Delete(namespace, name, uid string) {
-	e.change(func() {
-		key := podKey{namespace, name, uid}
-		delete(e.localPods, key)
-		delete(e.labels, key)
-		e.index.deletePod(key)
-	})
+	e.change(func() { e.deleteLocal(podKey{namespace, name, uid}) })
 }
 
-// SetComplete says that Set has been called for all pods that this node had when the
+func (e *Enforcer) deleteLocal(key podKey) {
+	delete(e.localPods, key)
+	delete(e.unlabeled, key)
+	delete(e.labels, key)
+	e.dropLocal(key)
+	e.index.deletePod(key)
+}
+
+// SetComplete says that Set or SetUnlabeled has been called for all pods that this node had when the
 // agent started.
-func (e *Enforcer) SetComplete() { e.change(func() { e.local = true }) }
+func (e *Enforcer) SetComplete() { e.change(func() { e.complete = true }) }
 
 // Sync implements [datapath.Feature].
 func (e *Enforcer) Sync(ctx context.Context) (repairs []datapath.Repair, err error) {
@@ -289,7 +319,7 @@ func (e *Enforcer) policiesKnown() bool {
 
 // known says whether the index has all that decides.
 func (e *Enforcer) known() bool {
-	if !e.local || !e.policiesKnown() {
+	if !e.localKnown() || !e.policiesKnown() {
 		return false
 	}
 	return e.pressed || !slices.ContainsFunc(e.watches, (*watch).missing)
@@ -315,7 +345,7 @@ func (e *Enforcer) follow(ctx context.Context, following *sync.WaitGroup) {
 // enforce carries what is in the index into the kernel.
 func (e *Enforcer) enforce() {
 	e.flush()
-	if !e.dirty || !e.local || !e.policiesKnown() {
+	if !e.dirty || !e.localKnown() || !e.policiesKnown() {
 		e.since = time.Time{}
 		return
 	}

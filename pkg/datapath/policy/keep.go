@@ -75,6 +75,9 @@ func (e *Enforcer) open() error {
 	for _, w := range e.watches {
 		w.relist()
 	}
+	clear(e.kept.pods)
+	clear(e.kept.sums)
+	e.recall()
 	return nil
 }
 
@@ -87,6 +90,7 @@ func (e *Enforcer) restore() error {
 	for _, w := range e.watches {
 		byName[w.name] = w
 	}
+	clear(e.kept.sums)
 	unreadable := map[*watch]error{}
 	synced := map[*watch]bool{}
 	var changed []func()
@@ -94,6 +98,8 @@ func (e *Enforcer) restore() error {
 		kind, _, isObject := strings.Cut(key, "/")
 		w := byName[kind]
 		switch {
+		case kind == localPodsKind:
+			e.loadLocal(key, value)
 		case w == nil: // of another release
 		case !isObject:
 			synced[w] = true
@@ -128,6 +134,7 @@ func (e *Enforcer) restore() error {
 		return err
 	}
 	e.journal = j
+	e.recall()
 	for _, record := range changed {
 		record()
 	}

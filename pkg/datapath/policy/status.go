@@ -55,7 +55,7 @@ func (e *Enforcer) setStatus() {
 			missing = append(missing, w.name+" from the API server")
 		}
 	}
-	if !e.local {
+	if !e.localKnown() {
 		missing = append(missing, "the labels of the pods that ran before the agent started")
 	}
 	s := Status{Refusal: e.refusal}
