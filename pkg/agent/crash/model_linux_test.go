@@ -290,6 +290,10 @@ func (l *life) settle(what string) {
 		l.eventually(what, supervised(l.settled))
 		return
 	}
+	if l.flushed && !l.failing {
+		// The agent knows the policies and its pods of before, whoever is away.
+		l.eventually(what+": the policies' table is restored", l.world.enforced)
+	}
 	l.memory.setAway(false)
 	for _, c := range changes {
 		if c.name == "Service" && l.flushed { // kube-proxy writes its rules again

@@ -181,12 +181,8 @@ var changes = []change{
 			"spec":{"podSelector":{"matchLabels":{"app":"victim"}},"policyTypes":["Ingress"],"ingress":[%s]}}`, ingress))
 	}, func(w *world, on bool) error {
 		// Without its table the node lets everything through, as if the policy were on.
-		has, err := w.kernel()
-		if err != nil {
+		if err := w.enforced(); err != nil {
 			return err
-		}
-		if w.victim != nil && !strings.Contains(has.tables, "flock-policy to-pod "+wiring.HostIfName(w.victim.id)+"\n") {
-			return fmt.Errorf("no policy is enforced for the victim: %s", has.tables)
 		}
 		return want(w.prober.passes(), on, "the policy lets packets through")
 	}},
@@ -264,6 +260,18 @@ var changes = []change{
 		}
 		return want(strings.Contains(out, "peer_spare"), on, "peer spare is configured")
 	}},
+}
+
+// enforced says whether the table of policies has the victim.
+func (w *world) enforced() error {
+	has, err := w.kernel()
+	if err != nil {
+		return err
+	}
+	if w.victim != nil && !strings.Contains(has.tables, "flock-policy to-pod "+wiring.HostIfName(w.victim.id)+"\n") {
+		return fmt.Errorf("no policy is enforced for the victim: %s", has.tables)
+	}
+	return nil
 }
 
 // protocols is what BIRD answers to "show protocols".
