@@ -1,9 +1,12 @@
 package nodeguard
 
 import (
+	"fmt"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"flock.fritzlab.net/flock/internal/nettest"
@@ -92,6 +95,54 @@ func TestSyncRepairs(t *testing.T) {
 		if got := ns.Exec("nft", "list", "ruleset"); sorted(got) != sorted(want) {
 			t.Errorf("%s: is repaired to\n%s\nwant\n%s", c.damage, got, want)
 		}
+	}
+}
+
+// What the kernel refuses is not taken for what it has: when another program no longer owns the
+// table, it becomes what was desired last, though that needs no new generation of nftables.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	g, ns := newGuard(t)
+	changed := Desired{OnLink: append([]netip.Prefix{prefix("198.51.100.0/24")}, onLink...)}
+	if err := g.Set(changed); err != nil {
+		t.Fatal(err)
+	}
+	want := ns.Exec("nft", "list", "ruleset")
+	if err := g.Set(desired); err != nil {
+		t.Fatal(err)
+	}
+	for range enoughLooks {
+		if _, err := g.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ns.Exec("nft", "delete", "table", "inet", "flock-node")
+	owner := exec.Command("nft", "-i")
+	in, err := owner.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Run(func() { err = owner.Start() })
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := sync.OnceFunc(func() { in.Close(); owner.Wait() })
+	t.Cleanup(end)
+	fmt.Fprintln(in, "add table inet flock-node { flags owner; }")
+	nettest.Await(t, "the other program's table", func() bool { return strings.Contains(ns.Exec("nft", "list", "tables"), "flock-node") })
+	if _, err := g.Sync(t.Context()); err == nil {
+		t.Error("another program's table is no error")
+	}
+	if err := g.Set(changed); err == nil {
+		t.Error("another program's table is no error")
+	}
+	end()
+	nettest.Await(t, "the end of the other program's table", func() bool { return !strings.Contains(ns.Exec("nft", "list", "tables"), "flock-node") })
+	if repairs, err := g.Sync(t.Context()); err != nil || len(repairs) == 0 {
+		t.Errorf("repairs %v, %v", repairs, err)
+	}
+	if got := ns.Exec("nft", "list", "ruleset"); sorted(got) != sorted(want) {
+		t.Errorf("the table is\n%s\nwant\n%s", got, want)
 	}
 }
 
