@@ -50,6 +50,9 @@ func TestMigration(t *testing.T) {
 		}
 		mustKubectl(t, "wait", "nodes", "--all", "--for=condition=Ready", "--timeout=120s")
 		mustKubectl(t, "--namespace=kube-system", "rollout", "status", "deployment/coredns", servicePatience)
+		for _, n := range plan.Nodes(3) {
+			kubeRouterServes(t, n)
+		}
 	})
 	part(t, "flock without a node changes nothing", func(t *testing.T) {
 		mustKubectl(t, "apply", "--kustomize=../deploy")
@@ -213,7 +216,17 @@ func moveBack(t *testing.T, n plan.Node) {
 	}
 	mustKubectl(t, "--namespace=flock-system", "wait", "pod/flock-uninstall", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
 	mustKubectl(t, "--namespace=kube-system", "rollout", "status", "daemonset/kube-router", servicePatience)
-	// kube-router's pod is Ready, and wires pods, before it has sessions.
+	kubeRouterServes(t, n)
+	uncordon(t, n.Name())
+	spread(t)
+}
+
+// kubeRouterServes returns when the router has the routes to a node's pods: kube-router's pod is
+// Ready, and wires pods, before it has sessions. It fails if the node's bridge takes the hardware
+// address of one of its ports: then all of its pods are without IPv6 for up to a minute when one
+// comes or goes, which is not flock's.
+func kubeRouterServes(t *testing.T, n plan.Node) {
+	t.Helper()
 	eventually(t, time.Minute, func() error {
 		for _, p := range n.OtherPods().All() {
 			family := "-6"
@@ -226,8 +239,10 @@ func moveBack(t *testing.T, n plan.Node) {
 		}
 		return nil
 	})
-	uncordon(t, n.Name())
-	spread(t)
+	const set = "3" // NET_ADDR_SET of linux/netdevice.h
+	if kind := mustLab(t, "exec", n.Name(), "--", "cat", "/sys/class/net/"+kuberouter.Bridge+"/addr_assign_type"); strings.TrimSpace(kind) != set {
+		t.Errorf("%s: addr_assign_type of %s is %q, want %s", n.Name(), kuberouter.Bridge, kind, set)
+	}
 }
 
 func drain(t *testing.T, node string) {

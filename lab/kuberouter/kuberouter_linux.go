@@ -25,6 +25,12 @@ import (
 // Conflist is its configuration of the runtime, below /etc/cni/net.d.
 const Conflist = "10-kuberouter.conflist"
 
+// Bridge is the link that kube-router's pods are on, at each node.
+const Bridge = "kube-bridge"
+
+// bridgeMAC is the bridge's. It is on no link with another node's.
+const bridgeMAC = "02:66:6c:00:00:02"
+
 const ref = "kube-router:" + components.KubeRouter
 
 //go:embed kuberouter.yaml
@@ -110,7 +116,7 @@ func render(families plan.Families) (string, error) {
 	var b bytes.Buffer
 	err = t.Execute(&b, map[string]any{
 		"Image": ref, "Conflist": Conflist, "IPv6": families.IPv6(), "IPv4": families.IPv4(),
-		"Services": strings.Join(services, ","),
+		"Services": strings.Join(services, ","), "BridgeMAC": bridgeMAC,
 	})
 	return b.String(), err
 }

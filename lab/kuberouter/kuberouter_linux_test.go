@@ -27,7 +27,7 @@ func TestManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"image: " + ref, "--enable-ipv6=false", "--service-cluster-ip-range=10.96.0.0/16\n", "/etc/cni/net.d/" + Conflist} {
+	for _, want := range []string{"image: " + ref, "ip link set kube-bridge address " + bridgeMAC, "--enable-ipv6=false", "--service-cluster-ip-range=10.96.0.0/16\n", "/etc/cni/net.d/" + Conflist} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing:\n%s", want, got)
 		}
