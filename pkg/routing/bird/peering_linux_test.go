@@ -105,7 +105,9 @@ func TestReflectorPage(t *testing.T) {
 func newLAN(t *testing.T, role string) *routingtest.NS {
 	t.Helper()
 	ns := routingtest.NewNS(t, role)
-	ns.IP("link add lan type bridge")
+	// Without an address of its own it has the lowest of its ports': another one when a node
+	// joins, at which those that joined before lose the router for up to a minute.
+	ns.IP("link add lan address 02:66:6c:00:00:01 type bridge")
 	ns.IP("link set lan addrgenmode none")
 	ns.IP("link set lan up")
 	ns.IP("addr add fe80::1/64 dev lan nodad") // without one FRRouting has no session
