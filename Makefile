@@ -116,7 +116,8 @@ test-services: bin/lab ## Run the cluster test of Services' addresses with the o
 
 .PHONY: test-migration
 test-migration: bin/lab ## Move nodes from a real kube-router to flock and back, in a lab without another plugin (root)
-	cd lab && $(LAB_TURN) env FLOCK_TEST_LAB=migration go test -tags cluster,migration -count=1 -timeout 30m -v -run TestMigration ./e2e
+	mkdir -p out # where it keeps what it saw of a failure
+	cd lab && $(LAB_TURN) env FLOCK_TEST_LAB=migration go test -tags cluster,migration -count=1 -timeout 30m -v -artifacts -outputdir $(CURDIR)/out -run TestMigration ./e2e
 
 .PHONY: test-oldest
 test-oldest: bin/lab ## Run a part of the cluster tests with the oldest Kubernetes that flock supports (root)
