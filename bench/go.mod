@@ -25,6 +25,7 @@ require (
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/common v0.72.0 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
+	k8s.io/component-helpers v0.37.2 // indirect
 	sigs.k8s.io/network-policy-api v0.3.0 // indirect
 )
 

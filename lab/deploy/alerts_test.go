@@ -87,6 +87,7 @@ func TestAlertsAreValid(t *testing.T) {
 // what promtool reads as values a minute.
 var healthy = map[string]string{
 	`up{job="flock-metrics",instance="a",node="node1"}`:                                                                  "1x120",
+	`up{job="flock-metrics",instance="b",node="node2"}`:                                                                  "1x120",
 	`flock_build_info{instance="a",node="node1",version="v1"}`:                                                           "1x120",
 	`flock_build_info{instance="b",node="node2",version="v1"}`:                                                           "1x120",
 	`flock_serving{instance="a",node="node1"}`:                                                                           "1x120",
@@ -128,6 +129,8 @@ var healthy = map[string]string{
 	`flock_service_addresses{instance="a",node="node1",announced="true"}`:                                                "2x120",
 	`flock_controller_leading{instance="c",node="node1"}`:                                                                "1x120",
 	`flock_controller_leading{instance="d",node="node2"}`:                                                                "0x120",
+	`flock_controller_agent_expected{instance="c",node="node1",agent_node="node1"}`:                                      "1x120",
+	`flock_controller_agent_expected{instance="c",node="node1",agent_node="node2"}`:                                      "1x120",
 	`flock_controller_write_failures_total{instance="c",node="node1"}`:                                                   "5x120",
 	`flock_controller_rollouts_stopped{instance="c",node="node1"}`:                                                       "0x120",
 	`flock_controller_overlapping_nodes{instance="c",node="node1"}`:                                                      "0x120",
@@ -146,6 +149,7 @@ var faults = map[string]struct {
 	also []string          // other alerts that fire then
 }{
 	"FlockAgentDown":                 {with: map[string]string{`up{`: "1x9 0x70 1x40"}},
+	"FlockAgentMissing":              {with: map[string]string{`up{job="flock-metrics",instance="b"`: "1x9 _x70 1x40"}},
 	"FlockNotScraped":                {with: map[string]string{`up{`: "1x9 _x70 1x40"}},
 	"FlockPoolNearlyUsedUp":          {with: map[string]string{`flock_controller_pool_used_addresses{instance="c",pool="web",family="IPv4",use="service"`: "100x9 220x70 100x40"}},
 	"FlockPodCIDRsOverlap":           {with: map[string]string{`flock_controller_overlapping_nodes{`: "0x9 2x70 0x40"}},

@@ -16,7 +16,7 @@ import (
 // (lab/deploy/alerts_test.go).
 func init() {
 	faster, everything = 10, true
-	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, poolUsedUp, podCIDRsOverlap, controllersAway)
+	causes = append(causes, podsRouteDeleted, podsRefused, anycastNotReady, podSpoofs, configurationFlaps, poolUsedUp, podCIDRsOverlap, agentMissing, controllersAway)
 }
 
 // TestAlerts is the part of alerts alone, with more of them.
@@ -37,6 +37,17 @@ func controllersAway(*testing.T) cause {
 		alerts: []string{"FlockNoController"}, last: true,
 		begin: func(t *testing.T) { scale(t, 0) },
 		end:   func(t *testing.T) { scale(t, 2) },
+	}
+}
+
+// agentMissing is a Node that no kubelet is for: flock's pod there never starts.
+func agentMissing(*testing.T) cause {
+	return cause{
+		alerts: []string{"FlockAgentMissing"}, node: "missing",
+		begin: func(t *testing.T) {
+			apply(t, `{apiVersion: v1, kind: Node, metadata: {name: missing, labels: {flock.fritzlab.net/agent: ""}}}`)
+		},
+		end: func(t *testing.T) { mustKubectl(t, "delete", "node", "missing") },
 	}
 }
 

@@ -56,6 +56,7 @@ func TestAPIServer(t *testing.T) {
 		{"nodes that are gone", deadNodes},
 		{"who uses a pool", poolStatus},
 		{"pod CIDRs of several nodes", overlappingCIDRs},
+		{"nodes that should run an agent", agentsExpected},
 		{"passwords", sealedPasswords},
 		{"a password of many nodes", passwordsOfMany},
 		{"a template reaches nodes in waves", waves},
@@ -697,6 +698,48 @@ func deadNodes(t *testing.T, s *server) {
 	if got := conditions("silent"); !strings.Contains(got, "Ready=True Alive") {
 		t.Errorf("what the agent has reported since was overwritten: %s", got)
 	}
+}
+
+// agentsExpected: the metric follows Nodes and the DaemonSet, with the rights that deploy/ gives.
+func agentsExpected(t *testing.T, s *server) {
+	client, err := kube.NewClient(s.Controller())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newController(Config{Name: "test", Namespace: "flock-system", Log: slog.New(slog.DiscardHandler)}, client)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); c.lead(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	becomes := func(want ...string) {
+		t.Helper()
+		var got []string
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			c.metrics.mu.Lock()
+			got = c.metrics.expected
+			c.metrics.mu.Unlock()
+			if slices.Equal(got, want) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("agents are expected on %v, want %v", got, want)
+			}
+		}
+	}
+	for _, name := range []string{"node1", "node2", "node3"} {
+		s.Kubectl(fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q}}`, name), "create", "--filename=-")
+	}
+	s.Kubectl("", "label", "node", "node1", "node2", "flock.fritzlab.net/agent=")
+	becomes("node1", "node2")
+	s.Kubectl("", "label", "node", "node1", "flock.fritzlab.net/agent-")
+	s.Kubectl("", "label", "node", "node3", "rack=r3")
+	becomes("node2")
+	s.Kubectl("", "--namespace=flock-system", "patch", "daemonset", "flock", "--type=json", `--patch=[{"op":"replace","path":"/spec/template/spec/nodeSelector","value":{"rack":"r3"}}]`)
+	becomes("node3")
+	s.Kubectl("", "--namespace=flock-system", "patch", "daemonset", "flock", "--type=json", `--patch=[{"op":"replace","path":"/spec/template/spec/nodeSelector","value":{"flock.fritzlab.net/agent":""}}]`)
+	becomes("node2")
+	s.Kubectl("", "delete", "node", "node2")
+	becomes()
 }
 
 // poolStatus: an AddressPool says who uses it.

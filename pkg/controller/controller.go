@@ -120,6 +120,7 @@ func (c *controller) lead(ctx context.Context) {
 		(&services{world: w, api: c.client, classless: c.Classless, events: c.recorder, log: c.Log, metrics: c.metrics}).Run,
 		(&claims{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
 		(&nodes{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
+		(&agents{world: w, api: c.client, namespace: c.Namespace, metrics: c.metrics}).Run,
 		(&podCIDRs{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,
 		(&rollouts{world: w, api: c.client, events: c.recorder, log: c.Log, metrics: c.metrics}).Run,
 		(&pools{world: w, api: c.client, log: c.Log, metrics: c.metrics}).Run,

@@ -1,7 +1,7 @@
 // Package controller composes flock-controller, which does what needs the whole cluster in
 // view: it gives Services their addresses, ends the AddressClaims of nodes that are gone,
 // turns the conditions of NodeConfigs of such nodes to Unknown, finds pod CIDRs of several
-// nodes, writes who uses an AddressPool, gives nodes the passwords that they share with routers, and lets them follow
+// nodes, says which nodes should run an agent, writes who uses an AddressPool, gives nodes the passwords that they share with routers, and lets them follow
 // changes of templates in waves.
 //
 // Of several instances the one with the Lease works. Nothing depends on that for being right:

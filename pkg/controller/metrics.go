@@ -35,6 +35,8 @@ var (
 		"Not 0: these nodes are down or cut off.")
 	metricOverlapping = metric.New(metric.Gauge, "flock_controller_overlapping_nodes", "NodeConfigs with pod CIDRs that other NodeConfigs have as well, or have a part of.",
 		"Not 0: two pods may get the same address. The condition PodCIDRsUnique of these NodeConfigs names the CIDRs.")
+	metricExpected = metric.New(metric.Gauge, "flock_controller_agent_expected", "1 for each Node on which a DaemonSet of flock is to run an agent, by its node selector, affinity and tolerations.",
+		"Prometheus has no target of the job flock-metrics on such a node: nobody sees what the agent there does.", "agent_node")
 	metricStopped = metric.New(metric.Gauge, "flock_controller_rollouts_stopped", "NodeConfigTemplates whose change does not reach further nodes, because nodes of its last wave have not followed or are not available, or the API server refuses their turns.",
 		"Not 0: the template's condition Progressing names the nodes, the reasons and the ways out.")
 )
@@ -49,6 +51,7 @@ type metrics struct {
 	unknown, stopped, overlapping                 atomic.Int64
 
 	mu       sync.Mutex // guards below
+	expected []string   // names of Nodes
 	services map[string]int
 	capacity map[poolFamilyUse]float64
 	used     map[poolFamilyUse]int
@@ -83,6 +86,13 @@ func (m *metrics) pools(pools []config.Pool, used map[poolFamilyUse]int) {
 	m.capacity, m.used = capacity, used
 }
 
+// agents notes the Nodes that should run an agent.
+func (m *metrics) agents(nodes []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.expected = nodes
+}
+
 // forget drops what only the instance that works knows.
 func (m *metrics) forget() {
 	m.unknown.Store(0)
@@ -90,12 +100,12 @@ func (m *metrics) forget() {
 	m.overlapping.Store(0)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.services, m.capacity, m.used = nil, nil, nil
+	m.services, m.capacity, m.used, m.expected = nil, nil, nil, nil
 }
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown, metricStopped, metricOverlapping)
+	metric.Describe(ch, metricLeading, metricServices, metricAssigned, metricReleased, metricFailures, metricCapacity, metricUsed, metricClaims, metricSealed, metricUnknown, metricStopped, metricOverlapping, metricExpected)
 }
 
 // Collect implements prometheus.Collector.
@@ -112,6 +122,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- metricOverlapping.Value(float64(m.overlapping.Load()))
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, node := range m.expected {
+		ch <- metricExpected.Value(1, node)
+	}
 	for reason, n := range m.services {
 		ch <- metricServices.Value(float64(n), reason)
 	}

@@ -19,6 +19,7 @@ import (
 func TestMetrics(t *testing.T) {
 	m := newMetrics()
 	m.leading.Store(true)
+	m.agents([]string{"node1"})
 	m.decided(map[service.Key]service.Decision{{Name: "a"}: {Reason: service.Assigned}})
 	web := config.Pool{Name: "web", CIDRs: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/28"), netip.MustParsePrefix("203.0.114.0/28"), netip.MustParsePrefix("2001:db8::/64")}, Namespaces: labels.Everything(), Service: true}
 	_, used := usage([]config.Pool{web}, []user{{netip.MustParseAddr("203.0.113.1"), v1alpha1.UseService, "shop/a"}, {netip.MustParseAddr("203.0.113.1"), v1alpha1.UseService, "shop/b"}})

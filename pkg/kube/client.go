@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -27,8 +28,8 @@ import (
 
 // Client reaches the API server. Its parts share one connection.
 type Client struct {
-	flock, core, events, discovery rest.Interface
-	metadata                       metadata.Interface
+	flock, core, apps, events, discovery rest.Interface
+	metadata                             metadata.Interface
 }
 
 // NewClient returns a client with the address and the credentials of c. It does not
@@ -55,6 +56,7 @@ func NewClient(c *rest.Config) (*Client, error) {
 	client := &Client{
 		flock:  part("/apis", v1alpha1.GroupVersion, v1alpha1.AddToScheme, runtime.ContentTypeJSON), // a CRD has no protobuf
 		core:   part("/api", corev1.SchemeGroupVersion, corev1.AddToScheme, runtime.ContentTypeProtobuf),
+		apps:   part("/apis", appsv1.SchemeGroupVersion, appsv1.AddToScheme, runtime.ContentTypeProtobuf),
 		events: part("/apis", eventsv1.SchemeGroupVersion, eventsv1.AddToScheme, runtime.ContentTypeProtobuf),
 
 		discovery: part("/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme, runtime.ContentTypeProtobuf),

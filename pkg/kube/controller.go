@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -39,13 +40,13 @@ func (c *Client) AllNamespaces(changed func()) *Cache[*corev1.Namespace] {
 	return newCache[*corev1.Namespace](c.core, "namespaces", &corev1.Namespace{}, fields.Everything(), onlyNeeded, changed)
 }
 
-// Nodes follows all Nodes, of which only name, UID, labels, pod CIDRs, addresses and
+// Nodes follows all Nodes, of which only name, UID, labels, pod CIDRs, taints, addresses and
 // conditions are kept.
 func (c *Client) Nodes(changed func()) *Cache[*corev1.Node] {
 	only := func(obj any) (any, error) {
 		if n, ok := obj.(*corev1.Node); ok {
 			n.ObjectMeta = metav1.ObjectMeta{Name: n.Name, UID: n.UID, Labels: n.Labels, ResourceVersion: n.ResourceVersion}
-			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs}
+			n.Spec = corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs, Taints: n.Spec.Taints}
 			n.Status = corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: n.Status.Conditions}
 		}
 		return obj, nil
@@ -64,6 +65,13 @@ func (c *Client) Secrets(namespace string, changed func()) *Cache[*corev1.Secret
 	}
 	which := fields.OneTermNotEqualSelector("type", "helm.sh/release.v1")
 	return newCacheFrom(cache.NewListWatchFromClient(c.core, "secrets", namespace, which), &corev1.Secret{}, only, changed)
+}
+
+const daemonSets = "daemonsets"
+
+// DaemonSets follows the DaemonSets of a namespace. Their managed fields are not kept.
+func (c *Client) DaemonSets(namespace string, changed func()) *Cache[*appsv1.DaemonSet] {
+	return newCacheFrom(cache.NewListWatchFromClient(c.apps, daemonSets, namespace, fields.Everything()), &appsv1.DaemonSet{}, withoutManagedFields, changed)
 }
 
 // Pods follows the metadata of all pods, of which only names, UID and these annotations are

@@ -70,10 +70,6 @@ func (c *Client) GetNode(ctx context.Context, name string) (*corev1.Node, error)
 
 // GetDaemonSet reads a DaemonSet.
 func (c *Client) GetDaemonSet(ctx context.Context, namespace, name string) (*appsv1.DaemonSet, error) {
-	body, err := c.core.Get().AbsPath("/apis/apps/v1/namespaces", namespace, "daemonsets", name).SetHeader("Accept", "application/json").Do(ctx).Raw()
-	if err != nil {
-		return nil, err
-	}
 	ds := &appsv1.DaemonSet{}
-	return ds, json.Unmarshal(body, ds)
+	return ds, c.apps.Get().Namespace(namespace).Resource(daemonSets).Name(name).Do(ctx).Into(ds)
 }
