@@ -28,16 +28,26 @@ func (u poolUse) Notify(ch chan<- struct{}) {
 	u.pools.Notify(ch)
 }
 
-// Report implements Reporter. Pools that would not grant any more what they have come
-// first.
+// Report implements Reporter.
 func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
-	const mostPools, mostPods = 64, 8
-	use := map[string]*v1alpha1.PoolStatus{}
 	retained := map[string][]netip.Prefix{} // those of Services are not the pods' use
 	for _, r := range u.pools.Get().retained {
 		retained[r.Name] = slices.Clone(r.CIDRs)
 	}
-	for _, r := range u.ledger.Records() {
+	status.Pools = usedPools(u.ledger.Records(), retained)
+}
+
+// usedPools are the pools that records have addresses of. Pools that would not grant any more
+// what they have, which is retained, come first. It uses retained up.
+func usedPools(records []ledger.Record, retained map[string][]netip.Prefix) (used []v1alpha1.PoolStatus) {
+	const mostPools, mostPods = 64, 8
+	use := map[string]*v1alpha1.PoolStatus{}
+	type counting struct {
+		pool string
+		addr netip.Addr
+	}
+	counted := map[counting]bool{}
+	for _, r := range records {
 		for _, g := range slices.Concat(r.Primary, r.Secondary, r.Anycast) {
 			if !g.FromPool() || g.Pool == "" {
 				continue
@@ -47,8 +57,11 @@ func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
 				p = &v1alpha1.PoolStatus{Name: g.Pool}
 				use[g.Pool] = p
 			}
-			p.Addresses++
 			// An anycast address is counted once, however many of the node's pods have it.
+			if one := (counting{g.Pool, g.Addr}); !counted[one] {
+				counted[one] = true
+				p.Addresses++
+			}
 			if i := slices.Index(retained[g.Pool], netip.PrefixFrom(g.Addr, g.Addr.BitLen())); i >= 0 {
 				retained[g.Pool] = slices.Delete(retained[g.Pool], i, i+1)
 				p.Retained++
@@ -58,14 +71,13 @@ func (u poolUse) Report(_ context.Context, status *v1alpha1.NodeConfigStatus) {
 			}
 		}
 	}
-	status.Pools = nil
 	for _, p := range use {
 		slices.Sort(p.Pods)
 		p.Pods = p.Pods[:min(len(p.Pods), mostPods)]
-		status.Pools = append(status.Pools, *p)
+		used = append(used, *p)
 	}
-	slices.SortFunc(status.Pools, func(a, b v1alpha1.PoolStatus) int {
+	slices.SortFunc(used, func(a, b v1alpha1.PoolStatus) int {
 		return cmp.Or(cmp.Compare(min(b.Retained, 1), min(a.Retained, 1)), cmp.Compare(a.Name, b.Name))
 	})
-	status.Pools = status.Pools[:min(len(status.Pools), mostPools)]
+	return used[:min(len(used), mostPools)]
 }

@@ -489,9 +489,13 @@ func (s *services) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		return
 	}
-	counts := map[bool]int{}
+	announces := map[netip.Addr]bool{} // several Services may share an address
 	for _, p := range status.Paths {
-		counts[p.Announced]++
+		announces[p.Addr] = announces[p.Addr] || p.Announced
+	}
+	counts := map[bool]int{}
+	for _, announced := range announces {
+		counts[announced]++
 	}
 	for _, announced := range []bool{true, false} {
 		ch <- serviceAddressesMetric.Value(float64(counts[announced]), strconv.FormatBool(announced))

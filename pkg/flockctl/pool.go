@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"flock.fritzlab.net/flock/pkg/api/v1alpha1"
+	"flock.fritzlab.net/flock/pkg/config"
 )
 
 var poolCommand = command{
@@ -32,7 +34,9 @@ type pool struct {
 	Deleted bool               `json:"deleted,omitempty"`
 	CIDRs   []v1alpha1.CIDR    `json:"cidrs,omitempty"`
 	Uses    []v1alpha1.PoolUse `json:"uses,omitempty"`
-	Nodes   []poolNode         `json:"nodes,omitempty"`
+	// Addresses counts those that pods have, each once: pods on several nodes may share one.
+	Addresses int32      `json:"addresses"`
+	Nodes     []poolNode `json:"nodes,omitempty"`
 	// Services counts the addresses that Services have, and ServiceUsers are the first.
 	Services     int32               `json:"services,omitempty"`
 	ServiceUsers []v1alpha1.PoolUser `json:"serviceUsers,omitempty"`
@@ -76,7 +80,8 @@ func runPool(ctx context.Context, s *session, args []string) error {
 	return nil
 }
 
-// poolsOf are all pools, by name.
+// poolsOf are all pools, by name. Nodes count their addresses, and an anycast address is one of
+// several nodes: what the nodes say of their pods at anycast addresses tells which.
 func poolsOf(objects []v1alpha1.AddressPool, configs []v1alpha1.NodeConfig) []pool {
 	pools := []pool{}
 	for _, ap := range objects {
@@ -88,6 +93,12 @@ func poolsOf(objects []v1alpha1.AddressPool, configs []v1alpha1.NodeConfig) []po
 		}
 		pools = append(pools, p)
 	}
+	valid := validPools(objects)
+	type shared struct {
+		pool    string
+		address netip.Addr
+	}
+	counted := map[shared]bool{}
 	slices.SortFunc(configs, func(a, b v1alpha1.NodeConfig) int { return strings.Compare(a.Name, b.Name) })
 	for _, nc := range configs {
 		for _, use := range nc.Status.Pools {
@@ -97,17 +108,62 @@ func poolsOf(objects []v1alpha1.AddressPool, configs []v1alpha1.NodeConfig) []po
 				pools = append(pools, pool{Name: use.Name, Deleted: true})
 			}
 			pools[i].Nodes = append(pools[i].Nodes, poolNode{nc.Name, use.Addresses, use.Retained, use.Pods})
+			pools[i].Addresses += use.Addresses
+			for _, addr := range anycastOf(nc, use.Name, valid) {
+				if address := (shared{use.Name, addr}); counted[address] {
+					pools[i].Addresses--
+				} else {
+					counted[address] = true
+				}
+			}
 		}
 	}
 	slices.SortFunc(pools, func(a, b pool) int { return cmp.Compare(a.Name, b.Name) })
 	return pools
 }
 
-func (p pool) addresses() (all, retained int32) {
-	for _, n := range p.Nodes {
-		all, retained = all+n.Addresses, retained+n.Retained
+// anycastOf are the anycast addresses that pods on a node have from a pool, each once. An address
+// that would come from no pool in use there is of the one that has retained addresses, if
+// that is one.
+func anycastOf(nc v1alpha1.NodeConfig, name string, valid []config.Pool) (addrs []netip.Addr) {
+	var inUse, retaining []string
+	for _, use := range nc.Status.Pools {
+		inUse = append(inUse, use.Name)
+		if use.Retained > 0 {
+			retaining = append(retaining, use.Name)
+		}
 	}
-	return all, retained
+	for _, a := range nc.Status.Anycast {
+		addr, err := netip.ParseAddr(a.Address)
+		if err != nil || slices.Contains(addrs, addr) {
+			continue
+		}
+		from := retaining
+		if deciding := slices.DeleteFunc(config.Deciding(valid, addr), func(p config.Pool) bool { return !p.Anycast || !slices.Contains(inUse, p.Name) }); len(deciding) > 0 {
+			from = []string{deciding[0].Name}
+		}
+		if len(from) == 1 && from[0] == name {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
+}
+
+// validPools are the pools without a fault.
+func validPools(objects []v1alpha1.AddressPool) (pools []config.Pool) {
+	for i := range objects {
+		if p, err := config.ParsePool(&objects[i]); err == nil {
+			pools = append(pools, p)
+		}
+	}
+	return pools
+}
+
+func (p pool) retained() (all int32) {
+	for _, n := range p.Nodes {
+		all += n.Retained
+	}
+	return all
 }
 
 func printPools(w io.Writer, pools []pool) {
@@ -117,25 +173,24 @@ func printPools(w io.Writer, pools []pool) {
 	}
 	rows := [][]string{{"POOL", "CIDRS", "USES", "IN USE", "NODES", "RETAINED"}}
 	for _, p := range pools {
-		all, retained := p.addresses()
 		cidrs := join(p.CIDRs, " ")
 		if p.Deleted {
 			cidrs = "(deleted)"
 		}
-		rows = append(rows, []string{p.Name, cidrs, or(join(p.Uses, " "), none), fmt.Sprint(all + p.Services), fmt.Sprint(len(p.Nodes)), fmt.Sprint(retained)})
+		rows = append(rows, []string{p.Name, cidrs, or(join(p.Uses, " "), none), fmt.Sprint(p.Addresses + p.Services), fmt.Sprint(len(p.Nodes)), fmt.Sprint(p.retained())})
 	}
 	table(w, "", rows)
 }
 
 func printPool(w io.Writer, p pool) {
-	all, retained := p.addresses()
+	retained := p.retained()
 	rows := [][]string{{"Pool", p.Name}}
 	if p.Deleted {
 		rows[0][1] += " (deleted)"
 	} else {
 		rows = append(rows, []string{"CIDRs", join(p.CIDRs, " ")}, []string{"Uses", join(p.Uses, " ")})
 	}
-	rows = append(rows, []string{"In use", fmt.Sprint(all + p.Services)})
+	rows = append(rows, []string{"In use", fmt.Sprint(p.Addresses + p.Services)})
 	if p.Services > 0 {
 		rows = append(rows, []string{"Services", fmt.Sprintf("%d of them", p.Services)})
 	}

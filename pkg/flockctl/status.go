@@ -116,17 +116,21 @@ func overallOf(nodes []node, pools []v1alpha1.AddressPool, found []problem) over
 			all.Anycast.Up++
 		}
 	}
+	announced := map[string]bool{} // by address, which several Services may share
 	for _, i := range servicesOf(nil, configs, nil) {
 		for _, a := range i.Addresses {
-			all.Services.All++
-			if nodes, _ := a.announcing(); len(nodes) > 0 {
-				all.Services.Up++
-			}
+			nodes, _ := a.announcing()
+			announced[a.Address] = announced[a.Address] || len(nodes) > 0
+		}
+	}
+	for _, up := range announced {
+		all.Services.All++
+		if up {
+			all.Services.Up++
 		}
 	}
 	for _, p := range poolsOf(pools, configs) {
-		addresses, _ := p.addresses()
-		all.Pools = append(all.Pools, poolUse{p.Name, addresses, len(p.Nodes), p.Services})
+		all.Pools = append(all.Pools, poolUse{p.Name, p.Addresses, len(p.Nodes), p.Services})
 	}
 	for _, p := range found {
 		if next := nextCommand(p.Object, nodes); !slices.Contains(all.Next, next) {

@@ -384,8 +384,8 @@ type ServiceStatus struct {
 type PoolStatus struct {
 	// Name of the AddressPool.
 	Name string `json:"name"`
-	// Addresses counts the addresses of pods that the pool has granted: one that is
-	// shared by two pods is two.
+	// Addresses counts the addresses that pods on the node have from the pool, each once:
+	// two pods may share an anycast address.
 	Addresses int32 `json:"addresses"`
 	// Pods are namespace/name of the first 8 pods that have them, in order.
 	// +listType=atomic
