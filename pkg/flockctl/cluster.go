@@ -73,6 +73,15 @@ func (c *cluster) get(ctx context.Context, from rest.Interface, resource, namesp
 	return c.explain(err, "get", resource)
 }
 
+// absent is the error about an object that is not there: what and resources are its kind in
+// words and for kubectl. If its namespace is not there either, the error is about that.
+func (c *cluster) absent(ctx context.Context, what, resources, namespace, name string) error {
+	if err := c.get(ctx, c.core, "namespaces", "", namespace, &corev1.Namespace{}); errors.Is(err, errNotFound) {
+		return notFound(fmt.Sprintf("there is no namespace %s: kubectl get namespaces shows those that there are", namespace))
+	}
+	return notFound(fmt.Sprintf("there is %s %s/%s: kubectl -n %s get %s shows those that there are", what, namespace, name, namespace, resources))
+}
+
 // list reads all objects that the selectors (each may be empty) choose.
 func (c *cluster) list(ctx context.Context, from rest.Interface, resource, namespace, labels, fields string, into runtime.Object) error {
 	r := from.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource)

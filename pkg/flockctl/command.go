@@ -130,8 +130,12 @@ func (s *session) run(ctx context.Context, program string, args []string) error 
 	if *help {
 		return c.help(s.out, program, flags)
 	}
-	if n := len(args) - 1; n < c.min || n > c.max {
-		return usageError(fmt.Sprintf("%d arguments: want %s %s %s", n, program, c.name, c.args))
+	want := strings.TrimSpace(fmt.Sprintf("want %s %s %s", program, c.name, c.args))
+	switch n := len(args) - 1; {
+	case n < c.min:
+		return usageError(fmt.Sprintf("an argument is missing: %s", want))
+	case n > c.max:
+		return usageError(fmt.Sprintf("%q is one argument too many: %s", args[1+c.max], want))
 	}
 	for _, name := range special {
 		if flags.Changed(name) && !slices.Contains(c.flags, name) {
@@ -139,7 +143,7 @@ func (s *session) run(ctx context.Context, program string, args []string) error 
 		}
 	}
 	if formats := c.formats(); s.output != "" && !slices.Contains(formats, s.output) {
-		return usageError(fmt.Sprintf("--output %s: want %s; leave the flag out for a table", s.output, strings.Join(formats, " or ")))
+		return usageError(fmt.Sprintf("--output %s: want %s; leave the flag out for a table", s.output, enumerate(formats)))
 	}
 	s.program = program
 	if s.output == "wide" {
@@ -192,6 +196,12 @@ func (c command) formats() []string {
 		return []string{"json", "yaml", "wide"}
 	}
 	return []string{"json", "yaml"}
+}
+
+// enumerate is a list as people write it: json, yaml or wide.
+func enumerate(all []string) string {
+	last := len(all) - 1
+	return strings.Join(all[:last], ", ") + " or " + all[last]
 }
 
 func names() string {

@@ -189,7 +189,7 @@ func TestGoldenErrors(t *testing.T) {
 	for _, line := range []string{
 		"nod", "node a b", "pod", "pod a/b/c", "anycast 2001:db8::x", "node -o tall", "pool -o wide", "node --filename=x", "node --contxt=x", "render", "render node1 -f x", "render node1 --address=::1", "render -f testdata/template.yaml",
 		"render node1 --on-link=2001:db8::", "render -f testdata/none.yaml", "render -f testdata/pod.yaml", "render -f testdata/unknown.yaml",
-		"node node9", "pod shop/none", "anycast 2001:db8:53::1", "anycast 2001:db8:ffff::1", "service shop/none", "service a/b/c",
+		"node node9", "pod shop/none", "anycast 2001:db8:53::1", "anycast 2001:db8:ffff::1", "service shop/none", "service a/b/c", "pod nowhere/web", "service nowhere/web", "trace nowhere/web shop/front",
 	} {
 		out, err := execute(server, line)
 		if err == nil || out != "" {

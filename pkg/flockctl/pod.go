@@ -115,7 +115,7 @@ func (s *session) findPod(ctx context.Context, arg string) (*cluster, *corev1.Po
 	pod := &corev1.Pod{}
 	err = c.get(ctx, c.core, "pods", namespace, name, pod)
 	if errors.Is(err, errNotFound) {
-		return nil, nil, fmt.Errorf("there is no pod %s/%s: kubectl -n %s get pods shows those that there are", namespace, name, namespace)
+		return nil, nil, c.absent(ctx, "no pod", "pods", namespace, name)
 	}
 	return c, pod, err
 }

@@ -136,8 +136,8 @@ func runService(ctx context.Context, s *session, args []string) error {
 	}
 	infos = slices.DeleteFunc(infos, func(i serviceInfo) bool { return i.Service != only })
 	if len(infos) == 0 {
-		namespace, _, _ := strings.Cut(only, "/")
-		return notFound(fmt.Sprintf("there is no Service %s: kubectl -n %s get services shows those that there are", only, namespace))
+		namespace, name, _ := strings.Cut(only, "/")
+		return c.absent(ctx, "no Service", "services", namespace, name)
 	}
 	if s.output != "" {
 		return s.structured(infos[0])

@@ -178,16 +178,16 @@ func (r *reading) target(ctx context.Context, what, text string) (target, error)
 			return target{}, err
 		}
 		if kind == "pod" {
-			return target{}, fmt.Errorf("there is no pod %s/%s: kubectl -n %s get pods shows those that there are", namespace, name, namespace)
+			return target{}, r.absent(ctx, "no pod", "pods", namespace, name)
 		}
 	}
 	service := &corev1.Service{}
 	err := r.get(ctx, r.core, "services", namespace, name, service)
 	if errors.Is(err, errNotFound) {
 		if kind == "" {
-			return target{}, fmt.Errorf("there is neither a pod nor a Service %s/%s: kubectl -n %s get pods,services shows those that there are", namespace, name, namespace)
+			return target{}, r.absent(ctx, "neither a pod nor a Service", "pods,services", namespace, name)
 		}
-		return target{}, fmt.Errorf("there is no Service %s/%s: kubectl -n %s get services shows those that there are", namespace, name, namespace)
+		return target{}, r.absent(ctx, "no Service", "services", namespace, name)
 	}
 	if err != nil {
 		return target{}, err

@@ -358,7 +358,7 @@ func (p *parser) warnUnknown() {
 	}
 	slices.Sort(unknown)
 	for _, name := range unknown[:min(len(unknown), mostUnknown)] {
-		p.warn("annotation %s is unknown and ignored: did you mean %s?", Prefix+plain(name), nearestKey(name))
+		p.warn("annotation %s is unknown and ignored: %s", Prefix+plain(name), suggestion(name))
 	}
 	if more := len(unknown) - mostUnknown; more > 0 {
 		p.warn("%d more annotations that begin with %s are unknown and ignored", more, Prefix)

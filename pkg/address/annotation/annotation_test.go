@@ -168,13 +168,14 @@ func TestWhatIsWarnedOf(t *testing.T) {
 			[]Warning{"annotation flock.fritzlab.net/ip-algo has no effect: the pod's IPv6 address is 2001:db8::7, by flock.fritzlab.net/addresses"}},
 		{"ip-algo without IPv6", map[string]string{IPAlgo: "app"}, onlyV4, algo("app"),
 			[]Warning{"annotation flock.fritzlab.net/ip-algo has no effect: IPv6 is off by the node's default"}},
-		{"unknown keys", map[string]string{Prefix + "adresses": "x", Prefix + "IPv4": "x", Prefix + "cidr": "", Prefix + "ip-algorithm": "", Prefix: ""}, builtIn, nil,
+		{"unknown keys", map[string]string{Prefix + "adresses": "x", Prefix + "IPv4": "x", Prefix + "cidr": "", Prefix + "ip-algorithm": "", Prefix + "typo": "", Prefix: ""}, builtIn, nil,
 			[]Warning{
-				"annotation flock.fritzlab.net/ is unknown and ignored: did you mean flock.fritzlab.net/ipv6?",
+				"annotation flock.fritzlab.net/ is unknown and ignored: the keys after flock.fritzlab.net/ are ipv6, ipv4, cidr6, cidr4, addresses, anycast, ip-algo",
 				"annotation flock.fritzlab.net/IPv4 is unknown and ignored: did you mean flock.fritzlab.net/ipv4?",
 				"annotation flock.fritzlab.net/adresses is unknown and ignored: did you mean flock.fritzlab.net/addresses?",
 				"annotation flock.fritzlab.net/cidr is unknown and ignored: did you mean flock.fritzlab.net/cidr6?",
 				"annotation flock.fritzlab.net/ip-algorithm is unknown and ignored: did you mean flock.fritzlab.net/ip-algo?",
+				"annotation flock.fritzlab.net/typo is unknown and ignored: the keys after flock.fritzlab.net/ are ipv6, ipv4, cidr6, cidr4, addresses, anycast, ip-algo",
 			}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

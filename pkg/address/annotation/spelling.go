@@ -24,8 +24,9 @@ func plain(s string) string {
 	return strings.ReplaceAll(q, `"`, "")
 }
 
-// nearestKey is the known key that is the fewest typing errors away from name.
-func nearestKey(name string) string {
+// suggestion says what may have been meant by name, which is no known key: the key that is the
+// fewest typing errors away, or all keys where that is none.
+func suggestion(name string) string {
 	if len(name) > maxQuoted {
 		name = name[:maxQuoted]
 	}
@@ -36,7 +37,14 @@ func nearestKey(name string) string {
 			best, least = key, d
 		}
 	}
-	return best
+	if short := strings.TrimPrefix(best, Prefix); 2*least >= max(len(name), len(short)) {
+		var all []string
+		for _, key := range Keys {
+			all = append(all, strings.TrimPrefix(key, Prefix))
+		}
+		return "the keys after " + Prefix + " are " + strings.Join(all, ", ")
+	}
+	return "did you mean " + best + "?"
 }
 
 // editDistance is the Levenshtein distance of a and b in bytes.
