@@ -318,7 +318,7 @@ func TestChartValues(t *testing.T) {
 					t.Errorf("dashboard: %.300s", document)
 				}
 			case "Service":
-				port := map[string]string{"flock-metrics": "port: 1235", "flock-controller-metrics": "port: 1236"}[o.Metadata.Name]
+				port := map[string]string{"flock-metrics": "port: 9480\n    targetPort: 1235", "flock-controller-metrics": "port: 9482\n    targetPort: 1236"}[o.Metadata.Name]
 				// The ServiceMonitor selects this label.
 				if !strings.Contains(document, port) || o.Metadata.Labels["app.kubernetes.io/name"] != "flock" {
 					t.Errorf("Service: %s", document)

@@ -47,6 +47,7 @@ func TestAPIServer(t *testing.T) {
 	t.Run("what is no NodeConfig", func(t *testing.T) { refusedConfigs(t, s) })
 	t.Run("what is no NodeConfigTemplate", func(t *testing.T) { badTemplates(t, s) })
 	t.Run("objects of older releases", func(t *testing.T) { olderObjects(t, s) })
+	t.Run("other ports, applied in another way", func(t *testing.T) { otherPorts(t, s) })
 	t.Run("NodeConfigs from templates", func(t *testing.T) { templates(t, s) })
 	t.Run("namespaces on demand", func(t *testing.T) { namespacesOnDemand(t, s) })
 	t.Run("who may read the metrics", func(t *testing.T) { metricsReaders(t, s) })

@@ -89,7 +89,7 @@ nothing.
 {{- $args := list }}
 {{- $ports := list }}
 {{- range $c.ports }}
-{{- if ne .name "metrics" }}{{ $ports = append $ports . }}
+{{- if ne (int .containerPort) 9482 }}{{ $ports = append $ports . }}
 {{- else if $values.metrics.controllerAddress }}
 {{- $_ := set . "containerPort" (include "flock.port" $values.metrics.controllerAddress | int) }}{{ $ports = append $ports . }}
 {{- $args = append $args (printf "--metrics-address=%s" $values.metrics.controllerAddress) }}
