@@ -242,7 +242,7 @@ func compose(ctx context.Context, c Config, listener *cni.Listener) (_ parts, st
 	}
 	policies.open(promises.Records())
 	services, err := newServices(servicesConfig{
-		node: c.NodeName, path: c.path("services.json"), excludedPath: c.path("node-excluded.json"), healthz: c.ProxyHealthz, api: api, state: node, pools: pools, missing: &gate.missing,
+		node: c.NodeName, path: c.path("services.json"), excludedPath: c.path("node-excluded.json"), seenPath: c.path("kube-proxy.json"), healthz: c.ProxyHealthz, api: api, state: node, pools: pools, missing: &gate.missing,
 		departing: &departing.Decision, nodeCache: nodeCache, nodeChanged: &nodeChanged, namespaces: namespaces, labelled: &grantsChanged,
 		ledger: promises, granted: &granted, given: given, onLocal: announcer.held.Wake, log: c.Log,
 	})

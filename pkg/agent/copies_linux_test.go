@@ -48,7 +48,7 @@ func TestCopyIsWrittenLater(t *testing.T) {
 func TestUnreadableCopy(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
-		"nodeconfig.json", "addresspools.json", "addresspools-gone.json", "services.json", "services-pools.json", "node-excluded.json", "password-key", "bird/departure",
+		"nodeconfig.json", "addresspools.json", "addresspools-gone.json", "services.json", "services-pools.json", "node-excluded.json", "kube-proxy.json", "password-key", "bird/departure",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -51,6 +51,8 @@ type services struct {
 	podNames  map[pod.UID]bool // podChanged's own
 	kept      *kube.Kept[[]*corev1.Service]
 	excluded  *kube.Kept[*bool] // the Node is excluded from load balancers
+	seen      *kube.Kept[*proxySeen]
+	proxy     *proxyHealth // followHealth's own
 }
 
 type servicesConfig struct {
@@ -58,6 +60,7 @@ type servicesConfig struct {
 	path string // of the copy of the Services
 	// excludedPath is where it is kept whether the Node is excluded from load balancers.
 	excludedPath string
+	seenPath     string // of what was seen of kube-proxy
 	healthz      string // kube-proxy's
 	api          *kube.Client
 	state        cell.Reader[nodeState]
@@ -86,12 +89,20 @@ func newServices(c servicesConfig) (s *services, err error) {
 	if s.excluded, err = kube.OpenKept[*bool](c.excludedPath, nil, c.log); err != nil {
 		return nil, err
 	}
+	if s.seen, err = kube.OpenKept[*proxySeen](c.seenPath, nil, c.log); err != nil {
+		return nil, err
+	}
 	if s.routes, err = service.Open(); err != nil {
 		return nil, err
 	}
 	if s.reader, err = proxy.Open(); err != nil {
 		s.routes.Close()
 		return nil, err
+	}
+	if c.healthz != "" {
+		epoch, err := s.reader.Epoch()
+		s.proxy = resume(c.healthz, s.seen.Get(), time.Now(), epoch, err)
+		s.health.Set(s.proxy.verdict())
 	}
 	s.controller = service.NewController(service.Config{Routes: s.routes, Proxy: s.reader, OnTransitions: s.transitions, OnStatus: s.reported.Wake, Log: c.log})
 	return s, nil
@@ -312,24 +323,43 @@ func (s *services) followHeld(ctx context.Context) error {
 	}
 }
 
-// followHealth asks kube-proxy for its health.
+// followHealth asks kube-proxy for its health, also when it may just have written: its last answer
+// should be from after that.
 func (s *services) followHealth(ctx context.Context) error {
 	if s.healthz == "" {
 		return nil
 	}
-	const every, patience = 5 * time.Second, 2 * time.Second
+	const every, atMostEvery, patience = 5 * time.Second, time.Second, 2 * time.Second
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
-	health := proxyHealth{url: s.healthz}
-	for tick := time.NewTicker(every); ; {
-		fault, err := askProxy(ctx, client, s.healthz)
+	written := cell.Signal()
+	s.reader.Written().Notify(written)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		fault, silence := askProxy(ctx, client, s.healthz)
 		if ctx.Err() == nil {
-			s.health.Set(health.take(time.Now(), fault, err, s.reader.Written()))
+			epoch, err := s.reader.Epoch()
+			s.health.Set(s.proxy.take(time.Now(), fault, silence, epoch, err))
+			seen := s.proxy.proxySeen
+			s.seen.Save(&seen)
+		}
+		pause := time.After(atMostEvery)
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.seen.Due():
+				s.seen.Retry()
+				continue
+			case <-tick.C:
+			case <-written:
+			}
+			waiting = false
 		}
 		select {
 		case <-ctx.Done():
-			tick.Stop()
 			return nil
-		case <-tick.C:
+		case <-pause:
 		}
 	}
 }

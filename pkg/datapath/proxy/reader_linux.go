@@ -9,11 +9,10 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"flock.fritzlab.net/flock/internal/cell"
 	"flock.fritzlab.net/flock/internal/netns"
 	"flock.fritzlab.net/flock/internal/sys"
 	"flock.fritzlab.net/flock/pkg/datapath/xtables"
@@ -26,7 +25,7 @@ type Reader struct {
 	netns  *os.File
 	tables *nft.Conn
 	watch  *netlink.Watch
-	wrote  atomic.Int64 // Unix nanoseconds
+	wrote  cell.Topic
 }
 
 // Open takes the calling thread's network namespace for the node's.
@@ -65,15 +64,36 @@ func (r *Reader) Watch(ctx context.Context, changed func()) error {
 			return
 		}
 		if name, _ := nft.Writer(m); writes(name) {
-			r.wrote.Store(time.Now().UnixNano())
+			r.wrote.Wake()
 		}
 		changed()
 	})
 }
 
-// Written is when one of the programs last changed nftables with which kube-proxy writes its rules;
-// 1970 if none has since Open. Somebody else may have run it. Of iptables-legacy nothing is seen.
-func (r *Reader) Written() time.Time { return time.Unix(0, r.wrote.Load()) }
+// Written is woken when one of the programs has changed nftables with which kube-proxy writes its
+// rules, whoever ran it. Of iptables-legacy nothing is seen.
+func (r *Reader) Written() *cell.Topic { return &r.wrote }
+
+// Epoch is another after kube-proxy has been started and has written its rules: the kernel numbers
+// rules, and these are written then. In mode nftables they stay for about an hour, in mode iptables
+// until kube-proxy writes again. In mode iptables-legacy, and without rules, it is empty.
+func (r *Reader) Epoch() (epoch string, err error) {
+	for _, family := range families {
+		for _, chain := range []nft.Chain{
+			{Table: nft.Table{Family: family, Name: "kube-proxy"}, Name: "nat-prerouting"},
+			{Table: nft.Table{Family: family, Name: "nat"}, Name: "KUBE-MARK-MASQ"},
+		} {
+			handles, err := r.tables.Handles(chain)
+			if ignoreNotFound(err) != nil {
+				return "", fmt.Errorf("the rules of kube-proxy: %w", err)
+			}
+			for _, handle := range handles {
+				epoch += fmt.Sprintf("%s %d ", chain, handle)
+			}
+		}
+	}
+	return strings.TrimSpace(epoch), nil
+}
 
 // writes says whether a process is kube-proxy, or a program that it runs: nft, iptables-restore,
 // ip6tables-restore, or what these are links to. The kernel gives 15 characters of the name.

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -82,8 +83,31 @@ func (c *Conn) chainsOf(family Family) (chains []BaseChain, err error) {
 // Rules are the rules of one chain, in order, as [Rule.Definition] writes them.
 func (c *Conn) Rules(chain Chain) ([]string, error) { return listRules(c, chain, ruleDefinition) }
 
+// Handles are the numbers that the kernel has given the rules of a chain, in order. One that is
+// deleted and added again has another. An error that is ENOENT says that there is no such chain.
+func (c *Conn) Handles(chain Chain) ([]uint64, error) {
+	return dumpRules(c, chain, func(rule []byte) (uint64, error) {
+		handle, err := within(rule, unix.NFTA_RULE_HANDLE)
+		if err != nil || len(handle) != 8 {
+			return 0, err
+		}
+		return binary.BigEndian.Uint64([]byte(handle)), nil
+	})
+}
+
 // listRules returns what parse makes of the expressions of each rule of a chain, in order.
 func listRules[T any](c *Conn, chain Chain, parse func(expressions []byte) (T, error)) (rules []T, err error) {
+	return dumpRules(c, chain, func(rule []byte) (out T, err error) {
+		expressions, err := within(rule, unix.NFTA_RULE_EXPRESSIONS)
+		if err != nil {
+			return out, err
+		}
+		return parse([]byte(expressions))
+	})
+}
+
+// dumpRules returns what parse makes of each rule of a chain, in order.
+func dumpRules[T any](c *Conn, chain Chain, parse func(rule []byte) (T, error)) (rules []T, err error) {
 	what := "list rules of chain " + chain.String()
 	var r netlink.Request
 	begin(&r, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, chain.Table.Family)
@@ -93,11 +117,7 @@ func listRules[T any](c *Conn, chain Chain, parse func(expressions []byte) (T, e
 	for range dumpAttempts {
 		rules = rules[:0]
 		interrupted, err := c.ask(what, r, func(body []byte) error {
-			expressions, err := within(body, unix.NFTA_RULE_EXPRESSIONS)
-			if err != nil {
-				return err
-			}
-			rule, err := parse([]byte(expressions))
+			rule, err := parse(body)
 			rules = append(rules, rule)
 			return err
 		})
