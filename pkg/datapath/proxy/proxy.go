@@ -77,6 +77,8 @@ type Look struct {
 	Mode Mode
 	// At has the keys that were asked for and that are translated.
 	At map[Key]Rule
+
+	torn bool // a chain that a rule leads to has none: it was replaced meanwhile, or is about to be
 }
 
 func (l *Look) found(m Mode) {

@@ -113,8 +113,21 @@ func familyOf(a netip.Addr) nft.Family {
 	return nft.IPv6
 }
 
-// Read answers questions from what the kernel has now.
-func (r *Reader) Read(questions []Question) (Look, error) {
+// readAttempts bounds how often rules are read that change meanwhile.
+const readAttempts = 3
+
+// Read answers questions from what the kernel has now. kube-proxy may replace a chain between the
+// rule that leads to it and the chain itself being read: then all is read again.
+func (r *Reader) Read(questions []Question) (look Look, err error) {
+	for range readAttempts {
+		if look, err = r.read(questions); err != nil || !look.torn {
+			break
+		}
+	}
+	return look, err
+}
+
+func (r *Reader) read(questions []Question) (Look, error) {
 	look := Look{At: map[Key]Rule{}}
 	for _, family := range families {
 		var some []Question
@@ -159,7 +172,7 @@ func (r *Reader) readNFTables(look *Look, family nft.Family, questions []Questio
 		rule := look.At[q.Key]
 		rule.Translated = true
 		if q.Here {
-			here, anywhere, err := r.nftHere(serviceIPs.Table, e.Verdict.Chain)
+			here, anywhere, err := r.nftHere(look, serviceIPs.Table, e.Verdict.Chain)
 			if err != nil {
 				return err
 			}
@@ -190,17 +203,17 @@ const (
 )
 
 // nftHere are the endpoints to which a chain leads by one for the traffic policy Local, or
-// as one. Anywhere: all that comes goes on to the endpoints of all nodes. A chain that goes
-// meanwhile is as good as an empty one: the next look sees what came of it.
-func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPort, anywhere bool, err error) {
+// as one. Anywhere: all that comes goes on to the endpoints of all nodes.
+func (r *Reader) nftHere(look *Look, table nft.Table, external string) (here []netip.AddrPort, anywhere bool, err error) {
 	switch { // of a clusterIP
 	case strings.HasPrefix(external, nftLocal):
-		here, err = r.nftEndpoints(table, external)
+		here, err = r.nftEndpoints(look, table, external)
 		return here, false, err
 	case strings.HasPrefix(external, nftService):
 		return nil, true, nil
 	}
 	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: external})
+	look.torn = look.torn || len(rules) == 0
 	if err != nil {
 		return nil, false, ignoreNotFound(err)
 	}
@@ -210,7 +223,7 @@ func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPor
 			v, ok := e.Verdict()
 			always = always && (ok || e.Name == "counter")
 			if ok && strings.HasPrefix(v.Chain, nftLocal) {
-				more, err := r.nftEndpoints(table, v.Chain)
+				more, err := r.nftEndpoints(look, table, v.Chain)
 				if err != nil {
 					return nil, false, err
 				}
@@ -224,8 +237,9 @@ func (r *Reader) nftHere(table nft.Table, external string) (here []netip.AddrPor
 
 // nftEndpoints are where a chain translates to, itself or by the chains of endpoints that it
 // leads to.
-func (r *Reader) nftEndpoints(table nft.Table, chain string) (endpoints []netip.AddrPort, err error) {
+func (r *Reader) nftEndpoints(look *Look, table nft.Table, chain string) (endpoints []netip.AddrPort, err error) {
 	rules, err := r.tables.Expressions(nft.Chain{Table: table, Name: chain})
+	look.torn = look.torn || len(rules) == 0
 	if err != nil {
 		return nil, ignoreNotFound(err)
 	}
@@ -233,7 +247,7 @@ func (r *Reader) nftEndpoints(table nft.Table, chain string) (endpoints []netip.
 		if !strings.HasPrefix(v.Chain, nftEndpoint) || strings.HasPrefix(chain, nftEndpoint) {
 			return nil
 		}
-		more, err := r.nftEndpoints(table, v.Chain)
+		more, err := r.nftEndpoints(look, table, v.Chain)
 		endpoints = append(endpoints, more...)
 		return err
 	}
@@ -253,6 +267,7 @@ func (r *Reader) nftEndpoints(table nft.Table, chain string) (endpoints []netip.
 					continue // sources with affinity
 				}
 				elements, err := r.tables.Elements(nft.Set{Table: table, Name: e.Str(unix.NFTA_LOOKUP_SET)})
+				look.torn = look.torn || len(elements) == 0
 				if ignoreNotFound(err) != nil {
 					return nil, err
 				}
@@ -311,6 +326,7 @@ func (r *Reader) readIPTables(look *Look, family nft.Family, questions []Questio
 		for i, rule := range rules {
 			out[i] = iptRuleOf(rule, family)
 		}
+		look.torn = look.torn || len(rules) == 0
 		return out, ignoreNotFound(err)
 	}
 	services := make([]iptRule, len(rules))

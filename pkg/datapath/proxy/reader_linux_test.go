@@ -208,6 +208,69 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// While kube-proxy replaces its chains, as it does when a port of a Service gets another name, what is
+// read is what was there before or after.
+func TestReadWhileReplaced(t *testing.T) {
+	t.Parallel()
+	for _, m := range []Mode{NFTables, IPTables} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			ns := nettest.New(t)
+			r := open(t, ns)
+			var ports [2]proxytest.Port
+			var questions []Question
+			for i := range ports {
+				ports[i] = proxytest.Port{Name: fmt.Sprintf("shop/web:%d", i), Addr: vip(true, 7), Protocol: "tcp", Port: 80, Local: true, Here: []netip.AddrPort{addrPort(true, 1, 1)}}
+				questions = append(questions, Question{keyOf(ports[i]), true})
+			}
+			files := make([]string, len(ports))
+			for i, p := range ports {
+				rules, pods := proxytest.NFTables, netip.MustParsePrefix("10.244.0.0/16")
+				if m == IPTables {
+					rules = proxytest.IPTables
+				}
+				files[i] = filepath.Join(t.TempDir(), "rules")
+				if err := os.WriteFile(files[i], []byte(rules(pods, p)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			replace := func(i int) {
+				if m == NFTables {
+					ns.Exec("nft", "-f", files[i])
+				} else { // as kube-proxy does
+					ns.Exec("iptables-nft-restore", "--noflush", files[i])
+				}
+			}
+			replace(0)
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for i := range 30 {
+					replace((i + 1) % 2)
+				}
+			}()
+			for reads := 1; ; reads++ {
+				look, err := r.Read(questions)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var here []netip.AddrPort
+				for _, q := range questions {
+					here = append(here, look.At[q.Key].Here...)
+				}
+				if !slices.Equal(here, ports[0].Here) {
+					t.Errorf("read %d: %v", reads, look)
+				}
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+}
+
 // kube-proxy's epoch is another when it has been started, which writes the rules that it always has
 // again, and not when others write. In mode nftables it stays when kube-proxy writes others.
 func TestEpoch(t *testing.T) {
