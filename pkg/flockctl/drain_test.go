@@ -177,7 +177,7 @@ status: {nodeInfo: {kernelVersion: 4.18.0, containerRuntimeVersion: "docker://20
 func TestCheck(t *testing.T) {
 	server := serve(t, readFile(t, "testdata/cluster.yaml"))
 	got, err := execute(server, "check")
-	if err == nil || !strings.Contains(err.Error(), "10 problem(s), 4 node(s) checked") {
+	if err == nil || !strings.Contains(err.Error(), "11 problem(s), 4 node(s) checked") {
 		t.Errorf("%v", err)
 	}
 	wantGolden(t, "check.txt", got)

@@ -171,6 +171,12 @@ func (n node) problems() []string {
 			add("AddressPool %s no longer covers %d of the addresses that it granted here; their routes keep its attributes until their pods are gone", p.Name, p.Retained)
 		}
 	}
+	// kube-proxy is at fault for all addresses or for none.
+	for _, reason := range []string{"ProxyUnhealthy", "ProxyMissing"} {
+		if i := slices.IndexFunc(st.Services, func(s v1alpha1.ServiceStatus) bool { return s.Reason == reason }); i >= 0 {
+			add("it does not announce Services for which it needs kube-proxy: %s", or(st.Services[i].Message, reason))
+		}
+	}
 	if st.PodSource == "none" {
 		add("its agent gets no pods from the kubelet or the API server: see its log")
 	}
