@@ -173,6 +173,9 @@ func (c *Controller) turn() {
 	}
 	c.decided(transitions)
 	c.reportTransitions()
+	if c.state.Moving() {
+		c.state.Confirm(now, c.cfg.Routes.Actual())
+	}
 	if asking {
 		c.questions.Set(c.state.Questions())
 	}

@@ -112,6 +112,9 @@ type Facts struct {
 	Led Interim
 	// Clashes says whether another Service at the address has the port, too.
 	Clashes func(Port) bool
+	// Former are ports that the Service had while the address was announced. kube-proxy and
+	// those who make EndpointSlices may not know of the present ones yet.
+	Former []Port
 }
 
 // Pod is a pod of the node, as a decision sees it.
@@ -166,10 +169,32 @@ type Decision struct {
 	// Interim are the connections from outside that flock translates itself, because
 	// kube-proxy does not yet.
 	Interim Interim
+	// Former: the node serves the ports that the Service had before, and not yet those that it has.
+	Former bool
 }
 
-// Decide is the whole policy: the first reason that holds.
+// Decide is the whole policy. An edit of a Service's ports changes nothing of what is announced
+// until those who act by it have done so: until then the node serves the ports of before.
 func Decide(f Facts) Decision {
+	d := decide(f, false)
+	switch {
+	case d.Announce || !f.Announced || len(f.Former) == 0:
+		return d
+	case d.Reason != NotProgrammed && d.Reason != NoEndpoint && d.Reason != NoLocalEndpoint:
+		return d
+	}
+	svc := *f.Service
+	svc.Ports = slices.Concat(svc.Ports, f.Former)
+	f.Service = &svc
+	if former := decide(f, true); former.Announce {
+		return Decision{Announce: true, Reason: Serving, Former: true, Interim: former.Interim, Detail: "the ports of before the last edit, until kube-proxy has those of now"}
+	}
+	return d
+}
+
+// decide is the policy: the first reason that holds. In the midst of an edit, one port may be served
+// and another one be programmed.
+func decide(f Facts, edit bool) Decision {
 	no := func(r Reason, format string, args ...any) Decision {
 		return Decision{Reason: r, Detail: fmt.Sprintf(format, args...)}
 	}
@@ -212,6 +237,9 @@ func Decide(f Facts) Decision {
 		return unknown(ProxyUnknown)
 	case f.Mode == proxy.None:
 		return no(ProxyMissing, "the kernel has no rules of kube-proxy")
+	}
+	if edit {
+		served = f.Service.Ports
 	}
 	var missing, translated []string
 	elsewhere := false

@@ -24,7 +24,9 @@ type State struct {
 	servicesKnown bool
 	byNamespace   map[string]map[Ref]*serviceState
 	at            map[netip.Addr]map[*path]struct{}
-	inside        map[netip.Prefix]map[netip.Addr]struct{} // of aggregates
+	inside        map[netip.Prefix]map[*path]struct{} // of aggregates
+	moving        map[*path]struct{}                  // those with former prefixes
+	edited        map[*path]struct{}                  // those whose Service has got other ports lately
 	slices        map[Ref][]Slice
 	slicesOf      map[string]bool // the names of Services for which they are known; nil: all
 	taken         map[netip.Addr]string
@@ -68,17 +70,21 @@ type serviceState struct {
 
 // path is an address of a Service.
 type path struct {
-	service   *serviceState
-	address   Address
-	kept      Entry    // what the kernel had for the address at the start
-	decision  Decision // of the Service alone
-	announced bool
-	reason    Reason // with what others at the address are like
-	detail    string
-	interim   Interim
-	since     time.Time
-	withdrawn time.Time // last, by this run of the agent
-	flaps     int
+	service    *serviceState
+	address    Address
+	kept       Entry    // what the kernel had for the address at the start
+	decision   Decision // of the Service alone
+	announced  bool
+	reason     Reason // with what others at the address are like
+	detail     string
+	interim    Interim
+	ports      []Port         // that the Service had before, see Facts.Former
+	edited     time.Time      // when it got others
+	aggregates []netip.Prefix // by which State.inside has it
+	former     former
+	since      time.Time
+	withdrawn  time.Time // last, by this run of the agent
+	flaps      int
 }
 
 // Path is an address of a Service on the node, as status shows it.
@@ -116,7 +122,7 @@ func NewState(kernel map[netip.Prefix]Entry, interim Interim) *State {
 	}
 	return &State{
 		services: map[Ref]*serviceState{}, byNamespace: map[string]map[Ref]*serviceState{},
-		at: map[netip.Addr]map[*path]struct{}{}, inside: map[netip.Prefix]map[netip.Addr]struct{}{},
+		at: map[netip.Addr]map[*path]struct{}{}, inside: map[netip.Prefix]map[*path]struct{}{}, moving: map[*path]struct{}{}, edited: map[*path]struct{}{},
 		slices: map[Ref][]Slice{}, slicesOf: map[string]bool{}, taken: map[netip.Addr]string{}, rules: map[proxy.Key]proxy.Rule{}, asked: map[proxy.Key]bool{},
 		pods: map[pod.UID]*podState{}, owner: map[string]*podState{}, orphans: map[string]time.Time{}, deleting: map[pod.UID]bool{}, gone: map[pod.UID]time.Time{},
 		new: map[*podState]struct{}{}, translated: map[*path]struct{}{},
@@ -181,6 +187,7 @@ func (s *State) touchNamespace(namespace string) {
 
 func (s *State) setServices(now, arrived time.Time, all []*Service) {
 	listed := make(map[Ref]bool, len(all))
+	unclaimed := s.unclaimed(all)
 	for _, svc := range all {
 		listed[svc.Ref] = true
 		have := s.services[svc.Ref]
@@ -195,8 +202,10 @@ func (s *State) setServices(now, arrived time.Time, all []*Service) {
 			}
 			s.byNamespace[svc.Namespace][svc.Ref] = have
 		}
+		before := announcedBy(have)
+		s.keepPorts(now, have, svc)
 		have.Service = svc
-		s.setAddresses(now, arrived, have)
+		s.setAddresses(now, arrived, have, before, unclaimed)
 		s.touched[svc.Ref] = struct{}{}
 	}
 	for ref, have := range s.services {
@@ -224,14 +233,74 @@ func (s *State) setServices(now, arrived time.Time, all []*Service) {
 	}
 }
 
-// setAddresses makes the paths of a Service those of its addresses.
-func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
+// formerPorts bounds how many ports that a Service does not have any more are remembered.
+const formerPorts = 64
+
+// keepPorts remembers the ports that a Service has before it has others.
+func (s *State) keepPorts(now time.Time, have *serviceState, svc *Service) {
+	if have.Service == nil || reflect.DeepEqual(have.Ports, svc.Ports) {
+		return
+	}
+	for _, p := range have.paths {
+		if !p.announced {
+			continue
+		}
+		former := slices.Clone(p.ports)
+		for _, port := range have.Ports {
+			if !slices.Contains(former, port) {
+				former = append(former, port)
+			}
+		}
+		p.ports, p.edited = former[max(0, len(former)-formerPorts):], now
+		s.edited[p] = struct{}{}
+	}
+}
+
+func (s *State) forgetPorts(p *path) {
+	p.ports = nil
+	delete(s.edited, p)
+}
+
+// isRenamed says of a port that kube-proxy may not know it yet, as the Service was edited, and until
+// when. kube-proxy joins a port and its endpoints by its name. So for a moment it has no endpoints for
+// a new one, and refuses connections.
+func (s *State) isRenamed(p *path, key proxy.Key) (until time.Time, is bool) {
+	known := slices.ContainsFunc(p.ports, func(port Port) bool { return p.service.key(port, p.address.Addr) == key })
+	if s.cannot || len(p.ports) == 0 || known {
+		return until, false
+	}
+	until = p.edited.Add(InterimTime)
+	return until, s.now.Before(until)
+}
+
+// tickEdited ends what has lasted long enough since an edit.
+func (s *State) tickEdited(now time.Time) {
+	for p := range s.edited {
+		if !now.Before(p.edited.Add(InterimTime)) {
+			delete(s.edited, p)
+			s.touched[p.service.Ref] = struct{}{}
+		}
+	}
+}
+
+// nextEdited is when tickEdited has something to do, or zero if never.
+func (s *State) nextEdited() (next time.Time) {
+	for p := range s.edited {
+		next = earliest(next, p.edited.Add(InterimTime))
+	}
+	return next
+}
+
+// setAddresses makes the paths of a Service those of its addresses. Before are the prefixes by
+// which those that it has are announced, and unclaimed those by which an earlier run announced some
+// and this one announces none.
+func (s *State) setAddresses(now, arrived time.Time, svc *serviceState, before map[*path][]netip.Prefix, unclaimed []netip.Prefix) {
 	want := map[netip.Addr]Address{}
 	for _, a := range svc.Addresses {
 		want[a.Addr] = a
 	}
 	for addr, p := range svc.paths {
-		if a, ok := want[addr]; !ok || a.Aggregate != p.address.Aggregate {
+		if _, ok := want[addr]; !ok {
 			s.drop(now, arrived, p)
 		}
 	}
@@ -241,7 +310,8 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 			p = &path{service: svc, since: now}
 			p.kept = s.kept[hostPrefix(addr)]
 			// Of an earlier run it is announced until all is known.
-			p.announced = p.kept.Announced || a.Aggregate.IsValid() && s.kept[a.Aggregate].Announced
+			by := s.keptBy(addr, a, unclaimed)
+			p.announced = len(by) > 0
 			p.decision.Announce = p.announced
 			kept := maps.Clone(s.keptInterim)
 			maps.DeleteFunc(kept, func(t proxy.Target, _ Translation) bool {
@@ -253,14 +323,10 @@ func (s *State) setAddresses(now, arrived time.Time, svc *serviceState) {
 				s.at[addr] = map[*path]struct{}{}
 			}
 			s.at[addr][p] = struct{}{}
-			if a.Aggregate.IsValid() {
-				if s.inside[a.Aggregate] == nil {
-					s.inside[a.Aggregate] = map[netip.Addr]struct{}{}
-				}
-				s.inside[a.Aggregate][addr] = struct{}{}
-			}
+			before[p] = by
 		}
 		p.address = a
+		s.replace(now, p, before[p])
 		s.touchAddr(addr)
 		for other := range s.at[addr] { // its ports may clash with these
 			s.touched[other.service.Ref] = struct{}{}
@@ -274,8 +340,8 @@ func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen
 func (s *State) touchAddr(a netip.Addr) {
 	s.dirty[hostPrefix(a)] = struct{}{}
 	for p := range s.at[a] {
-		if p.address.Aggregate.IsValid() {
-			s.dirty[p.address.Aggregate] = struct{}{}
+		for _, aggregate := range p.aggregates {
+			s.dirty[aggregate] = struct{}{}
 		}
 	}
 }
@@ -289,18 +355,13 @@ func (s *State) drop(now, arrived time.Time, p *path) {
 	if e := s.entry(hostPrefix(addr)); e.Local || e.Announced {
 		s.linger[hostPrefix(addr)] = now.Add(LingerTime)
 	}
+	s.forgetPorts(p)
 	delete(p.service.paths, addr)
 	delete(s.at[addr], p)
 	if len(s.at[addr]) == 0 {
 		delete(s.at, addr)
 	}
-	if aggregate := p.address.Aggregate; aggregate.IsValid() && s.at[addr] == nil {
-		delete(s.inside[aggregate], addr)
-		if len(s.inside[aggregate]) == 0 {
-			delete(s.inside, aggregate)
-			s.linger[aggregate] = now.Add(LingerTime)
-		}
-	}
+	s.index(now, p, nil)
 	for other := range s.at[addr] {
 		s.touched[other.service.Ref] = struct{}{}
 	}
@@ -336,8 +397,8 @@ func (s *State) look(e Looked) {
 	modeChanged := s.mode != e.Look.Mode
 	s.mode = e.Look.Mode
 	for _, svc := range s.services {
-		for addr := range svc.paths {
-			for _, port := range svc.Ports {
+		for addr, p := range svc.paths {
+			for _, port := range p.allPorts() {
 				key := svc.key(port, addr)
 				here, ok := e.Asked[key]
 				if !ok {
@@ -359,7 +420,7 @@ func (s *State) Questions() (all []proxy.Question) {
 			if p.address.Refused != "" {
 				continue
 			}
-			for _, port := range svc.Ports {
+			for _, port := range p.allPorts() {
 				all = append(all, proxy.Question{Key: svc.key(port, addr), Here: svc.policy(p.address) == Local})
 			}
 		}
@@ -391,6 +452,9 @@ func (s *State) decide(now, arrived time.Time) {
 		}
 		for addr, p := range svc.paths {
 			p.decision = Decide(s.facts(svc.Service, p))
+			if d := p.decision; !d.Announce || d.Reason == Serving && !d.Former && len(d.Interim) == 0 {
+				s.forgetPorts(p)
+			}
 			addrs[addr] = struct{}{}
 		}
 	}
@@ -427,18 +491,24 @@ func (s *State) facts(svc *Service, p *path) Facts {
 		Service: svc, Address: p.address, Node: s.node, Taken: s.taken[p.address.Addr],
 		PodsKnown: s.podsSynced, Slices: s.slices[svc.Ref], SlicesKnown: knows(s.slicesOf, svc.Ref),
 		Gone: func(uid pod.UID) bool { return s.doesNotServe(svc, uid) },
-		New:  s.isNew, Stale: s.isStale, Clashes: func(port Port) bool { return s.clashes(p, port) },
+		New: func(uid pod.UID, key proxy.Key) (time.Time, bool) {
+			if until, is := s.isNew(uid, key); is {
+				return until, true
+			}
+			return s.isRenamed(p, key)
+		},
+		Stale: s.isStale, Clashes: func(port Port) bool { return s.clashes(p, port) },
 		Rules: map[proxy.Key]proxy.Rule{}, Mode: s.mode, ProxyKnown: len(svc.Ports) > 0,
-		Announced: p.decision.Announce, Led: p.interim,
+		Announced: p.decision.Announce, Led: p.interim, Former: p.ports,
 	}
 	var here []proxy.Rule
 	var seen []proxy.Key
-	for _, port := range svc.Ports {
+	for i, port := range p.allPorts() {
 		key := svc.key(port, p.address.Addr)
 		// Before the traffic policy became Local, the endpoints on the node were not asked for.
 		withHere, asked := s.asked[key]
 		asked = asked && (withHere || svc.policy(p.address) != Local)
-		f.ProxyKnown = f.ProxyKnown && asked
+		f.ProxyKnown = f.ProxyKnown && (asked || i >= len(svc.Ports))
 		if asked {
 			seen = append(seen, key)
 		}
@@ -477,6 +547,9 @@ func (s *State) move(now, arrived time.Time, p *path, announced bool, reason Rea
 	s.changed = s.changed || p.reason != reason || p.detail != detail
 	was := p.announced
 	p.announced, p.reason, p.detail = announced, reason, detail
+	if !announced && len(p.former.prefixes) > 0 {
+		s.keepFormer(now, p, nil)
+	}
 	// A path that is refused has no route, whether it was announced or not.
 	s.touchAddr(p.address.Addr)
 	if was == announced {
@@ -494,25 +567,19 @@ func (s *State) entry(prefix netip.Prefix) (e Entry) {
 	if !s.servicesKnown {
 		return s.kept[prefix]
 	}
-	add := func(paths map[*path]struct{}, aggregate bool) {
-		for p := range paths {
-			if p.address.Refused != "" || s.taken[p.address.Addr] != "" {
-				continue
-			}
-			if p.address.Undecided != "" && !p.announced && !p.kept.Local {
-				continue // it may be none of flock's addresses
-			}
-			e.Local = true
-			if p.announced && (aggregate || !p.address.Aggregate.IsValid() || p.service.policy(p.address) == Local) {
-				e.Announced = true
-			}
-		}
-	}
+	paths := s.inside[prefix]
 	if prefix.IsSingleIP() {
-		add(s.at[prefix.Addr()], false)
+		paths = s.at[prefix.Addr()]
 	}
-	for addr := range s.inside[prefix] {
-		add(s.at[addr], true)
+	for p := range paths {
+		if p.address.Refused != "" || s.taken[p.address.Addr] != "" {
+			continue
+		}
+		if p.address.Undecided != "" && !p.announced && !p.kept.Local {
+			continue // it may be none of flock's addresses
+		}
+		e.Local = true
+		e.Announced = e.Announced || p.announced && (slices.Contains(p.prefixes(), prefix) || slices.Contains(p.former.prefixes, prefix))
 	}
 	if _, ok := s.linger[prefix]; ok && !(prefix.IsSingleIP() && s.taken[prefix.Addr()] != "") {
 		e.Local = true
@@ -528,6 +595,8 @@ func (s *State) Tick(now time.Time) {
 			s.dirty[prefix] = struct{}{}
 		}
 	}
+	s.tickFormer(now)
+	s.tickEdited(now)
 	s.tickInterim(now)
 	s.tickDrain(now)
 }
@@ -537,7 +606,7 @@ func (s *State) Next() (next time.Time) {
 	for _, end := range s.linger {
 		next = earliest(next, end)
 	}
-	return earliest(next, earliest(s.nextInterim(), s.nextDrain()))
+	return earliest(next, earliest(earliest(s.nextFormer(), s.nextEdited()), earliest(s.nextInterim(), s.nextDrain())))
 }
 
 // earliest is the earlier of two times, of which zero is none.

@@ -21,6 +21,8 @@ type script struct {
 	kernel map[netip.Prefix]Entry
 	log    []string // transitions
 	rules  proxy.Look
+	// refuses: the kernel announces nothing that it does not announce already.
+	refuses bool
 }
 
 func newScript(t *testing.T, kernel map[netip.Prefix]Entry) *script {
@@ -37,12 +39,23 @@ func (s *script) do(events ...Event) {
 	s.Apply(s.now, s.now, events...)
 	want, transitions := s.Wanted()
 	for p, e := range want {
-		if e == (Entry{}) {
+		switch {
+		case e == (Entry{}):
 			delete(s.kernel, p)
-		} else {
+		case s.refuses && e.Announced && !s.kernel[p].Announced: // and is asked again, as Routes does
+			s.kernel[p] = Entry{Local: e.Local}
+		default:
 			s.kernel[p] = e
 		}
 	}
+	if s.refuses {
+		s.Confirm(s.now, s.kernel)
+		return
+	}
+	for p, e := range s.Desired() { // what it had refused
+		s.kernel[p] = e
+	}
+	s.Confirm(s.now, s.kernel)
 	if all := s.Desired(); !maps.Equal(all, s.kernel) {
 		s.t.Errorf("changes made %v, desired is %v", s.kernel, all)
 	}
@@ -428,9 +441,118 @@ func TestAggregate(t *testing.T) {
 	// The pool is not aggregated any more.
 	s.do(Services{All: []*Service{web("web", Local, v4), web("db", Cluster, other)}})
 	s.looked()
-	s.want("no aggregate", "203.0.113.7/32 local", "203.0.113.8/32 announced", "203.0.113.0/28 local")
+	s.want("no aggregate", "203.0.113.7/32 local", "203.0.113.8/32 announced", "203.0.113.0/28 announced")
+	s.wait(overlapTime)
+	s.want("routers have the address", "203.0.113.7/32 local", "203.0.113.8/32 announced", "203.0.113.0/28 local")
 	s.wait(LingerTime)
 	s.want("long after", "203.0.113.7/32 local", "203.0.113.8/32 announced")
+}
+
+// What an address is announced by changes, whatever it was and is: by both until the kernel has the
+// new one and routers can have followed, over a start of the agent too, and by none once the node
+// does not serve.
+func TestOtherPrefix(t *testing.T) {
+	t.Parallel()
+	host, narrow, wide := hostPrefix(v4), netip.MustParsePrefix("203.0.113.0/28"), netip.MustParsePrefix("203.0.113.0/24")
+	type form struct {
+		aggregate netip.Prefix
+		policy    Policy
+	}
+	forms := []form{{policy: Cluster}, {policy: Local}, {narrow, Cluster}, {narrow, Local}, {wide, Cluster}, {wide, Local}}
+	announced := func(s *script) (all []netip.Prefix) {
+		for p, e := range s.kernel {
+			if e.Announced {
+				all = append(all, p)
+			}
+		}
+		slices.SortFunc(all, netip.Prefix.Compare)
+		return all
+	}
+	by := func(all ...form) (prefixes []netip.Prefix) {
+		for _, f := range all {
+			if f.aggregate.IsValid() {
+				prefixes = append(prefixes, f.aggregate)
+			}
+			if !f.aggregate.IsValid() || f.policy == Local {
+				prefixes = append(prefixes, host)
+			}
+		}
+		slices.SortFunc(prefixes, netip.Prefix.Compare)
+		return slices.Compact(prefixes)
+	}
+	event := func(f form) Event {
+		svc := web("web", f.policy, v4)
+		svc.Addresses[0].Aggregate = f.aggregate
+		return Services{All: []*Service{svc}}
+	}
+	know := func(s *script) {
+		s.do(report("a", pod.Ready, appWeb, podA4), PodsSynced{All: []pod.UID{"a"}})
+		s.do(Slices{Of: map[Ref][]Slice{{"shop", "web"}: {{Ports: []string{"http"}, Endpoints: []Endpoint{{Addr: podA4, Here: true, Ready: true}}}}}})
+		s.program(v4, podA4)
+	}
+	for _, from := range forms {
+		for _, to := range forms {
+			if from == to {
+				continue
+			}
+			check := func(s *script, what string, want []netip.Prefix) {
+				t.Helper()
+				if got := announced(s); !slices.Equal(got, want) {
+					t.Errorf("%v to %v, %s: announced %v, want %v", from, to, what, got, want)
+				}
+			}
+			serving := func() *script {
+				s := newScript(t, nil)
+				s.do(healthy...)
+				s.do(event(from))
+				know(s)
+				check(s, "before", by(from))
+				return s
+			}
+			s := serving()
+			s.log = nil
+			s.do(event(to))
+			s.looked()
+			check(s, "at once", by(from, to))
+			s.wait(overlapTime - 1)
+			check(s, "for a while", by(from, to))
+			s.do(event(to)) // what changes nothing does not make it longer
+			s.wait(1)
+			check(s, "then", by(to))
+			s.wantLog()
+
+			s = serving()
+			s.do(event(to))
+			s.looked()
+			s.do(report("a", pod.NotReady, appWeb, podA4), Slices{Of: map[Ref][]Slice{{"shop", "web"}: {}}})
+			check(s, "it does not serve any more", nil)
+
+			s = serving()
+			s.refuses = true
+			s.do(event(to))
+			s.looked()
+			s.wait(10 * overlapTime)
+			if len(by(from, to)) > len(by(from)) { // something is to be announced
+				check(s, "the kernel refuses", by(from))
+				s.refuses = false
+				s.do()
+				check(s, "the kernel does not refuse any more", by(from, to))
+			}
+			s.refuses = false
+			s.wait(overlapTime)
+			check(s, "then", by(to))
+
+			// The agent does not run meanwhile.
+			s = newScript(t, serving().kernel)
+			s.do(NodeChanged{Node{Known: true}}, Slices{Names: map[string]bool{}})
+			s.do(event(to))
+			check(s, "after a start", by(from, to))
+			know(s)
+			check(s, "all is known", by(from, to))
+			s.wait(overlapTime)
+			check(s, "long after the start", by(to))
+		}
+	}
 }
 
 // A Service that gets the address of another one is announced once kube-proxy's rules are its
