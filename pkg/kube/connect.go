@@ -40,15 +40,15 @@ type turn struct {
 // its next attempt only, and others at once.
 const unreached = time.Second
 
-// RoundTrip implements http.RoundTripper.
+// RoundTrip implements http.RoundTripper. It waits for the request's turn before the client looks for
+// a connection, never in a hook: Go's HTTP/2 client calls GetConn with its list of connections locked,
+// which the request whose turn it is needs, to add its own or to find it there.
 func (c connector) RoundTrip(r *http.Request) (*http.Response, error) {
 	s := &seeker{turns: c.turns}
 	defer s.end()
+	s.take(r.Context())
 	return c.next.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
-		GetConn: func(string) { // again, if the connection that it got is of no use
-			s.end()
-			s.take(r.Context())
-		},
+		GetConn: func(string) { s.takeFree() }, // again, if the connection that it got is of no use
 		ConnectDone: func(_, _ string, err error) {
 			if err == nil {
 				s.reached()
@@ -69,15 +69,10 @@ func (s *seeker) take(ctx context.Context) {
 	patience := time.NewTimer(unreached)
 	defer patience.Stop()
 	for {
-		s.mu.Lock()
-		other := s.now
+		other := s.takeFree()
 		if other == nil {
-			s.mine = &turn{reached: make(chan struct{}), over: make(chan struct{})}
-			s.now = s.mine
-			s.mu.Unlock()
 			return
 		}
-		s.mu.Unlock()
 		select {
 		case <-other.over:
 			continue
@@ -93,6 +88,21 @@ func (s *seeker) take(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// takeFree makes it the request's turn, if it is no other's, which it returns.
+func (s *seeker) takeFree() (other *turn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mine != nil {
+		return nil
+	}
+	if s.now == nil {
+		s.mine = &turn{reached: make(chan struct{}), over: make(chan struct{})}
+		s.now = s.mine
+		return nil
+	}
+	return s.now
 }
 
 func (s *seeker) reached() {
