@@ -48,6 +48,10 @@ const (
 	routeNode, routeOther = "node1", "node2"
 	routeLocal            = "local"
 	routeCluster          = "cluster"
+	outsideHost           = "outside"
+
+	// proxyPatience is for kube-proxy to have the rules of a pod that is Ready.
+	proxyPatience = 10 * time.Second
 )
 
 // routeCases are Services with their only pod on routeNode, on routeOther, and without one, of
@@ -104,7 +108,7 @@ spec:
 	}
 	r.from["a pod"] = routeSource{c.netns(t, asks), podIPs(t, asks)}
 	r.from["the node"] = lan(routeNode, plan.Nodes(1)[0].LAN())
-	r.from["outside"] = lan(plan.Outside, plan.OutsideHost)
+	r.from[outsideHost] = lan(plan.Outside, plan.OutsideHost)
 	for place := range routePlaces {
 		for _, policy := range []string{routeLocal, routeCluster} {
 			name := policy + "-" + place
@@ -155,6 +159,12 @@ func (r *routeCases) check(t *testing.T, mode string) {
 				for who, from := range r.from {
 					where := fmt.Sprintf("%s: %s (Service %s) from %s", mode, addr, name, who)
 					pod, client, err := echoFrom(from.netns, netip.AddrPortFrom(addr, cluster.EchoPort))
+					// A node announces a new pod of a Service with Local before kube-proxy knows of it, and
+					// translates meanwhile, for those outside.
+					for end := time.Now().Add(proxyPatience); who != outsideHost && place != "nowhere" && pod != place && time.Now().Before(end); {
+						time.Sleep(200 * time.Millisecond)
+						pod, client, err = echoFrom(from.netns, netip.AddrPortFrom(addr, cluster.EchoPort))
+					}
 					switch {
 					case place == "nowhere":
 						if !refusedSoon(err) {
@@ -163,7 +173,7 @@ func (r *routeCases) check(t *testing.T, mode string) {
 					case err != nil || pod != place:
 						t.Errorf("%s: answered by %q, %v; want %q", where, pod, err, place)
 					// A client outside is seen by a pod of a Service with Local.
-					case policy == routeLocal && who == "outside" && !slices.Contains(from.addrs, client):
+					case policy == routeLocal && who == outsideHost && !slices.Contains(from.addrs, client):
 						t.Errorf("%s: the pod sees %s, want one of %s", where, client, from.addrs)
 					}
 					// Where nobody announces, the router refuses for those outside.
